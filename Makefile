@@ -1,0 +1,57 @@
+# Everything a person or CI does with this project. `make help` lists it.
+
+PYTHON ?= python3
+VENV ?= .venv
+# The reference's data, where it lies beside the checkout; the suite has a table of its own besides.
+CONFORMANCE := $(wildcard ../shared/conformance)
+
+RUN := $(VENV)/bin
+PYTEST := $(RUN)/python -m pytest
+READY := $(VENV)/ready
+
+.PHONY: help demo test lint typecheck e2e bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml setup.py $(wildcard rrq_fastwire/_c/*.p*)
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --upgrade pip
+	RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## run 2,000 jobs through the stock runner with the codec put in
+	$(RUN)/python -m rrq_fastwire demo
+
+test: $(READY)  ## run the suite: both twins, then with the standard library's json, then the built wheel
+	$(PYTEST) $(if $(CONFORMANCE),--conformance $(CONFORMANCE))
+	$(PYTEST) --no-orjson
+	$(MAKE) test-wheel
+
+.PHONY: test-wheel
+test-wheel: $(READY)
+	rm -rf build/wheel && mkdir -p build/wheel
+	RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
+	$(PYTHON) -m venv --clear build/wheel/venv
+	build/wheel/venv/bin/python -m pip install --quiet "$$(echo build/wheel/*.whl)[test]"
+	cp -r tests pyproject.toml build/wheel
+	cd build/wheel && venv/bin/python -m pytest
+
+lint: $(READY)  ## check style and formatting
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+
+typecheck: $(READY)  ## mypy and pyright, both strict
+	$(RUN)/mypy
+	$(RUN)/mypy tests/typing_examples.py
+	$(RUN)/pyright
+
+e2e: $(READY)  ## run real jobs: Redis, the published orchestrators, the stock runner and the codec
+	$(PYTEST) tests/e2e
+
+bench: $(READY)  ## time everything in benchmarks/
+	$(PYTEST) benchmarks --benchmark-only
+
+clean:  ## remove what the other targets made
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
+	find rrq_fastwire tests benchmarks -name '*.so' -delete -o -name '__pycache__' -prune -exec rm -rf {} +

@@ -1,0 +1,64 @@
+"""RRQ's runner protocol for Python, at native speed: frames, messages, and streams of them."""
+
+from ._json import JSON_BACKEND
+from ._switch import (
+    FRAME_HEADER_LEN,
+    IMPLEMENTATION,
+    MAX_FRAME_SIZE,
+    MAX_NESTING,
+    PROTOCOL_VERSION,
+    CancelRequest,
+    ExecutionContext,
+    ExecutionError,
+    ExecutionOutcome,
+    ExecutionRequest,
+    FrameDecoder,
+    MessageDecoder,
+    OutcomeStatus,
+    OutcomeType,
+    RunnerMessage,
+    decode_frame,
+    encode_frame,
+    pack_frame,
+)
+from .errors import (
+    EmptyFrameError,
+    EncodeError,
+    FastwireError,
+    FrameError,
+    FrameTooLargeError,
+    MessageError,
+    TruncatedFrameError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "FRAME_HEADER_LEN",
+    "IMPLEMENTATION",
+    "JSON_BACKEND",
+    "MAX_FRAME_SIZE",
+    "MAX_NESTING",
+    "PROTOCOL_VERSION",
+    "CancelRequest",
+    "EmptyFrameError",
+    "EncodeError",
+    "ExecutionContext",
+    "ExecutionError",
+    "ExecutionOutcome",
+    "ExecutionRequest",
+    "FastwireError",
+    "FrameDecoder",
+    "FrameError",
+    "FrameTooLargeError",
+    "MessageDecoder",
+    "MessageError",
+    "OutcomeStatus",
+    "OutcomeType",
+    "RunnerMessage",
+    "TruncatedFrameError",
+    "__version__",
+    "decode_frame",
+    "encode_frame",
+    "pack_frame",
+]

@@ -1,0 +1,17 @@
+"""Says which implementation runs, with what, and where."""
+
+from __future__ import annotations
+
+import platform
+
+from .. import IMPLEMENTATION, JSON_BACKEND, __version__, _json
+
+
+def run() -> int:
+    """Prints one fact a line."""
+    print(f"rrq-fastwire    {__version__}")
+    print(f"implementation  {IMPLEMENTATION}")
+    print(f"JSON backend    {JSON_BACKEND} {_json.version}")
+    print(f"Python          {platform.python_implementation()} {platform.python_version()}")
+    print(f"platform        {platform.platform()}")
+    return 0

@@ -1,0 +1,131 @@
+"""The names of `rrq.protocol`, on this package's codec, and a way to put them into an imported rrq.
+
+Signatures, return types and types of exceptions are rrq's. What differs is on purpose: a message
+that would kill the orchestrator's connection raises ValueError instead of being sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+
+from . import FRAME_HEADER_LEN, MAX_FRAME_SIZE, MAX_NESTING, EncodeError, _json, pack_frame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal
+
+    RunnerMessageType = Literal["request", "response", "cancel"]
+
+__all__ = [
+    "FRAME_HEADER_SIZE",
+    "MAX_FRAME_SIZE",
+    "decode_message",
+    "encode_message",
+    "install",
+    "read_message",
+    "uninstall",
+    "write_message",
+]
+
+FRAME_HEADER_SIZE = FRAME_HEADER_LEN
+
+
+def encode_message(message_type: RunnerMessageType, payload: dict[str, Any]) -> bytes:
+    """The frame, header included, of a message.
+
+    Raises:
+        TypeError: the json module has no form for a value in `payload`.
+        ValueError: the orchestrator would not accept the frame.
+    """
+    document = {"type": message_type, "payload": payload}
+    try:
+        body = _json.encode(document, MAX_NESTING, "")
+    except EncodeError:
+        # The json module takes more than RRQ's JSON has, keys that are not text for one, and has
+        # exceptions of its own for the rest.
+        body = _json.encode(json.loads(json.dumps(document)), MAX_NESTING, "")
+    return pack_frame(body)
+
+
+def decode_message(data: bytes) -> tuple[RunnerMessageType, dict[str, Any]]:
+    """The type and the payload of a message. Raises ValueError."""
+    decoded = _json.loads(data)
+    if not isinstance(decoded, dict):
+        raise ValueError("Runner message must be a JSON object")
+    message_type = decoded.get("type")
+    payload = decoded.get("payload")
+    if message_type not in ("request", "response", "cancel"):
+        raise ValueError("Runner message missing valid type")
+    if not isinstance(payload, dict):
+        raise ValueError("Runner message missing payload object")
+    return message_type, payload
+
+
+async def read_message(
+    reader: asyncio.StreamReader,
+) -> tuple[RunnerMessageType, dict[str, Any]] | None:
+    """The next message; None at the end of the stream between two frames.
+
+    Raises:
+        ValueError: the header or the payload is wrong.
+        asyncio.IncompleteReadError: the stream ends inside a frame.
+    """
+    try:
+        header = await reader.readexactly(FRAME_HEADER_SIZE)
+    except asyncio.IncompleteReadError as error:
+        if error.partial:
+            raise
+        return None
+    length = int.from_bytes(header, "big")
+    if length == 0:
+        raise ValueError("Runner message payload cannot be empty")
+    if length > MAX_FRAME_SIZE:
+        raise ValueError("Runner message payload exceeds max size")
+    return decode_message(await reader.readexactly(length))
+
+
+async def write_message(
+    writer: asyncio.StreamWriter, message_type: RunnerMessageType, payload: dict[str, Any]
+) -> None:
+    """Sends a message and waits while the transport is over its high-water mark.
+
+    Raises what encode_message() raises.
+    """
+    writer.write(encode_message(message_type, payload))
+    await writer.drain()
+
+
+_OURS = {
+    function.__name__: function
+    for function in (decode_message, encode_message, read_message, write_message)
+}
+_theirs: dict[str, Any] = {}
+
+
+def install() -> None:
+    """Puts this codec into rrq, into the modules that have imported rrq's own as well.
+
+    Raises ImportError if there is no rrq.
+    """
+    import rrq.protocol
+
+    if not _theirs:
+        _theirs.update((name, getattr(rrq.protocol, name)) for name in _OURS)
+        _replace(_theirs, _OURS)
+
+
+def uninstall() -> None:
+    """Puts rrq's own codec back."""
+    _replace(_OURS, _theirs)
+    _theirs.clear()
+
+
+def _replace(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Functions are imported by name, so every module of rrq may hold them."""
+    for module_name, module in list(sys.modules.items()):
+        if module_name.partition(".")[0] == "rrq":
+            for name, function in new.items():
+                if getattr(module, name, None) is old.get(name):
+                    setattr(module, name, function)
