@@ -24,7 +24,7 @@ demo: $(READY)  ## run 2,000 jobs through the stock runner with the codec put in
 	$(RUN)/python -m rrq_fastwire demo
 
 test: $(READY)  ## run the suite: both twins, then with the standard library's json, then the built wheel
-	$(PYTEST) $(if $(CONFORMANCE),--conformance $(CONFORMANCE))
+	$(PYTEST) $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
 	$(PYTEST) --no-orjson
 	$(MAKE) test-wheel
 

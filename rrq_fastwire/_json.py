@@ -1,4 +1,4 @@
-"""JSON as the orchestrator reads it, by orjson, or by the standard library where orjson has no build.
+"""JSON as the orchestrator reads it, by orjson, or by json where orjson has no build.
 
 Both backends accept the same documents, give the same values and reject the rest alike: no NaN or
 infinity, no BOM, no lone surrogate, no number beyond a double, at most 1,024 nested containers when
@@ -17,15 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    JSON_BACKEND: str
     loads: Callable[[bytes | memoryview], Any]
-    encode: Callable[[Any, int, str], bytes]
-
-try:
-    import orjson
-except ImportError:
-    JSON_BACKEND = "json"
-else:
-    JSON_BACKEND = "orjson"
 
 __all__ = ["JSON_BACKEND", "encode", "loads", "version"]
 
@@ -36,7 +29,7 @@ _BIG = 10**308
 def _plain(value: Any, levels: int, path: str, big: Callable[[int], Any]) -> Any:
     """`value` with nothing in it but what both backends write alike.
 
-    It decides what can be encoded: orjson is only the fast way for what this would let through as it is.
+    It decides what can be encoded: orjson is the fast way for what this lets through as it is.
 
     Arguments:
         levels: how many containers may be nested in one another.
@@ -59,8 +52,7 @@ def _plain(value: Any, levels: int, path: str, big: Callable[[int], Any]) -> Any
             return big(number)
         raise EncodeError("int of more than 308 digits, which no double can hold", path)
     if isinstance(value, float):
-        number = float(value)
-        return number if number - number == 0.0 else None  # NaN and infinities become null
+        return float(value) if value - value == 0.0 else None  # NaN and infinities become null
     if isinstance(value, (list, tuple)):
         levels = _descend(levels, path)
         return [_plain(item, levels, f"{path}[{at}]", big) for at, item in enumerate(value)]
@@ -96,56 +88,15 @@ def _descend(levels: int, path: str) -> int:
     return levels - 1
 
 
-if JSON_BACKEND == "orjson":
-    from bisect import bisect_left
-
-    # Date-times and dataclasses have no JSON form here: orjson's differs from what RRQ's runner writes.
-    OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
-
-    loads = orjson.loads
-    version = orjson.__version__
-
-    def wrap(value: Any, levels: int) -> Any:
-        """`value` inside that many lists."""
-        for _ in range(levels):
-            value = [value]
-        return value
-
-    def _refused(levels: int) -> bool:
-        try:
-            orjson.dumps(wrap(None, levels))
-        except TypeError:
-            return True
-        return False
-
-    # orjson refuses to write more nested containers than this (254 as of 3.13). So a value inside
-    # DEPTH - n lists is refused if it nests deeper than n: the depth is checked at orjson's own speed.
-    DEPTH = bisect_left(range(1024), True, key=_refused) - 1
-
-    def encode(value: Any, levels: int, path: str) -> bytes:
-        """`value` as compact JSON.
-
-        Arguments:
-            levels: how many containers may be nested in one another.
-            path: where `value` stands, for the error.
-
-        Raises EncodeError.
-        """
-        try:
-            body = orjson.dumps(value, None, OPTIONS)
-            if body.count(b"[") + body.count(b"{") > levels:
-                orjson.dumps(wrap(value, DEPTH - levels), None, OPTIONS)
-        except TypeError:
-            plain = _plain(value, levels, path, lambda number: orjson.Fragment(str(number)))
-            body = orjson.dumps(plain)
-        return body
-
-else:
+try:
+    import orjson
+except ImportError:
     import json
     import re
     import sys
 
-    version = json.__version__
+    JSON_BACKEND = "json"
+    version = sys.version.partition(" ")[0]  # it comes with Python
 
     # What orjson reads at the most, so that both accept the same.
     _DEPTH = 1024
@@ -191,7 +142,7 @@ else:
         finally:
             sys.setrecursionlimit(limit)
 
-    def loads(data: bytes | memoryview) -> Any:
+    def _loads(data: bytes | memoryview) -> Any:
         """The value of one JSON document. Raises ValueError."""
         text = str(data, "utf-8")
         deep = text.count("[") + text.count("{") > _DEPTH // 2
@@ -199,6 +150,8 @@ else:
         if "\\u" in text and any(escape["lone"] for escape in _ESCAPE.finditer(text)):
             raise ValueError("lone surrogate in string")
         return value
+
+    loads = _loads
 
     def encode(value: Any, levels: int, path: str) -> bytes:
         """`value` as compact JSON.
@@ -211,3 +164,50 @@ else:
         """
         plain = _plain(value, levels, path, lambda number: number)
         return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
+
+else:
+    from bisect import bisect_left
+
+    # Date-times and dataclasses have no JSON form here: orjson's is not the one of RRQ's runner.
+    OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
+
+    JSON_BACKEND = "orjson"
+    version = orjson.__version__
+    loads = orjson.loads
+
+    def wrap(value: Any, levels: int) -> Any:
+        """`value` inside that many lists."""
+        for _ in range(levels):
+            value = [value]
+        return value
+
+    def _fragment(number: int) -> Any:
+        return orjson.Fragment(str(number))  # type: ignore[attr-defined,unused-ignore]
+
+    def _refused(levels: int) -> bool:
+        try:
+            orjson.dumps(wrap(None, levels))
+        except TypeError:
+            return True
+        return False
+
+    # orjson refuses to write more nested containers than this (254 as of 3.13). So a value inside
+    # DEPTH - n lists is refused if it nests deeper than n: checked at orjson's own speed.
+    DEPTH = bisect_left(range(1024), True, key=_refused) - 1
+
+    def encode(value: Any, levels: int, path: str) -> bytes:
+        """`value` as compact JSON.
+
+        Arguments:
+            levels: how many containers may be nested in one another.
+            path: where `value` stands, for the error.
+
+        Raises EncodeError.
+        """
+        try:
+            body = orjson.dumps(value, None, OPTIONS)
+            if body.count(b"[") + body.count(b"{") > levels:
+                orjson.dumps(wrap(value, DEPTH - levels), None, OPTIONS)
+        except TypeError:
+            body = orjson.dumps(_plain(value, levels, path, _fragment))
+        return body

@@ -1,4 +1,4 @@
-"""Which twin runs: RRQ_FASTWIRE_PURE=1 is the pure one, =0 demands the compiled one, unset takes the best."""
+"""Which twin runs: RRQ_FASTWIRE_PURE=1 takes the pure, =0 demands the compiled, unset the best."""
 
 import os
 import sys
@@ -20,6 +20,6 @@ else:
         from ._py import *
 
 
-def restore(name, fields):
+def restore(name: str, values: "dict[str, object]") -> object:
     """A pickled message, as the twin that runs here."""
-    return globals()[name](**fields)
+    return globals()[name](**values)

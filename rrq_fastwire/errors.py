@@ -39,7 +39,7 @@ class EmptyFrameError(FrameError):
 
 
 class FrameTooLargeError(FrameError):
-    """A frame declares more bytes than the limit; raised on the header, before the payload is there.
+    """A frame declares more bytes than the limit; raised on the header, before the payload.
 
     Attributes:
         length: bytes of payload that the header declares.
@@ -59,7 +59,7 @@ class TruncatedFrameError(FrameError):
     """The bytes end inside a frame, or are not the one frame that they should be.
 
     Attributes:
-        expected: bytes of the whole frame, header included; 4 while the header itself is incomplete.
+        expected: bytes of the whole frame, header included; 4 while the header is incomplete.
         received: bytes that are there, header included.
     """
 
@@ -135,14 +135,17 @@ def describe(value: Any) -> str:
         return "nothing"
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, dict):
+    if value is True or value is False:
+        return str(value).lower()
+    kind = type(value)
+    if kind is dict:
         return "an object"
-    if isinstance(value, list):
+    if kind is list:
         return "an array"
-    if isinstance(value, str) and len(value) > 40:
+    if kind is str and len(value) > 40:
         return f"{value[:40]!r}... ({len(value)} characters)"
-    if isinstance(value, (str, int, float)):
+    if kind is int and value.bit_length() > 128:
+        return f"an integer of {value.bit_length()} bits"
+    if kind in (str, int, float):
         return repr(value)
-    return f"an object of type {type(value).__qualname__!r}"
+    return f"an object of type {kind.__qualname__!r}"

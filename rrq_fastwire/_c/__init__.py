@@ -3,4 +3,4 @@
 from .frames import *
 from .messages import *
 
-IMPLEMENTATION = "cython"
+IMPLEMENTATION: str = "cython"

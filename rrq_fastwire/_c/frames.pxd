@@ -4,7 +4,7 @@ from libc.stdint cimport uint32_t, uint64_t
 cdef enum:
     HEADER_LEN = 4
     MAX_PAYLOAD = 16 * 1024 * 1024
-    # What get_buffer() offers. Less than 64 KiB, so that a header alone cannot make a decoder hold more.
+    # What get_buffer() offers. Less than 64 KiB, so that a header alone makes no decoder hold more.
     READ_SIZE = 32 * 1024
 
 # The one place that reads the four bytes, and the one that writes them.

@@ -46,7 +46,7 @@ from .frames cimport (
 
 from .. import _json
 from .._py import messages as pure
-from .._py.messages import MAX_NESTING, PROTOCOL_VERSION, OutcomeStatus, OutcomeType, Wrong
+from .._py.messages import MAX_NESTING, PROTOCOL_VERSION, OutcomeStatus, OutcomeType, FieldError
 from ..errors import MISSING, EncodeError, MessageError, describe
 from .frames import MAX_FRAME_SIZE
 
@@ -396,7 +396,7 @@ cdef inline int days_in(int year, int month) noexcept:
 
 
 cdef object read_value(Row row, object value):
-    """The attribute for a decoded value of the row's field. Raises Wrong, ValueError."""
+    """The attribute for a decoded value of the row's field. Raises FieldError, ValueError."""
     cdef Kind kind = row.kind
     if kind == ANY:
         return value
@@ -441,7 +441,7 @@ cdef object read_value(Row row, object value):
 
 
 cdef Message read_fields(Schema schema, dict source):
-    """The message whose fields are in `source`. Raises Wrong."""
+    """The message whose fields are in `source`. Raises FieldError."""
     cdef Message message = schema.cls.__new__(schema.cls)
     cdef Row row
     cdef PyObject* found
@@ -457,8 +457,8 @@ cdef Message read_fields(Schema schema, dict source):
             value = read_value(row, value)
         except ValueError:
             raise row.field.refuse(value) from None
-        except Wrong as wrong:
-            wrong.path = f"{row.name}.{wrong.path}"
+        except FieldError as error:
+            error.path = f"{row.name}.{error.path}"
             raise
         put(message, row, value)
     return message
@@ -496,9 +496,9 @@ cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
     else:
         try:
             return read_fields(schema, fields)
-        except Wrong as wrong:
-            reason = wrong.reason
-            path = f"payload.{wrong.path}"
+        except FieldError as error:
+            reason = error.reason
+            path = f"payload.{error.path}"
     raise pure.message_error(reason, payload[:size], path, fields)
 
 

@@ -3,4 +3,4 @@
 from .frames import *
 from .messages import *
 
-IMPLEMENTATION = "python"
+IMPLEMENTATION: str = "python"

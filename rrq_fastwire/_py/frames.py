@@ -15,16 +15,14 @@ from ..errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
-
-    from typing_extensions import Self
+    from typing import NoReturn, Self
 
 __all__ = ["FRAME_HEADER_LEN", "MAX_FRAME_SIZE", "FrameDecoder", "pack_frame"]
 
-FRAME_HEADER_LEN = 4
-MAX_FRAME_SIZE = 16 * 1024 * 1024
+FRAME_HEADER_LEN: int = 4
+MAX_FRAME_SIZE: int = 16 * 1024 * 1024
 
-# What get_buffer() offers. Less than 64 KiB, so that a header alone cannot make a decoder hold more.
+# What get_buffer() offers. Less than 64 KiB, so that a header alone makes no decoder hold more.
 READ_SIZE = 32 * 1024
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timezone
-from enum import Enum
+from enum import StrEnum
 
 from .. import _json
 from ..errors import MISSING, EncodeError, MessageError, describe
@@ -17,9 +17,9 @@ from .frames import MAX_FRAME_SIZE, StreamDecoder, pack_frame, whole_payload
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any, ClassVar, TypeAlias
+    from typing import Any, ClassVar, Self, TypeAlias
 
-    from typing_extensions import Self, dataclass_transform
+    from typing_extensions import dataclass_transform
 else:
 
     def dataclass_transform(**_):
@@ -42,16 +42,16 @@ __all__ = [
     "encode_frame",
 ]
 
-PROTOCOL_VERSION = "2"
+PROTOCOL_VERSION: str = "2"
 
 # Nested containers in the whole document, the envelope included: the reference's parser
 # (serde_json) refuses the 128th.
-MAX_NESTING = 127
+MAX_NESTING: int = 127
 
 _MAX_ATTEMPT = 2**32 - 1
 
 
-class OutcomeStatus(str, Enum):
+class OutcomeStatus(StrEnum):
     """The word in a response's `status`."""
 
     SUCCESS = "success"
@@ -60,7 +60,7 @@ class OutcomeStatus(str, Enum):
     ERROR = "error"
 
 
-class OutcomeType(str, Enum):
+class OutcomeType(StrEnum):
     """What a response's `status` and `error.type` amount to for the orchestrator."""
 
     SUCCESS = "success"
@@ -71,7 +71,7 @@ class OutcomeType(str, Enum):
     RETRY_AFTER = "retry_after"
 
 
-class Wrong(Exception):
+class FieldError(Exception):
     """A decoded value that its field does not take; `path` grows on the way out."""
 
     def __init__(self, reason: str, path: str) -> None:
@@ -101,9 +101,9 @@ class Field:
         """What the field takes, in the words of the errors."""
         return KINDS[self.kind].words + (" or null" if self.nullable else "")
 
-    def refuse(self, value: Any) -> Wrong:
+    def refuse(self, value: Any) -> FieldError:
         """The error for a decoded `value` that is of another type or range."""
-        return Wrong(f"expected {self.expected()}, got {describe(value)}", self.name)
+        return FieldError(f"expected {self.expected()}, got {describe(value)}", self.name)
 
     def refuse_to_send(self, value: Any, path: str) -> EncodeError:
         """The error for a `value` that a message holds and JSON or the orchestrator cannot take."""
@@ -362,7 +362,8 @@ _STATUSES = {status.value: status for status in OutcomeStatus}
 
 # RFC 3339, and a space for the T; fromisoformat() alone takes far more than that.
 _DATE_TIME = re.compile(
-    r"(\d{4}-\d\d-\d\d)[Tt ]((?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d+)?)(?:([Zz])|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    r"(\d{4}-\d\d-\d\d)[Tt ]((?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d+)?)"
+    r"(?:([Zz])|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
     re.ASCII,
 )
 
@@ -383,15 +384,16 @@ def parse_date_time(text: str) -> datetime:
 def format_date_time(moment: datetime) -> str:
     """A datetime as the orchestrator writes it: in UTC, the fraction of 0, 3 or 6 digits.
 
-    Raises ValueError if it is naive or its UTC is outside the years 1 to 9999.
+    Raises ValueError if it is naive, or its UTC is not a datetime.
     """
     try:
-        if moment.utcoffset() is None:
-            raise ValueError("naive")
+        offset = moment.utcoffset()
         text = moment.astimezone(timezone.utc).replace(tzinfo=None).isoformat()
-    except OverflowError as error:
-        raise ValueError("outside the years 1 to 9999 in UTC") from error
-    return (text[:-3] if text.endswith("000") and moment.microsecond else text) + "Z"
+    except Exception as error:  # a tzinfo is anybody's code
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if offset is None:
+        raise ValueError("naive")
+    return (text[:-3] if moment.microsecond and text.endswith("000") else text) + "Z"
 
 
 class Kind:
@@ -400,7 +402,7 @@ class Kind:
     Attributes:
         words: what it takes, in the errors.
         types: the types that JSON decodes it to; () for any.
-        read: turns a decoded value into the attribute, raising ValueError; None where they are the same.
+        read: turns a decoded value into the attribute, raising ValueError; None if it is the same.
         write: turns the attribute into what JSON encodes, raising ValueError.
     """
 
@@ -489,14 +491,14 @@ def _rows(cls: type[_Message]) -> list[tuple[Any, ...]]:
     return rows
 
 
-_ROWS = {
+_ROWS: dict[type[_Message], list[tuple[Any, ...]]] = {
     cls: _rows(cls)
     for cls in (ExecutionContext, ExecutionRequest, ExecutionError, ExecutionOutcome, CancelRequest)
 }
 
 
 def _read_fields(cls: type[_Message], source: dict[str, Any]) -> Any:
-    """The message whose fields are in `source`. Raises Wrong."""
+    """The message whose fields are in `source`. Raises FieldError."""
     message = object.__new__(cls)
     for field, name, default, types, read, assign in _ROWS[cls]:
         value = source.get(name, default)
@@ -507,8 +509,8 @@ def _read_fields(cls: type[_Message], source: dict[str, Any]) -> Any:
                 value = read(value)
             except ValueError:
                 raise field.refuse(value) from None
-            except Wrong as wrong:
-                wrong.path = f"{name}.{wrong.path}"
+            except FieldError as error:
+                error.path = f"{name}.{error.path}"
                 raise
         assign(message, value)
     return message
@@ -533,9 +535,9 @@ def _decode_payload(payload: memoryview) -> RunnerMessage:
     else:
         try:
             message: RunnerMessage = _read_fields(cls, fields)
-        except Wrong as wrong:
-            reason = wrong.reason
-            path = f"payload.{wrong.path}"
+        except FieldError as error:
+            reason = error.reason
+            path = f"payload.{error.path}"
         else:
             return message
     raise message_error(reason, payload, path, fields)
@@ -551,7 +553,7 @@ def message_error(reason: str, payload: bytes | memoryview, path: str, fields: A
 
 def _document(message: _Message, path: str) -> dict[str, Any]:
     """What JSON encodes for the fields of `message`. Raises EncodeError."""
-    document = {}
+    document: dict[str, Any] = {}
     for field in message._fields:
         name = field.name
         value = getattr(message, name)

@@ -7,7 +7,7 @@ import argparse
 from .. import __version__
 from . import demo, info
 
-_COMMANDS = {"info": info, "demo": demo}
+_COMMANDS = {"info": info.run, "demo": demo.run}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"rrq-fastwire {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, command in _COMMANDS.items():
-        summary = (command.__doc__ or "").partition("\n")[0]
-        commands.add_parser(name, help=summary, description=summary)
-    return _COMMANDS[parser.parse_args(argv).command].run()
+    for name, run in _COMMANDS.items():
+        commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+    chosen: str = parser.parse_args(argv).command
+    return _COMMANDS[chosen]()

@@ -1,4 +1,4 @@
-"""Says which implementation runs, with what, and where."""
+"""`info`: which implementation runs, with what, and where."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .. import IMPLEMENTATION, JSON_BACKEND, __version__, _json
 
 
 def run() -> int:
-    """Prints one fact a line."""
+    """Say which implementation runs, with what, and where."""
     print(f"rrq-fastwire    {__version__}")
     print(f"implementation  {IMPLEMENTATION}")
     print(f"JSON backend    {JSON_BACKEND} {_json.version}")

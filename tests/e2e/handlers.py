@@ -1,0 +1,89 @@
+"""The handlers whose jobs the end-to-end suite enqueues; the runner under test serves them.
+
+It runs in the orchestrator's virtual environment, so nothing of the suite can be imported here.
+"""
+
+import asyncio
+import time
+from pathlib import Path
+
+from rrq.exc import RetryJob
+from rrq.registry import Registry
+from rrq.runner import ExecutionError, ExecutionOutcome
+from rrq.runner_settings import PythonRunnerSettings
+
+overdue_ended = asyncio.Event()
+
+
+async def echo(request):
+    return request.params["value"]
+
+
+async def describe(request):
+    """What came in, as far as it is the same in every run."""
+    context = request.context
+    return {
+        "function_name": request.function_name,
+        "params": request.params,
+        "attempt": context.attempt,
+        "queue_name": context.queue_name,
+        "trace_context": context.trace_context,
+        "job ids agree": request.job_id == context.job_id,
+        "request and worker have ids": bool(request.request_id and context.worker_id),
+        "the deadline lies ahead": context.enqueue_time < context.deadline,
+    }
+
+
+async def correlate(request):
+    # rrq 0.9.18 has no such field.
+    return getattr(request.context, "correlation_context", None)
+
+
+async def fail(request):
+    raise RuntimeError("broken ☠ \n")
+
+
+async def time_out(request):
+    raise TimeoutError("upstream is slow")
+
+
+async def refuse(request):
+    error = ExecutionError(message="no", type="app", code="E42", details={"☠": [None, 1.5]})
+    return ExecutionOutcome(status="error", error=error)
+
+
+async def retry_once(request):
+    """Succeeds on the second attempt, with the attempt and whether the delay was kept.
+
+    The time of the first is kept in a file, because the second may run in another process.
+    """
+    delay = request.params.get("delay")
+    first_attempt = Path(request.job_id)
+    if request.context.attempt == 1:
+        first_attempt.touch()
+        raise RetryJob("not yet", delay)
+    waited = time.time() - first_attempt.stat().st_mtime
+    return {"attempt": request.context.attempt, "delayed": waited >= (delay or 0) - 0.01}
+
+
+async def overdue(request):
+    """Never ends by itself."""
+    try:
+        await asyncio.Event().wait()
+    finally:
+        overdue_ended.set()
+
+
+async def outlive(request):
+    """Is in flight when `overdue` reaches its deadline, and succeeds after it."""
+    await overdue_ended.wait()
+    return "alive"
+
+
+HANDLERS = (echo, describe, correlate, fail, refuse, time_out, retry_once, overdue, outlive)
+
+registry = Registry()
+for handler in HANDLERS:
+    registry.register(handler.__name__, handler)
+
+settings = PythonRunnerSettings(registry=registry)

@@ -1,0 +1,241 @@
+"""compat does what rrq.protocol does, type for type, and goes into an rrq that is in use."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+import rrq.protocol
+import rrq.runner_runtime
+
+from rrq_fastwire import compat
+
+MODULES = [pytest.param(rrq.protocol, id="rrq"), pytest.param(compat, id="compat")]
+
+
+@pytest.fixture
+def installed():
+    compat.install()
+    yield
+    compat.uninstall()
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {},
+        {"job_id": "é😀", "result": [1, 2.5, None, True, "\n"], "nested": {"a": {"b": []}}},
+        {2: 2, None: 3, True: 4, 1.5: 5},
+        {"pair": (1, 2), "big": 2**70},
+    ],
+    ids=str,
+)
+def test_a_message_encodes_to_the_same_values(module, payload):
+    frame = module.encode_message("response", payload)
+    assert type(frame) is bytes
+    assert int.from_bytes(frame[:4], "big") == len(frame) - 4
+    expected = {"type": "response", "payload": json.loads(json.dumps(payload))}
+    assert json.loads(frame[4:]) == expected
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    ("payload", "error"),
+    [({"a": object()}, TypeError), ({"a": {1}}, TypeError), ({(1,): 2}, TypeError)],
+)
+def test_what_json_cannot_encode_raises_the_same(module, payload, error):
+    with pytest.raises(error):
+        module.encode_message("response", payload)
+
+
+def test_a_payload_that_holds_itself_is_a_value_error():
+    loop = {}
+    loop["loop"] = loop
+    with pytest.raises(ValueError, match="Circular"):
+        compat.encode_message("response", loop)
+
+
+@pytest.mark.parametrize(
+    "result",
+    ["\ud800", 10**400, "x" * 17_000_000, json.loads("[" * 126 + "]" * 126)],
+    ids=lambda _: "",
+)
+def test_what_would_kill_the_connection_is_a_value_error(result):
+    with pytest.raises(ValueError, match=r"surrogate|308 digits|16777216|nested too deep"):
+        compat.encode_message("response", {"status": "success", "result": result})
+
+
+def test_nan_is_sent_as_null():
+    assert json.loads(compat.encode_message("response", {"a": float("nan")})[4:])["payload"] == {
+        "a": None
+    }
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_message_decodes_to_its_type_and_payload(module):
+    data = b'{"type": "cancel", "payload": {"a": [1, 2.5, "\\u00e9", null, true]}, "more": 1}'
+    assert module.decode_message(data) == ("cancel", {"a": [1, 2.5, "é", None, True]})
+
+
+@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{",
+        b"\xff",
+        b"[]",
+        b"null",
+        b'{"payload": {}}',
+        b'{"type": "other", "payload": {}}',
+        b'{"type": "request"}',
+        b'{"type": "request", "payload": []}',
+    ],
+)
+def test_what_is_no_message_raises_value_error(module, data):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words of rrq are its own)
+        module.decode_message(data)
+    if b'"' in data or b"null" in data or b"[" in data:
+        with pytest.raises(ValueError) as theirs:  # noqa: PT011
+            rrq.protocol.decode_message(data)
+        assert str(caught.value) == str(theirs.value)
+
+
+def read(module, data):
+    async def reading():
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return await module.read_message(reader)
+
+    return asyncio.run(reading())
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_reading_from_a_stream(module):
+    frame = module.encode_message("request", {"a": 1})
+    assert read(module, frame + b"rest") == ("request", {"a": 1})
+    assert read(module, b"") is None
+    for half in (frame[:1], frame[:3], frame[:4], frame[:-1]):
+        with pytest.raises(asyncio.IncompleteReadError):
+            read(module, half)
+    for broken in (b"\0\0\0\0", b"\x01\0\0\x01", b"\0\0\0\x02[]", b"\0\0\0\x01{"):
+        with pytest.raises(ValueError):  # noqa: PT011
+            read(module, broken + b"x")
+
+
+class Writer:
+    def __init__(self):
+        self.calls = []
+
+    def write(self, data):
+        self.calls.append(data)
+
+    async def drain(self):
+        self.calls.append("drain")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_writing_to_a_stream(module):
+    writer = Writer()
+    asyncio.run(module.write_message(writer, "cancel", {"a": 1}))
+    frame, drained = writer.calls
+    assert module.decode_message(frame[4:]) == ("cancel", {"a": 1})
+    assert drained == "drain"
+
+
+def test_install_reaches_modules_that_were_imported_before_and_uninstall_restores_them():
+    names = ["decode_message", "encode_message", "read_message", "write_message"]
+    originals = {name: getattr(rrq.protocol, name) for name in names}
+    compat.install()
+    try:
+        compat.install()
+        for name in names:
+            assert getattr(rrq.protocol, name) is getattr(compat, name)
+        assert rrq.runner_runtime.read_message is compat.read_message
+        assert rrq.runner_runtime.write_message is compat.write_message
+    finally:
+        compat.uninstall()
+    compat.uninstall()
+    for name in names:
+        assert getattr(rrq.protocol, name) is originals[name]
+    assert rrq.runner_runtime.read_message is originals["read_message"]
+    assert rrq.runner_runtime.write_message is originals["write_message"]
+
+
+def test_uninstall_reaches_modules_that_were_imported_after_install():
+    code = (
+        "from rrq_fastwire import compat; compat.install()\n"
+        "import rrq.runner_runtime, rrq.protocol\n"
+        "assert rrq.runner_runtime.read_message is compat.read_message\n"
+        "compat.uninstall()\n"
+        "assert rrq.runner_runtime.read_message is rrq.protocol.read_message\n"
+        "assert rrq.protocol.read_message is not compat.read_message"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_rrq_install_is_an_import_error_and_importing_is_not():
+    code = (
+        "import sys; sys.modules['rrq'] = None\n"
+        "from rrq_fastwire import compat\n"
+        "try: compat.install()\n"
+        "except ImportError: print('no rrq')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "no rrq\n"
+
+
+@pytest.mark.usefixtures("installed")
+def test_a_job_runs_through_the_stock_runner_with_the_codec_put_in(wire):
+    from rrq.registry import Registry
+    from rrq.runner import PythonRunner
+
+    async def echo(request):
+        return request.params
+
+    async def running():
+        registry = Registry()
+        registry.register("echo", echo)
+        runner = PythonRunner(job_registry=registry, worker_id=None)
+        tracker = rrq.runner_runtime._InflightTracker()
+        await tracker.start()
+        server = await asyncio.start_server(
+            lambda reader, writer: rrq.runner_runtime._handle_connection(
+                reader, writer, runner, tracker
+            ),
+            "127.0.0.1",
+            0,
+        )
+        async with server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(wire.encode_frame(job))
+            outcome = next(wire.MessageDecoder().feed(await reader.read(65536)))
+            writer.close()
+            await writer.wait_closed()
+        await tracker.close()
+        return outcome
+
+    job = next(wire.MessageDecoder().feed(REQUEST))
+    assert asyncio.run(running()) == wire.ExecutionOutcome.success("j", "r", {"a": [1, "é"]})
+
+
+REQUEST = compat.encode_message(
+    "request",
+    {
+        "request_id": "r",
+        "job_id": "j",
+        "function_name": "echo",
+        "params": {"a": [1, "é"]},
+        "context": {
+            "job_id": "j",
+            "attempt": 1,
+            "enqueue_time": "2025-01-02T12:00:00Z",
+            "queue_name": "q",
+        },
+    },
+)

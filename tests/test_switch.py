@@ -1,0 +1,102 @@
+"""Which twin runs, and that it is never a secret."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import rrq_fastwire
+
+
+def run(*arguments, pure=None, before=""):
+    """What a new interpreter prints, and its exit status."""
+    environment = {key: value for key, value in os.environ.items() if key != "RRQ_FASTWIRE_PURE"}
+    if pure is not None:
+        environment["RRQ_FASTWIRE_PURE"] = pure
+    done = subprocess.run(
+        [sys.executable, *arguments] if not before else [sys.executable, "-c", before],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+SHOW = "import rrq_fastwire; print(rrq_fastwire.IMPLEMENTATION, rrq_fastwire.JSON_BACKEND)"
+NO_C = "import sys; sys.modules['rrq_fastwire._c'] = None; "
+NO_ORJSON = "import sys; sys.modules['orjson'] = None; "
+
+
+@pytest.mark.parametrize(
+    ("before", "pure", "printed"),
+    [
+        (SHOW, "1", "python orjson"),
+        (NO_C + SHOW, None, "python orjson"),
+        (NO_C + SHOW, "", "python orjson"),
+        (NO_ORJSON + SHOW, "1", "python json"),
+        ("import sys; sys.implementation.name = 'pypy'; " + SHOW, None, "python orjson"),
+    ],
+)
+def test_the_pure_twin_runs_when_asked_for_or_alone(before, pure, printed):
+    assert run(before=before, pure=pure) == (0, printed + "\n")
+
+
+@pytest.mark.parametrize("pure", ["0", "", None])
+def test_the_compiled_twin_runs_if_it_can(pure):
+    pytest.importorskip("rrq_fastwire._c", reason="the compiled twin is not built here")
+    assert run(before=SHOW, pure=pure) == (0, "cython orjson\n")
+    assert run(before=NO_ORJSON + SHOW, pure=pure) == (0, "cython json\n")
+
+
+def test_the_compiled_twin_can_be_demanded():
+    status, printed = run(before=NO_C + SHOW, pure="0")
+    assert status == 1
+    assert "rrq_fastwire._c" in printed
+
+
+@pytest.mark.parametrize("pure", ["2", "yes", "true"])
+def test_other_words_are_refused(pure):
+    status, printed = run(before=SHOW, pure=pure)
+    assert status == 1
+    assert f"RRQ_FASTWIRE_PURE must be 0, 1 or unset, got '{pure}'" in printed
+
+
+def test_importing_needs_neither_rrq_nor_asyncio():
+    code = (
+        "import sys; sys.modules['rrq'] = None; import rrq_fastwire; "
+        "print([name for name in ('asyncio', 'rrq.protocol', 'argparse', 'typing') if name in sys.modules])"
+    )
+    assert run(before=code) == (0, "[]\n")
+
+
+def test_info_prints_what_runs():
+    status, printed = run("-m", "rrq_fastwire", "info", pure="1")
+    facts = dict(
+        line.split(maxsplit=1)
+        for line in printed.replace("JSON backend", "JSON-backend").splitlines()
+    )
+    assert status == 0
+    assert facts["rrq-fastwire"] == rrq_fastwire.__version__
+    assert facts["implementation"] == "python"
+    assert facts["JSON-backend"].split()[0] == "orjson"
+    assert facts["Python"].endswith(sys.version.split()[0])
+    assert set(facts) == {"rrq-fastwire", "implementation", "JSON-backend", "Python", "platform"}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["nonsense"], ["info", "extra"]])
+def test_the_command_line_explains_itself(arguments):
+    status, printed = run("-m", "rrq_fastwire", *arguments)
+    assert status == (0 if arguments == ["--help"] else 2)
+    assert "usage: python -m rrq_fastwire" in printed
+    assert "Traceback" not in printed
+
+
+def test_the_version_is_printed():
+    assert run("-m", "rrq_fastwire", "--version") == (
+        0,
+        f"rrq-fastwire {rrq_fastwire.__version__}\n",
+    )

@@ -1,0 +1,89 @@
+"""What type checkers make of the public names: checked by mypy and pyright, run by nobody."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, assert_type
+
+import rrq_fastwire
+from rrq_fastwire import (
+    CancelRequest,
+    EncodeError,
+    ExecutionContext,
+    ExecutionError,
+    ExecutionOutcome,
+    ExecutionRequest,
+    FrameDecoder,
+    FrameTooLargeError,
+    MessageDecoder,
+    MessageError,
+    OutcomeStatus,
+    OutcomeType,
+    RunnerMessage,
+    TruncatedFrameError,
+    compat,
+    decode_frame,
+    encode_frame,
+    pack_frame,
+)
+
+assert_type(rrq_fastwire.PROTOCOL_VERSION, str)
+assert_type(rrq_fastwire.MAX_FRAME_SIZE, int)
+assert_type(rrq_fastwire.IMPLEMENTATION, str)
+assert_type(rrq_fastwire.JSON_BACKEND, str)
+
+
+def messages(data: bytes, moment: datetime) -> None:
+    message = decode_frame(data)
+    assert_type(message, RunnerMessage)
+    match message:
+        case ExecutionRequest():
+            assert_type(message.params, dict[str, Any])
+            assert_type(message.context, ExecutionContext)
+            assert_type(message.context.deadline, datetime | None)
+            assert_type(message.context.attempt, int)
+            assert_type(message.context.trace_context, dict[str, str] | None)
+        case ExecutionOutcome():
+            assert_type(message.status, OutcomeStatus)
+            assert_type(message.type, OutcomeType)
+            assert_type(message.error, ExecutionError | None)
+            assert_type(message.retry_after_seconds, float | None)
+        case CancelRequest():
+            assert_type(message.hard_kill, bool)
+            assert_type(message.request_id, str | None)
+
+    context = ExecutionContext(job_id="j", attempt=1, enqueue_time=moment, queue_name="q")
+    request = ExecutionRequest(request_id="r", job_id="j", function_name="f", context=context)
+    assert_type(encode_frame(request, max_frame_size=100), bytes)
+    assert_type(pack_frame(memoryview(data)), bytes)
+    outcome = ExecutionOutcome.failure("j", "r", "m", code="c", details={"a": 1})
+    assert_type(outcome, ExecutionOutcome)
+    outcome.job_id = None
+
+
+def streams(data: bytearray) -> None:
+    decoder = MessageDecoder(max_frame_size=1024)
+    assert_type(decoder.feed(data), MessageDecoder)
+    for message in decoder.feed(data):
+        assert_type(message, RunnerMessage)
+    for payload in FrameDecoder().feed(data):
+        assert_type(payload, bytes)
+    assert_type(decoder.get_buffer(-1), memoryview)
+    assert_type(decoder.buffered, int)
+
+
+def errors() -> None:
+    try:
+        decode_frame(b"")
+    except FrameTooLargeError as error:
+        assert_type(error.length, int)
+    except TruncatedFrameError as error:
+        assert_type(error.expected, int)
+    except MessageError as error:
+        assert_type(error.path, str)
+        assert_type(error.job_id, str | None)
+    except EncodeError as error:
+        assert_type(error.reason, str)
+
+
+assert_type(compat.encode_message("request", {}), bytes)
