@@ -34,7 +34,7 @@ test-wheel: $(READY)
 	RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv --clear build/wheel/venv
 	build/wheel/venv/bin/python -m pip install --quiet "$$(echo build/wheel/*.whl)[test]"
-	cp -r tests pyproject.toml build/wheel
+	cp -r tests pyproject.toml README.md build/wheel
 	cd build/wheel && venv/bin/python -m pytest
 
 lint: $(READY)  ## check style and formatting

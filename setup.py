@@ -9,10 +9,28 @@ import sys
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 choice = os.environ.get("RRQ_FASTWIRE_PURE", "")
 if choice not in ("", "0", "1"):
     sys.exit(f"RRQ_FASTWIRE_PURE must be 0, 1 or unset, got {choice!r}")
+
+
+class BuildExt(build_ext):
+    def run(self):
+        try:
+            super().run()
+        except (CCompilerError, ExecError, PlatformError) as error:
+            if choice == "0":
+                raise
+            self.extensions = []
+            print(
+                f"rrq-fastwire is built WITHOUT its compiled half, which is much faster: {error}\n"
+                "With a C compiler and RRQ_FASTWIRE_PURE=0 it is built, or the build fails.",
+                file=sys.stderr,
+            )
+
 
 extensions = []
 if choice == "0" or (not choice and sys.implementation.name == "cpython"):
@@ -23,7 +41,5 @@ if choice == "0" or (not choice and sys.implementation.name == "cpython"):
         ],
         build_dir="build/cython",
     )
-for extension in extensions:
-    extension.optional = choice != "0"
 
-setup(ext_modules=extensions)
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})

@@ -18,8 +18,3 @@ else:
         if _choice == "0":
             raise
         from ._py import *
-
-
-def restore(name: str, values: "dict[str, object]") -> object:
-    """A pickled message, as the twin that runs here."""
-    return globals()[name](**values)

@@ -239,9 +239,7 @@ cdef class Message:
 
     def __reduce__(self):
         """Pickles come back as the twin that runs where they are loaded."""
-        from .._switch import restore
-
-        return restore, (type(self).__name__, values_of(self))
+        return pure.restore, (type(self).__name__, values_of(self))
 
 
 cdef dict values_of(Message message):

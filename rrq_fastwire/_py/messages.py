@@ -193,13 +193,19 @@ class _Message(metaclass=_MessageType):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, dict[str, Any]]]:
         """Pickles come back as the twin that runs where they are loaded."""
-        from .._switch import restore
-
         return restore, (type(self).__name__, _values_of(self))
 
 
 def _values_of(message: _Message) -> dict[str, Any]:
     return {field.name: getattr(message, field.name) for field in message._fields}
+
+
+def restore(name: str, values: dict[str, Any]) -> RunnerMessage:
+    """A pickled message, as the twin that runs here."""
+    import rrq_fastwire
+
+    message: RunnerMessage = getattr(rrq_fastwire, name)(**values)
+    return message
 
 
 class ExecutionContext(_Message):
