@@ -36,7 +36,13 @@ extensions = []
 if choice == "0" or (not choice and sys.implementation.name == "cpython"):
     extensions = cythonize(
         [
-            Extension(f"rrq_fastwire._c.{name}", [f"rrq_fastwire/_c/{name}.pyx"])
+            Extension(
+                f"rrq_fastwire._c.{name}",
+                [f"rrq_fastwire/_c/{name}.pyx"],
+                include_dirs=["rrq_fastwire/_c"],
+                depends=["rrq_fastwire/_c/scan.h"],
+                extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-fno-plt"],
+            )
             for name in ("frames", "messages")
         ],
         build_dir="build/cython",

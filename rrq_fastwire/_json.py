@@ -174,6 +174,7 @@ else:
     JSON_BACKEND = "orjson"
     version = orjson.__version__
     loads = orjson.loads
+    dumps = orjson.dumps
 
     def wrap(value: Any, levels: int) -> Any:
         """`value` inside that many lists."""
@@ -186,7 +187,7 @@ else:
 
     def _refused(levels: int) -> bool:
         try:
-            orjson.dumps(wrap(None, levels))
+            dumps(wrap(None, levels))
         except TypeError:
             return True
         return False
@@ -205,9 +206,9 @@ else:
         Raises EncodeError.
         """
         try:
-            body = orjson.dumps(value, None, OPTIONS)
+            body = dumps(value, None, OPTIONS)
             if body.count(b"[") + body.count(b"{") > levels:
-                orjson.dumps(wrap(value, DEPTH - levels), None, OPTIONS)
+                dumps(wrap(value, DEPTH - levels), None, OPTIONS)
         except TypeError:
-            body = orjson.dumps(_plain(value, levels, path, _fragment))
+            body = dumps(_plain(value, levels, path, _fragment))
         return body

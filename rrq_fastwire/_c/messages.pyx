@@ -8,7 +8,12 @@ annotated classes when this module is imported, and become the schemas that ever
 
 cimport cython
 from cpython.buffer cimport PyBUF_READ, PyBuffer_Release
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.bytes cimport (
+    PyBytes_AS_STRING,
+    PyBytes_CheckExact,
+    PyBytes_FromStringAndSize,
+    PyBytes_GET_SIZE,
+)
 from cpython.datetime cimport (
     PyDateTime_Check,
     PyDateTime_DATE_GET_HOUR,
@@ -23,14 +28,21 @@ from cpython.datetime cimport (
     datetime_new,
     import_datetime,
 )
-from cpython.dict cimport PyDict_GetItemWithError
+from cpython.dict cimport (
+    PyDict_CheckExact,
+    PyDict_GetItemWithError,
+    PyDict_Next,
+    PyDict_Size,
+)
+from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.mem cimport PyMem_Calloc
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
 from cpython.tuple cimport PyTuple_GET_ITEM
 from cpython.unicode cimport PyUnicode_GET_LENGTH, PyUnicode_1BYTE_DATA
-from libc.stdint cimport uint32_t
-from libc.string cimport memcpy, strlen
+from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memcpy
 
 from .frames cimport (
     HEADER_LEN,
@@ -56,7 +68,42 @@ import_datetime()
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
+    PyTypeObject* Py_TYPE_OF "Py_TYPE"(object)
+    PyTypeObject* Py_TYPE_AT "Py_TYPE"(void*)
+    PyObject* PyObject_Init(PyObject* memory, PyTypeObject* cls)
+    void PyObject_GC_Track(PyObject*)
+    void PyObject_GC_Del(void*)
+    PyTypeObject* STR "&PyUnicode_Type"
+    PyTypeObject* INT "&PyLong_Type"
+    PyTypeObject* FLOAT "&PyFloat_Type"
+    PyTypeObject* BOOL "&PyBool_Type"
     bint PyUnicode_IS_COMPACT_ASCII(object)
+    str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
+
+cdef extern from *:
+    """
+    #ifdef Py_GIL_DISABLED
+    #define FREE_THREADED 1
+    #else
+    #define FREE_THREADED 0
+    #endif
+    """
+    bint FREE_THREADED
+
+cdef extern from "scan.h":
+    const unsigned char* plain_end(const unsigned char* at, const unsigned char* end) noexcept
+    bint same(const unsigned char* one, const void* other, size_t size) noexcept
+    const unsigned char* last_brace(const unsigned char* at, const unsigned char* end) noexcept
+    Py_ssize_t openers(const unsigned char* at, const unsigned char* end) noexcept
+    int number_of(const unsigned char* at, int count) noexcept
+
+cdef int MAX_LEVELS = MAX_NESTING
+cdef tuple NO_ARGUMENTS = ()
+cdef object NOTHING = MISSING
+
+cdef enum:
+    # Nested containers that the JSON library decodes at the most.
+    MAX_DEPTH = 1024
 
 cdef enum Kind:
     STRING
@@ -87,37 +134,69 @@ cdef dict KINDS = {
 cdef object parse_date_time = pure.parse_date_time
 cdef object format_date_time = pure.format_date_time
 cdef dict STATUSES = {status.value: status for status in OutcomeStatus}
+cdef dict STATUS_TEXTS = {status: f'"{status.value}"'.encode() for status in OutcomeStatus}
 cdef object SUCCESS = OutcomeStatus.SUCCESS
 cdef object loads = _json.loads
 cdef object encode = _json.encode
+# orjson itself, for what needs no second look; None where json stands in.
+cdef object DUMPS = getattr(_json, "dumps", None)
+cdef object OPTIONS = getattr(_json, "OPTIONS", None)
+cdef int DEPTH = getattr(_json, "DEPTH", 0)
+cdef dict CHAINS = {}
+
+
+cdef enum:
+    # Objects of a class that are kept for the next message: a burst of in-flight requests.
+    SPARE = 64
+
+
+cdef struct Rule:
+    # One field, as the code that runs for each message sees it. Every pointer is kept by its Row.
+    const char* key             # ","name":" with the quotes of texts before and behind
+    Py_ssize_t key_size         # without those quotes
+    Py_ssize_t offset           # of its slot in the object
+    Kind kind
+    bint nullable
+    bint required
+    bint is_job_id
+    bint is_result
+    bint recurs                 # frame after frame has the same text
+    PyObject* default           # what stands for it when it is missing; a dict is a new one
+    PyObject* last              # that text
+    PyObject* row
+    Layout* nested              # of a MESSAGE
+
+
+cdef struct Layout:
+    # One message class: its rules in the order of the wire.
+    PyTypeObject* cls
+    Rule* rules
+    Rule* end
+    const char* head            # what stands before its fields in a frame
+    Py_ssize_t head_size        # 0 where it is nested
+    int depth                   # containers around its fields, its own included
+    PyObject* spare[SPARE]      # objects to be used again
+    int spares
 
 
 @cython.final
 cdef class Row:
-    """One field: what pure.Field says of it, and where and how it is stored and written."""
+    """One field: what pure.Field says of it, for the errors."""
 
-    cdef object field           # the pure twin's, which words the errors
+    cdef object field           # the pure twin's
     cdef str name
-    cdef object default         # what stands for it when it is missing; MISSING where that is refused
-    cdef Kind kind
-    cdef bint nullable
-    cdef Schema nested          # of a MESSAGE
-    cdef bytes key              # b',"name":'
-    cdef Py_ssize_t offset      # of its slot in the object
-    cdef str path               # where it stands in a frame, for the errors
+    cdef object default
+    cdef bytes key
+    cdef str path               # where it stands in a frame
     cdef object check           # raises ValueError for what it does not take
 
-    def __cinit__(self, field, Schema nested, Message probe, str path):
+    def __cinit__(self, field, str path):
         self.field = field
-        self.path = f"{path}.{field.name}"
-        self.check = pure.KINDS[field.kind].write
         self.name = field.name
         self.default = field.default
-        self.kind = KINDS[field.kind]
-        self.nullable = field.nullable
-        self.nested = nested
-        self.key = f',"{field.name}":'.encode()
-        self.offset = slot_offset(probe, self.name)
+        self.key = f'","{field.name}":"'.encode()
+        self.path = f"{path}.{field.name}"
+        self.check = pure.KINDS[field.kind].write
 
 
 cdef Py_ssize_t slot_offset(Message probe, str name) except -1:
@@ -135,44 +214,99 @@ cdef Py_ssize_t slot_offset(Message probe, str name) except -1:
 
 @cython.final
 cdef class Schema:
-    """One message class: its rows in the order of the wire."""
+    """One message class. There are five, for as long as the process lives."""
 
     cdef type cls
-    cdef object pure            # the pure twin's class
     cdef tuple rows
-    cdef bytes head             # what stands before its fields in a frame; None where it is nested
-    cdef int levels             # containers that may be nested in one another inside a field
+    cdef bytes head
+    cdef Layout layout
 
-    def __cinit__(self, type cls, path, wire_type=None, **nested):
-        self.cls = cls
-        self.pure = getattr(pure, cls.__name__)
-        self.levels = MAX_NESTING - 2 - path.count(".")
-        if wire_type is not None:
-            self.head = f'{{"type":"{wire_type}","payload":'.encode()
+    def __cinit__(self, type cls, str path, str wire_type="", **nested):
+        twin = getattr(pure, cls.__name__)
         probe = cls.__new__(cls)
-        self.rows = tuple(
-            Row(field, nested.get(field.name), probe, path) for field in self.pure._fields
-        )
-        describe_class(cls, pure.signature(self.pure._fields), self.pure.__doc__)
+        self.cls = cls
+        self.head = f'{{"type":"{wire_type}","payload":'.encode() if wire_type else b""
+        self.rows = tuple([Row(field, path) for field in twin._fields])
+        self.layout.cls = <PyTypeObject*>cls
+        self.layout.head = PyBytes_AS_STRING(self.head)
+        self.layout.head_size = PyBytes_GET_SIZE(self.head)
+        self.layout.depth = 2 + path.count(".")
+        self.layout.rules = <Rule*>PyMem_Calloc(len(self.rows), sizeof(Rule))
+        if self.layout.rules is NULL:
+            raise MemoryError
+        self.layout.end = self.layout.rules
+        for row in self.rows:
+            self.add(row, probe, nested.get((<Row>row).name))
+        self.layout.cls.tp_free = keep
+        describe_class(cls, pure.signature(twin._fields), twin.__doc__)
+
+    cdef int add(self, Row row, Message probe, Schema nested) except -1:
+        cdef Rule* rule = self.layout.end
+        rule.key = PyBytes_AS_STRING(row.key)
+        rule.key_size = PyBytes_GET_SIZE(row.key) - 2
+        rule.offset = slot_offset(probe, row.name)
+        rule.kind = KINDS[row.field.kind]
+        rule.nullable = row.field.nullable
+        rule.required = row.default is MISSING
+        rule.is_job_id = row.name == "job_id"
+        rule.is_result = row.name == "result"
+        rule.recurs = row.name in ("protocol_version", "function_name", "queue_name", "worker_id")
+        rule.default = <PyObject*>row.default
+        Py_INCREF("")
+        rule.last = <PyObject*>""
+        rule.row = <PyObject*>row
+        if nested is not None:
+            rule.nested = &nested.layout
+        self.layout.end += 1
+        return 0
 
 
-cdef inline PyObject** slot(Message message, Row row) noexcept:
-    return <PyObject**>(<char*><PyObject*>message + row.offset)
+cdef inline PyObject** slot(Message message, Rule* rule) noexcept:
+    return <PyObject**>(<char*><PyObject*>message + rule.offset)
 
 
-cdef inline object get(Message message, Row row):
-    return <object>slot(message, row)[0]
+cdef inline object get(Message message, Rule* rule):
+    return <object>slot(message, rule)[0]
 
 
-cdef inline void put(Message message, Row row, object value) noexcept:
-    cdef PyObject** place = slot(message, row)
+cdef inline void put(Message message, Rule* rule, object value) noexcept:
+    cdef PyObject** place = slot(message, rule)
     cdef PyObject* old = place[0]
     Py_INCREF(value)
     place[0] = <PyObject*>value
     Py_XDECREF(old)
 
 
-cdef Schema schema_of(object cls):
+cdef Message new(Layout* layout):
+    """A message of which every field is None."""
+    cdef PyObject* made
+    cdef Rule* rule = layout.rules
+    if layout.spares == 0:
+        return <Message>layout.cls.tp_new(<type><PyObject*>layout.cls, <PyObject*>NO_ARGUMENTS, NULL)
+    layout.spares -= 1
+    made = PyObject_Init(layout.spare[layout.spares], layout.cls)
+    while rule < layout.end:
+        Py_INCREF(None)
+        (<PyObject**>(<char*>made + rule.offset))[0] = <PyObject*>None
+        rule += 1
+    PyObject_GC_Track(made)
+    message = <Message>made
+    Py_DECREF(message)  # the cast took one more
+    return message
+
+
+cdef void keep(void* gone) noexcept:
+    """tp_free of the message classes: what new() uses again."""
+    cdef Schema schema = find_schema(<object><PyObject*>Py_TYPE_AT(gone))
+    if not FREE_THREADED and schema is not None and schema.layout.spares < SPARE:
+        schema.layout.spare[schema.layout.spares] = <PyObject*>gone
+        schema.layout.spares += 1
+    else:
+        PyObject_GC_Del(gone)
+
+
+cdef Schema find_schema(object cls):
+    """The schema of a message class; None for other classes."""
     if cls is ExecutionOutcome:
         return OUTCOME
     if cls is ExecutionRequest:
@@ -181,9 +315,14 @@ cdef Schema schema_of(object cls):
         return CONTEXT
     if cls is ExecutionError:
         return ERROR
-    if cls is CancelRequest:
-        return CANCEL
-    raise TypeError(f"expected a message, got {cls.__name__}")
+    return CANCEL if cls is CancelRequest else None
+
+
+cdef Schema schema_of(Message message):
+    cdef Schema schema = find_schema(type(message))
+    if schema is None:
+        raise TypeError(f"{type(message).__name__} is not a message of the protocol")
+    return schema
 
 
 cdef class Message:
@@ -192,34 +331,43 @@ cdef class Message:
     __match_args__ = ()
 
     def __init__(self, **values):
-        cdef Schema schema = schema_of(type(self))
-        cdef Row row
+        cdef Schema schema = schema_of(self)
+        cdef Rule* rule = schema.layout.rules
         cdef Py_ssize_t used = 0
+        cdef Row row
         for row in schema.rows:
-            if row.name in values:
-                value = values[row.name]
+            value = values.get(row.name, MISSING)
+            if value is not MISSING:
                 used += 1
-            elif row.default is MISSING:
+            elif not rule.required:
+                value = row.default
+            else:
                 raise TypeError(
                     f"{schema.cls.__name__}() is missing the keyword-only argument {row.name!r}"
                 )
-            else:
-                value = None if row.kind == OBJECT else row.default
-            put(self, row, {} if value is None and row.kind == OBJECT else value)
+            if rule.kind == OBJECT and (value is None or value is row.default):
+                value = {}
+            put(self, rule, value)
+            rule += 1
         if used != len(values):
-            known = {row.name for row in schema.rows}
-            wrong = next(name for name in values if name not in known)
+            for row in schema.rows:
+                values.pop(row.name, None)
+            wrong = next(iter(values))
             raise TypeError(
                 f"{schema.cls.__name__}() got an unexpected keyword argument {wrong!r}"
             )
 
     def __eq__(self, other):
-        cdef Row row
+        cdef Layout* layout
+        cdef Rule* rule
         if type(other) is not type(self):
             return NotImplemented
-        for row in schema_of(type(self)).rows:
-            if get(self, row) != get(other, row):
+        layout = &schema_of(self).layout
+        rule = layout.rules
+        while rule < layout.end:
+            if get(self, rule) != get(other, rule):
                 return False
+            rule += 1
         return True
 
     def __repr__(self):
@@ -244,7 +392,10 @@ cdef class Message:
 
 cdef dict values_of(Message message):
     cdef Row row
-    return {row.name: get(message, row) for row in schema_of(type(message)).rows}
+    cdef dict values = {}
+    for row in schema_of(message).rows:
+        values[row.name] = getattr(message, row.name)
+    return values
 
 
 @cython.final
@@ -263,7 +414,7 @@ cdef class ExecutionError(Message):
 
 
 cdef ExecutionOutcome outcome(object job_id, object request_id, object status):
-    cdef ExecutionOutcome made = ExecutionOutcome.__new__(ExecutionOutcome)
+    cdef ExecutionOutcome made = <ExecutionOutcome>new(&OUTCOME.layout)
     made.job_id = job_id
     made.request_id = request_id
     made.status = status
@@ -343,48 +494,51 @@ cdef dict TYPES = {"request": REQUEST, "response": OUTCOME, "cancel": CANCEL}
 # ---- decoding --------------------------------------------------------------------------------------
 
 
-cdef object read_date_time(const unsigned char* text, Py_ssize_t size):
-    """The datetime of an RFC 3339 text in UTC ("Z"); None for what the pure twin has to look at."""
-    cdef const unsigned char* places = b"0000-00-00T00:00:00"
-    cdef int at, year, month, day, hour, minute, second
+cdef object scan_date_time(
+    const unsigned char* text, const unsigned char* end, const unsigned char** stop
+):
+    """The datetime of an RFC 3339 text in UTC ("Z"), and where the text stops, `end` at the latest.
+
+    None for everything else, at which the pure twin has to look.
+    """
+    cdef const unsigned char* at = text + 20
+    cdef int year, month, day, hour, minute, second
     cdef int microsecond = 0
-    cdef int unit = 100_000
-    if size < 20 or (text[size - 1] | 0x20) != c"z":
+    cdef int digits
+    if end - text < 20:
         return None
-    for at in range(19):
-        if places[at] == c"0":
-            if not c"0" <= text[at] <= c"9":
-                return None
-        elif at == 10:
-            if text[at] != c"T" and text[at] != c"t" and text[at] != c" ":
-                return None
-        elif text[at] != places[at]:
+    if text[4] != c"-" or text[7] != c"-" or text[13] != c":" or text[16] != c":":
+        return None
+    if text[10] != c"T" and text[10] != c"t" and text[10] != c" ":
+        return None
+    year = number_of(text, 4)
+    month = number_of(text + 5, 2)
+    day = number_of(text + 8, 2)
+    hour = number_of(text + 11, 2)
+    minute = number_of(text + 14, 2)
+    second = number_of(text + 17, 2)
+    if year < 1 or not 1 <= month <= 12 or not 1 <= day <= days_in(year, month):
+        return None
+    if not (0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 59):
+        return None
+    if text[19] == c".":
+        while at < end and c"0" <= at[0] <= c"9":
+            at += 1
+        digits = <int>min(at - text - 20, 6)
+        if digits == 0 or at == end:
             return None
-    if size > 20:
-        if text[19] != c"." or size == 21:
-            return None
-        for at in range(20, <int>size - 1):
-            if not c"0" <= text[at] <= c"9":
-                return None
-            microsecond += (text[at] - c"0") * unit
-            unit //= 10
-    year = two(text) * 100 + two(text + 2)
-    month = two(text + 5)
-    day = two(text + 8)
-    hour = two(text + 11)
-    minute = two(text + 14)
-    second = two(text + 17)
-    if not (1 <= year and 1 <= month <= 12 and 1 <= day <= days_in(year, month)):
+        microsecond = number_of(text + 20, digits)
+        while digits < 6:
+            microsecond *= 10
+            digits += 1
+    else:
+        at -= 1
+    if at[0] != c"Z" and at[0] != c"z":
         return None
-    if hour > 23 or minute > 59 or second > 59:
-        return None
+    stop[0] = at + 1
     return datetime_new(
         year, month, day, hour, minute, second, microsecond, <object>PyDateTime_TimeZone_UTC
     )
-
-
-cdef inline int two(const unsigned char* digits) noexcept:
-    return (digits[0] - c"0") * 10 + (digits[1] - c"0")
 
 
 cdef inline int days_in(int year, int month) noexcept:
@@ -393,12 +547,15 @@ cdef inline int days_in(int year, int month) noexcept:
     return 30 if month == 4 or month == 6 or month == 9 or month == 11 else 31
 
 
-cdef object read_value(Row row, object value):
-    """The attribute for a decoded value of the row's field. Raises FieldError, ValueError."""
-    cdef Kind kind = row.kind
+cdef object read_value(Rule* rule, object value):
+    """The attribute for a decoded value of a field. Raises FieldError, ValueError."""
+    cdef Kind kind = rule.kind
+    cdef const unsigned char* text
+    cdef const unsigned char* end
+    cdef const unsigned char* stop
     if kind == ANY:
         return value
-    if value is None and row.nullable:
+    if value is None and rule.nullable:
         return None
     if kind == STRING:
         if type(value) is str:
@@ -407,9 +564,11 @@ cdef object read_value(Row row, object value):
         if type(value) is str:
             moment = None
             if PyUnicode_IS_COMPACT_ASCII(value):
-                moment = read_date_time(
-                    <const unsigned char*>PyUnicode_1BYTE_DATA(value), PyUnicode_GET_LENGTH(value)
-                )
+                text = <const unsigned char*>PyUnicode_1BYTE_DATA(value)
+                end = text + PyUnicode_GET_LENGTH(value)
+                moment = scan_date_time(text, end, &stop)
+                if moment is not None and stop != end:
+                    raise ValueError
             return parse_date_time(value) if moment is None else moment
     elif kind == INTEGER:
         if type(value) is int and 0 <= value <= 0xFFFFFFFF:
@@ -419,13 +578,13 @@ cdef object read_value(Row row, object value):
             return value
     elif kind == STRINGS:
         if type(value) is dict:
-            for text in (<dict>value).values():
-                if type(text) is not str:
+            for item in (<dict>value).values():
+                if type(item) is not str:
                     raise ValueError
             return value
     elif kind == MESSAGE:
         if type(value) is dict:
-            return read_fields(row.nested, value)
+            return read_fields(rule.nested, value)
     elif kind == STATUS:
         if type(value) is str:
             return STATUSES.get(value) or OutcomeStatus(value)
@@ -438,33 +597,38 @@ cdef object read_value(Row row, object value):
     raise ValueError
 
 
-cdef Message read_fields(Schema schema, dict source):
+cdef Message read_fields(Layout* layout, dict source):
     """The message whose fields are in `source`. Raises FieldError."""
-    cdef Message message = schema.cls.__new__(schema.cls)
+    cdef Message message = new(layout)
+    cdef Rule* rule = layout.rules
     cdef Row row
     cdef PyObject* found
-    for row in schema.rows:
-        found = PyDict_GetItemWithError(source, row.name)
-        if found is not NULL:
-            value = <object>found
-        elif row.kind == OBJECT and row.default is not MISSING:
-            value = {}
-        else:
-            value = row.default
-        try:
-            value = read_value(row, value)
-        except ValueError:
-            raise row.field.refuse(value) from None
-        except FieldError as error:
-            error.path = f"{row.name}.{error.path}"
-            raise
-        put(message, row, value)
+    value = None
+    try:
+        while rule < layout.end:
+            found = PyDict_GetItemWithError(source, (<Row>rule.row).name)
+            if found is not NULL:
+                value = <object>found
+            elif rule.kind == OBJECT:
+                value = {}
+            else:
+                value = <object>rule.default
+            put(message, rule, read_value(rule, value))
+            rule += 1
+    except ValueError:
+        row = <Row>rule.row
+        raise row.field.refuse(value) from None
+    except FieldError as error:
+        error.path = f"{(<Row>rule.row).name}.{error.path}"
+        raise
     return message
 
 
 cdef enum:
-    # Copying a payload of this size is cheaper than a memoryview.
+    # Copying a document of this size is cheaper than a memoryview.
     SMALL = 4096
+    # In a payload of more than this the envelope is not worth looking at.
+    LARGE = 16384
 
 
 cdef object load(const unsigned char* text, Py_ssize_t size):
@@ -476,6 +640,10 @@ cdef object load(const unsigned char* text, Py_ssize_t size):
 
 cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
     cdef Schema schema
+    if size <= LARGE:
+        message = recognise(payload, size)
+        if message is not None:
+            return message
     try:
         document = load(payload, size)
     except ValueError as error:
@@ -493,11 +661,248 @@ cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
         path = "payload"
     else:
         try:
-            return read_fields(schema, fields)
+            return read_fields(&schema.layout, fields)
         except FieldError as error:
             reason = error.reason
             path = f"payload.{error.path}"
     raise pure.message_error(reason, payload[:size], path, fields)
+
+
+# ---- the layout that the orchestrator writes -------------------------------------------------------
+#
+# Every key in its place, no spaces, text without escapes: then the fields are taken straight from the
+# bytes, and only `params`, `result` and `details` are left to the JSON library. Each function gives 0
+# for anything else, at which decode_payload() looks from the beginning. What is taken is a sequence
+# of complete JSON values between literal keys and brackets, and JSON can be read in one way only: so
+# it is what the general way reads.
+
+cdef struct Cursor:
+    const unsigned char* at
+    const unsigned char* end
+    PyObject* job_id            # borrowed from the message; a context repeats it
+
+
+cdef inline bint match(Cursor* cursor, const char* text, Py_ssize_t size) noexcept:
+    """Steps over `text`; False if something else is there."""
+    if cursor.end - cursor.at < size or not same(cursor.at, text, size):
+        return False
+    cursor.at += size
+    return True
+
+
+cdef Message recognise(const unsigned char* payload, Py_ssize_t size):
+    cdef Cursor cursor
+    cdef Layout* layout
+    cdef Message message
+    cursor.at = payload
+    cursor.end = payload + size
+    cursor.job_id = NULL
+    if match(&cursor, REQUEST.layout.head, REQUEST.layout.head_size):
+        layout = &REQUEST.layout
+    elif match(&cursor, OUTCOME.layout.head, OUTCOME.layout.head_size):
+        layout = &OUTCOME.layout
+    elif match(&cursor, CANCEL.layout.head, CANCEL.layout.head_size):
+        layout = &CANCEL.layout
+    else:
+        return None
+    message = new(layout)
+    if take_fields(&cursor, layout, message) and match(&cursor, b"}", 1):
+        if cursor.at == cursor.end:
+            return message
+    return None
+
+
+cdef int take_fields(Cursor* cursor, Layout* layout, Message message) except -1:
+    cdef Rule* rule = layout.rules
+    cdef Py_ssize_t skip = 1  # the comma, before the first
+    if not match(cursor, b"{", 1):
+        return 0
+    while rule < layout.end:
+        if match(cursor, rule.key + 1 + skip, rule.key_size - skip):
+            skip = 0
+            if not take_value(cursor, layout, rule, message):
+                return 0
+        elif rule.required or rule.kind == OBJECT:
+            return 0
+        elif rule.default is not <PyObject*>None:
+            put(message, rule, <object>rule.default)
+        rule += 1
+    return match(cursor, b"}", 1)
+
+
+cdef int take_value(Cursor* cursor, Layout* layout, Rule* rule, Message message) except -1:
+    cdef Kind kind = rule.kind
+    cdef const unsigned char* start = cursor.at
+    cdef const unsigned char* stop
+    if start == cursor.end:
+        return 0
+    if rule.nullable and kind != ANY and start[0] == c"n":
+        return match(cursor, b"null", 4)
+    if kind == STRING or kind == STATUS or kind == DATE_TIME:
+        if start[0] != c'"':
+            return 0
+        start += 1
+        if kind == DATE_TIME:
+            value = scan_date_time(start, cursor.end, &stop)
+            if value is None:
+                return 0
+        else:
+            stop = plain_end(start, cursor.end)
+        if stop == cursor.end or stop[0] != c'"':
+            return 0
+        cursor.at = stop + 1
+        if kind == STRING:
+            value = text_of(cursor, rule, start, stop - start)
+        elif kind == STATUS:
+            if same_text(SUCCESS, start, stop - start):
+                value = SUCCESS
+            else:
+                value = STATUSES.get(ascii_text(start, stop - start))
+    elif kind == OBJECT:
+        if start[0] != c"{" or rule + 1 == layout.end:
+            return 0
+        stop = before(rule + 1, start, cursor.end)
+        if stop is NULL:
+            return 0
+        value = slice_of(cursor, layout, start, stop)
+        if type(value) is not dict:
+            return 0
+    elif kind == ANY:
+        # It reaches to the brackets at the end: the last field of the last object.
+        if cursor.end - start <= layout.depth:
+            return 0
+        value = slice_of(cursor, layout, start, cursor.end - layout.depth)
+        if value is NOTHING:
+            return 0
+        put(message, rule, value)
+        return 1
+    elif kind == MESSAGE:
+        value = new(rule.nested)
+        if not take_fields(cursor, rule.nested, value):
+            return 0
+    elif kind == INTEGER:
+        value = take_integer(cursor)
+    elif kind == BOOLEAN:
+        value = True if match(cursor, b"true", 4) else False
+        if value is False and not match(cursor, b"false", 5):
+            return 0
+    elif kind == STRINGS:
+        value = take_strings(cursor)
+    else:
+        return 0
+    if value is None:
+        return 0
+    put(message, rule, value)
+    return 1
+
+
+cdef inline str ascii_text(const unsigned char* start, Py_ssize_t size):
+    cdef str text = PyUnicode_New(size, 127)
+    memcpy(PyUnicode_1BYTE_DATA(text), start, size)
+    return text
+
+
+cdef inline bint same_text(object known, const unsigned char* start, Py_ssize_t size) noexcept:
+    """Whether ASCII text that was made here is that of the bytes."""
+    if PyUnicode_GET_LENGTH(known) != size:
+        return False
+    return same(start, PyUnicode_1BYTE_DATA(known), size)
+
+
+cdef str text_of(Cursor* cursor, Rule* rule, const unsigned char* start, Py_ssize_t size):
+    """A str for plain text: an old one where a frame repeats itself or the frame before."""
+    cdef str text
+    if rule.recurs:
+        if same_text(<str>rule.last, start, size):
+            return <str>rule.last
+        text = ascii_text(start, size)
+        if size <= 64 and not FREE_THREADED:
+            Py_INCREF(text)
+            Py_XDECREF(rule.last)
+            rule.last = <PyObject*>text
+        return text
+    if not rule.is_job_id:
+        return ascii_text(start, size)
+    if cursor.job_id is not NULL and same_text(<str>cursor.job_id, start, size):
+        return <str>cursor.job_id
+    text = ascii_text(start, size)
+    cursor.job_id = <PyObject*>text
+    return text
+
+
+cdef const unsigned char* before(
+    Rule* rule, const unsigned char* start, const unsigned char* end
+) noexcept:
+    """Where the last object of that key seems to begin, with its comma; NULL if none does.
+
+    If it only looks like it, what is before it is no JSON.
+    """
+    while True:
+        end = last_brace(start, end)
+        if end is NULL or end - start < rule.key_size:
+            return NULL
+        if same(end - rule.key_size, rule.key + 1, rule.key_size):
+            return end - rule.key_size
+
+
+cdef object slice_of(
+    Cursor* cursor, Layout* layout, const unsigned char* start, const unsigned char* stop
+):
+    """The value of the JSON between, and steps over it; NOTHING if there is none."""
+    cdef Py_ssize_t levels = MAX_DEPTH - layout.depth
+    cursor.at = stop
+    if stop - start == 2 and start[0] == c"{" and start[1] == c"}":
+        return {}
+    # The objects around it count, too: where it may be too deep, the general way decides.
+    if stop - start > 2 * levels and openers(start, stop) > levels:
+        return NOTHING
+    try:
+        return load(start, stop - start)
+    except ValueError:
+        return NOTHING
+
+
+cdef object take_integer(Cursor* cursor):
+    cdef const unsigned char* start = cursor.at
+    cdef uint64_t number = 0
+    while cursor.at < cursor.end and c"0" <= cursor.at[0] <= c"9" and cursor.at - start < 11:
+        number = number * 10 + (cursor.at[0] - c"0")
+        cursor.at += 1
+    if cursor.at == start or number > 0xFFFFFFFF:
+        return None
+    if start[0] == c"0" and cursor.at - start > 1:
+        return None
+    return number
+
+
+cdef dict take_strings(Cursor* cursor):
+    """A flat object of plain texts."""
+    cdef dict strings = {}
+    cdef const unsigned char* stop
+    cdef str key = None
+    if not match(cursor, b"{", 1):
+        return None
+    if match(cursor, b"}", 1):
+        return strings
+    while True:
+        if not match(cursor, b'"', 1):
+            return None
+        stop = plain_end(cursor.at, cursor.end)
+        text = ascii_text(cursor.at, stop - cursor.at)
+        cursor.at = stop
+        if not match(cursor, b'"', 1):
+            return None
+        if key is None:
+            key = text
+            if not match(cursor, b":", 1):
+                return None
+            continue
+        strings[key] = text
+        key = None
+        if match(cursor, b"}", 1):
+            return strings
+        if not match(cursor, b",", 1):
+            return None
 
 
 # ---- encoding --------------------------------------------------------------------------------------
@@ -515,6 +920,7 @@ cdef struct Writer:
     Py_ssize_t sizes[MAX_PIECES]
     int count
     Py_ssize_t size
+    bint in_text                # its closing quote comes with the next piece
     char scratch[SCRATCH]
     int used
     # What the pieces point into, kept alive.
@@ -542,18 +948,86 @@ cdef inline int own(Writer* writer, object value) except -1:
 
 
 cdef int write_json(Writer* writer, object value, int levels, str path) except -1:
-    cdef bytes body = encode(value, levels, path)
+    """A value of any kind, in which `levels` containers may be nested in one another."""
+    cdef bytes body
+    cdef int wraps = 0
+    cdef int nodes = 64
+    cdef int depth
+    if DUMPS is None:
+        body = encode(value, levels, path)
+    else:
+        depth = depth_of(value, &nodes)
+        if depth > levels:
+            body = encode(value, levels, path)
+        else:
+            if depth < 0:
+                wraps = DEPTH - levels
+            try:
+                body = DUMPS(value, None, OPTIONS) if wraps == 0 else dump_inside(value, wraps)
+            except TypeError:
+                wraps = 0
+                body = encode(value, levels, path)
     own(writer, body)
-    return piece(writer, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
+    return piece(writer, PyBytes_AS_STRING(body) + wraps, PyBytes_GET_SIZE(body) - 2 * wraps)
 
 
-cdef inline bint is_plain(const unsigned char* text, Py_ssize_t size) noexcept:
-    """Whether ASCII text stands in JSON as it is."""
-    cdef Py_ssize_t at
-    for at in range(size):
-        if text[at] < 0x20 or text[at] == c'"' or text[at] == c"\\":
-            return False
-    return True
+cdef inline bint is_leaf(object value) noexcept:
+    cdef PyTypeObject* cls = Py_TYPE_OF(value)
+    return cls is STR or cls is INT or cls is FLOAT or cls is BOOL or value is None
+
+
+cdef int depth_of(object value, int* nodes) noexcept:
+    """How deep containers are nested in a small value; -1 for what has more nodes, or others.
+
+    A large value is cheaper to check as orjson writes it.
+    """
+    cdef int deepest = 0
+    cdef int depth
+    cdef Py_ssize_t at = 0
+    cdef PyObject* key
+    cdef PyObject* item
+    if is_leaf(value):
+        return 0
+    if PyDict_CheckExact(value):
+        nodes[0] -= <int>min(PyDict_Size(value), nodes[0] + 1)
+        if nodes[0] < 0:
+            return -1
+        while PyDict_Next(value, &at, &key, &item):
+            if not is_leaf(<object>item):
+                depth = depth_of(<object>item, nodes)
+                if depth < 0:
+                    return -1
+                deepest = max(deepest, depth)
+        return deepest + 1
+    if PyList_CheckExact(value):
+        nodes[0] -= <int>min(PyList_GET_SIZE(value), nodes[0] + 1)
+        if nodes[0] < 0:
+            return -1
+        for at in range(PyList_GET_SIZE(value)):
+            if not is_leaf(<object>PyList_GET_ITEM(value, at)):
+                depth = depth_of(<object>PyList_GET_ITEM(value, at), nodes)
+                if depth < 0:
+                    return -1
+                deepest = max(deepest, depth)
+        return deepest + 1
+    return -1
+
+
+cdef bytes dump_inside(object value, int wraps):
+    """`value` inside that many lists, as JSON: see _json.DEPTH."""
+    # Taken while it is in use, since a value's own code may come back here.
+    outer, inner = CHAINS.pop(wraps, None) or new_chain(wraps)
+    inner[0] = value
+    try:
+        return DUMPS(outer, None, OPTIONS)
+    finally:
+        inner[0] = None
+        CHAINS[wraps] = outer, inner
+
+
+cdef tuple new_chain(int wraps):
+    inner = [None]
+    return _json.wrap(inner, wraps - 1), inner
 
 
 cdef int write_string(Writer* writer, object value, str path) except -1:
@@ -562,11 +1036,13 @@ cdef int write_string(Writer* writer, object value, str path) except -1:
     if PyUnicode_IS_COMPACT_ASCII(value):
         text = <const unsigned char*>PyUnicode_1BYTE_DATA(value)
         size = PyUnicode_GET_LENGTH(value)
-        if is_plain(text, size):
+        if plain_end(text, text + size) == text + size:
             own(writer, value)
-            piece(writer, b'"', 1)
-            piece(writer, <const char*>text, size)
-            return piece(writer, b'"', 1)
+            # The quote is the last character of the key, which was written without it.
+            writer.sizes[writer.count - 1] += 1
+            writer.size += 1
+            writer.in_text = True
+            return piece(writer, <const char*>text, size)
     return write_json(writer, value, 0, path)
 
 
@@ -628,19 +1104,22 @@ cdef int write_date_time(Writer* writer, object moment) except -1:
     return piece(writer, start, writer.scratch + writer.used - start)
 
 
-cdef int write_value(Writer* writer, Schema schema, Row row, object value) except -1:
+cdef int write_value(Writer* writer, Layout* layout, Rule* rule, object value) except -1:
     """Raises EncodeError, and ValueError for a value that the field does not take."""
-    cdef Kind kind = row.kind
+    cdef Kind kind = rule.kind
+    cdef Row row = <Row>rule.row
     cdef char* start
     if kind == STRING:
         if isinstance(value, str):
             return write_string(writer, value, row.path)
     elif kind == STATUS:
-        status = (value if type(value) is OutcomeStatus else OutcomeStatus(value)).value
-        return write_string(writer, status, row.path)
+        if value is SUCCESS:
+            return piece(writer, b'"success"', 9)
+        value = OutcomeStatus(value)
+        return piece(writer, <const char*>STATUS_TEXTS[value], len(<bytes>STATUS_TEXTS[value]))
     elif kind == MESSAGE:
-        if type(value) is row.nested.cls:
-            return write_fields(writer, row.nested, value)
+        if type(value) is <object><PyObject*>rule.nested.cls:
+            return write_fields(writer, rule.nested, value)
     elif kind == DATE_TIME:
         if PyDateTime_Check(value):
             return write_date_time(writer, value)
@@ -652,31 +1131,55 @@ cdef int write_value(Writer* writer, Schema schema, Row row, object value) excep
         if type(value) is bool:
             return piece(writer, b"true", 4) if value else piece(writer, b"false", 5)
     else:
-        row.check(value)
-        return write_json(writer, value, schema.levels, row.path)
+        if kind != ANY:
+            row.check(value)
+        return write_json(writer, value, MAX_LEVELS - layout.depth, row.path)
     raise ValueError
 
 
-cdef int write_fields(Writer* writer, Schema schema, Message message) except -1:
+cdef inline bint writes_none(Layout* layout, Rule* rule, Message message) noexcept:
+    """Whether the field is written as null when it is None; otherwise it is left out."""
+    if layout == &CONTEXT.layout:
+        return True
+    return rule.is_result and (
+        (<ExecutionOutcome>message).status is SUCCESS
+        or (<ExecutionOutcome>message).status == SUCCESS
+    )
+
+
+cdef inline int write_key(Writer* writer, Rule* rule, bint first) except -1:
+    """The key of a field, behind a comma, behind the quote of the text before."""
+    cdef Py_ssize_t skip = 2 if first else 0 if writer.in_text else 1
+    writer.in_text = False
+    return piece(writer, rule.key + skip, rule.key_size + 1 - skip)
+
+
+cdef int write_fields(Writer* writer, Layout* layout, Message message) except -1:
+    cdef Rule* rule = layout.rules
     cdef Row row
-    cdef Py_ssize_t skip = 1  # the comma, before the first
+    cdef bint first = True
+    value = None
     piece(writer, b"{", 1)
-    for row in schema.rows:
-        value = get(message, row)
-        if value is None and row.nullable:
-            if not schema.pure._writes_none(message, row.name):
-                continue
-        piece(writer, PyBytes_AS_STRING(row.key) + skip, PyBytes_GET_SIZE(row.key) - skip)
-        skip = 0
-        if value is None and row.nullable:
-            piece(writer, b"null", 4)
-            continue
-        try:
-            write_value(writer, schema, row, value)
-        except EncodeError:
-            raise
-        except ValueError:
-            raise row.field.refuse_to_send(value, row.path) from None
+    try:
+        while rule < layout.end:
+            value = get(message, rule)
+            if value is not None or not rule.nullable:
+                write_key(writer, rule, first)
+                first = False
+                write_value(writer, layout, rule, value)
+            elif writes_none(layout, rule, message):
+                write_key(writer, rule, first)
+                first = False
+                piece(writer, b"null", 4)
+            rule += 1
+    except EncodeError:
+        raise
+    except ValueError:
+        row = <Row>rule.row
+        raise row.field.refuse_to_send(value, row.path) from None
+    if writer.in_text:
+        writer.in_text = False
+        return piece(writer, b'"}', 2)
     return piece(writer, b"}", 1)
 
 
@@ -694,20 +1197,22 @@ def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
             (MAX_NESTING containers in the whole document), or the payload is too large.
         TypeError: `message` is not a RunnerMessage.
     """
-    cdef uint32_t limit = checked_limit(max_frame_size)
+    cdef uint32_t limit = MAX_PAYLOAD
     cdef Writer writer
     cdef Schema schema = None
     cdef char* out
     cdef int at
-    if isinstance(message, Message):
-        schema = schema_of(type(message))
-    if schema is None or schema.head is None:
+    if max_frame_size is not MAX_FRAME_SIZE:
+        limit = checked_limit(max_frame_size)
+    schema = find_schema(type(message))
+    if schema is None or not schema.layout.head_size:
         raise TypeError(f"expected a RunnerMessage, got {type(message).__name__}")
     writer.count = writer.used = writer.owns = 0
     writer.size = 0
+    writer.in_text = False
     try:
-        piece(&writer, PyBytes_AS_STRING(schema.head), PyBytes_GET_SIZE(schema.head))
-        write_fields(&writer, schema, message)
+        piece(&writer, schema.layout.head, schema.layout.head_size)
+        write_fields(&writer, &schema.layout, message)
         piece(&writer, b"}", 1)
         error = unsendable(writer.size, limit)
         if error is not None:
@@ -725,7 +1230,7 @@ def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
             Py_XDECREF(writer.owned[at])
 
 
-def decode_frame(frame):
+def decode_frame(frame, /):
     """The message in one whole frame, header included.
 
     Raises:
@@ -734,6 +1239,11 @@ def decode_frame(frame):
         TypeError: `frame` is not bytes, bytearray or memoryview.
     """
     cdef Py_buffer view
+    cdef const unsigned char* start
+    if PyBytes_CheckExact(frame):
+        start = <const unsigned char*>PyBytes_AS_STRING(frame)
+        check_whole(start, PyBytes_GET_SIZE(frame))
+        return decode_payload(start + HEADER_LEN, PyBytes_GET_SIZE(frame) - HEADER_LEN)
     acquire(frame, &view)
     try:
         check_whole(<const unsigned char*>view.buf, view.len)

@@ -28,10 +28,10 @@ READ_SIZE = 32 * 1024
 
 def octets(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
     """`data` as something whose len() is its number of bytes. Raises TypeError."""
-    if isinstance(data, memoryview):
-        return data.cast("B") if data.c_contiguous else data.tobytes()
     if isinstance(data, (bytes, bytearray)):
         return data
+    if isinstance(data, memoryview):
+        return data.cast("B") if data.c_contiguous else data.tobytes()
     raise TypeError(f"expected bytes, bytearray or memoryview, got {type(data).__name__}")
 
 
@@ -47,23 +47,24 @@ def checked_limit(max_frame_size: int) -> int:
 def payload_length(header: bytes | bytearray | memoryview, limit: int) -> int:
     """The length that a header of four bytes declares. Raises FrameError."""
     length = int.from_bytes(header, "big")
+    if 0 < length <= limit:
+        return length
     if length == 0:
         raise EmptyFrameError
-    if length > limit:
-        raise FrameTooLargeError(length, limit)
-    return length
+    raise FrameTooLargeError(length, limit)
 
 
-def whole_payload(frame: bytes | bytearray | memoryview) -> memoryview:
-    """The payload of one whole frame, in place. Raises TypeError, FrameError."""
-    frame = memoryview(octets(frame))
+def whole_payload(frame: bytes | bytearray | memoryview) -> bytes:
+    """The payload of one whole frame. Raises TypeError, FrameError."""
+    if type(frame) is not bytes:
+        frame = memoryview(octets(frame))
     received = len(frame)
     if received < FRAME_HEADER_LEN:
         raise TruncatedFrameError(FRAME_HEADER_LEN, received)
     expected = FRAME_HEADER_LEN + payload_length(frame[:FRAME_HEADER_LEN], MAX_FRAME_SIZE)
     if received != expected:
         raise TruncatedFrameError(expected, received)
-    return frame[FRAME_HEADER_LEN:]
+    return bytes(frame[FRAME_HEADER_LEN:])
 
 
 def pack_frame(

@@ -1,0 +1,60 @@
+"""The messages that are measured: recorded requests of three sizes, and the answers that echo them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from rrq_fastwire import FrameDecoder, pack_frame
+
+CAPTURES = Path(__file__).parent.parent / "tests" / "captures"
+CHUNK = 64 * 1024
+
+# Payloads of 560 B, 2.3 KB and 90 KB: the orchestrator's own bytes, with params of 100 B, 2 KB and
+# 100 KB as Python's json would write them.
+_SIZES = {"100B": 560, "2KB": 2300, "100KB": 90314}
+
+
+def _recorded(size: int) -> bytes:
+    stream = (CAPTURES / "sizes.to-runner.bin").read_bytes()
+    return next(payload for payload in FrameDecoder().feed(stream) if len(payload) == size)
+
+
+def response_payload(request: bytes) -> bytes:
+    """The success that echoes the params of a request, as a compact runner writes it."""
+    fields = orjson.loads(request)["payload"]
+    answer = {
+        "job_id": fields["job_id"],
+        "request_id": fields["request_id"],
+        "status": "success",
+        "result": fields["params"],
+    }
+    return orjson.dumps({"type": "response", "payload": answer})
+
+
+def spaced(payload: bytes) -> bytes:
+    """The same document as Python's json writes it, with spaces."""
+    return json.dumps(json.loads(payload), ensure_ascii=False).encode()
+
+
+def chunks(stream: bytes, size: int = CHUNK) -> list[bytes]:
+    """The stream in pieces, as a socket would give it."""
+    return [stream[start : start + size] for start in range(0, len(stream), size)]
+
+
+_PAYLOADS = {name: _recorded(size) for name, size in _SIZES.items()}
+REQUESTS = {name: pack_frame(payload) for name, payload in _PAYLOADS.items()}
+RESPONSES = {name: pack_frame(response_payload(payload)) for name, payload in _PAYLOADS.items()}
+VALUES: dict[str, Any] = {
+    name: orjson.loads(payload)["payload"]["params"] for name, payload in _PAYLOADS.items()
+}
+IDS: tuple[str, str] = tuple(
+    orjson.loads(_PAYLOADS["100B"])["payload"][name] for name in ("job_id", "request_id")
+)
+
+# 560-byte payloads, as many as fill sixteen reads.
+STREAM = chunks(REQUESTS["100B"] * (16 * CHUNK // len(REQUESTS["100B"])))
+LARGE = chunks(pack_frame(bytes(16 * 1024 * 1024)))
