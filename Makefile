@@ -6,13 +6,13 @@ VENV ?= .venv
 CONFORMANCE := $(wildcard ../shared/conformance)
 
 RUN := $(VENV)/bin
-PYTEST := $(RUN)/python -m pytest
+PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
 READY := $(VENV)/ready
 
-.PHONY: help demo test lint typecheck e2e bench clean
+.PHONY: help demo test lint typecheck e2e bench bench-check bench-instructions clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml setup.py $(wildcard rrq_fastwire/_c/*.p*)
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +25,7 @@ demo: $(READY)  ## run 2,000 jobs through the stock runner with the codec put in
 
 test: $(READY)  ## run the suite: both twins, then with the standard library's json, then the built wheel
 	$(PYTEST) $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
-	$(PYTEST) --no-orjson
+	$(PYTEST) tests --no-orjson
 	$(MAKE) test-wheel
 
 .PHONY: test-wheel
@@ -49,8 +49,17 @@ typecheck: $(READY)  ## mypy and pyright, both strict
 e2e: $(READY)  ## run real jobs: Redis, the published orchestrators, the stock runner and the codec
 	$(PYTEST) tests/e2e
 
-bench: $(READY)  ## time everything in benchmarks/
-	$(PYTEST) benchmarks --benchmark-only
+bench: $(READY)  ## time everything in benchmarks/, and write benchmarks/results/
+	mkdir -p build
+	$(PYTEST) benchmarks --benchmark-only --benchmark-json=build/benchmark.json
+	-$(RUN)/python -m benchmarks.check --json build/check.json
+	$(RUN)/python -m benchmarks.report build/benchmark.json build/check.json
+
+bench-check: $(READY)  ## compare speed with what it is to be; exits with 1 if a row falls short
+	$(RUN)/python -m benchmarks.check
+
+bench-instructions: $(READY)  ## count instructions with valgrind, and compare with those kept
+	$(RUN)/python -m benchmarks.instructions
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

@@ -87,15 +87,31 @@ def msgspec_encode_frame(message: OutcomeMessage) -> bytes:
     return len(body).to_bytes(4, "big") + body
 
 
-def rrq_decode_request(payload: bytes) -> rrq.runner.ExecutionRequest:
-    return rrq.runner.ExecutionRequest.model_validate(rrq.protocol.decode_message(payload)[1])
+def rrq_decode(payload: bytes) -> rrq.runner.ExecutionRequest | rrq.runner.ExecutionOutcome:
+    message_type, fields = rrq.protocol.decode_message(payload)
+    if message_type == "request":
+        return rrq.runner.ExecutionRequest.model_validate(fields)
+    return rrq.runner.ExecutionOutcome.model_validate(fields)
 
 
-def rrq_encode_success(job_id: str, request_id: str, result: Any) -> bytes:
-    outcome = rrq.runner.ExecutionOutcome(
+def rrq_success(job_id: str, request_id: str, result: Any) -> rrq.runner.ExecutionOutcome:
+    return rrq.runner.ExecutionOutcome(
         job_id=job_id, request_id=request_id, status="success", result=result
     )
+
+
+def rrq_encode_frame(outcome: rrq.runner.ExecutionOutcome) -> bytes:
     return rrq.protocol.encode_message("response", outcome.model_dump(mode="json"))
+
+
+def json_decode_frame(frame: bytes) -> Any:
+    (length,) = unpack_length(frame)
+    return json.loads(frame[4 : 4 + length])
+
+
+def orjson_decode_frame(frame: bytes) -> Any:
+    (length,) = unpack_length(frame)
+    return orjson.loads(frame[4 : 4 + length])
 
 
 def json_encode_frame(document: Any) -> bytes:
@@ -124,7 +140,7 @@ def split(chunks: list[bytes]) -> Iterator[bytes]:
 
 
 def append_and_copy(chunks: list[bytes]) -> bytes:
-    """The least that one large frame in pieces takes: a growing buffer, and the payload out of it."""
+    """The least that a large frame in pieces takes: a growing buffer, and a copy out of it."""
     buffer = bytearray()
     for chunk in chunks:
         buffer += chunk

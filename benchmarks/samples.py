@@ -1,4 +1,4 @@
-"""The messages that are measured: recorded requests of three sizes, and the answers that echo them."""
+"""What is measured: recorded requests of three sizes, and the answers that echo them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,12 @@
+"""Benchmarks are timed when they are asked for (--benchmark-only), else each body runs once."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    options = config.option
+    if not (options.benchmark_only or options.benchmark_enable):
+        options.benchmark_disable = True

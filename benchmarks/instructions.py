@@ -1,0 +1,139 @@
+"""Instructions for each operation of the compiled twin, counted by valgrind's callgrind.
+
+    python -m benchmarks.instructions [--write]
+
+They do not depend on what else the machine does, so that a rise is the code's. Compares with
+instructions.json and exits with 1 if one rose by more than 3 %; --write keeps the counts. They
+belong to one build of Python and of orjson, kept beside them: those of another do not compare.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from rrq_fastwire import _c
+
+from . import samples
+
+KEPT = Path(__file__).with_name("instructions.json")
+TOLERANCE = 1.03
+# Few enough for valgrind, and enough that the start of the interpreter cancels out.
+CALLS = (200, 1200)
+
+_CANCEL = _c.encode_frame(_c.CancelRequest(job_id=samples.IDS[0], request_id=samples.IDS[1]))
+_ERROR = _c.ExecutionOutcome.failure(*samples.IDS, "it broke", code="E1")
+_SPACED = _c.pack_frame(samples.spaced(samples.REQUESTS["100B"][4:]))
+_OUTCOMES = {
+    size: _c.ExecutionOutcome.success(*samples.IDS, value) for size, value in samples.VALUES.items()
+}
+_REQUEST = _c.decode_frame(samples.REQUESTS["100B"])
+_BURST = samples.REQUESTS["100B"] * 8
+
+
+def _feed(decoder: Any, data: bytes) -> None:
+    for _ in decoder.feed(data):
+        pass
+
+
+OPERATIONS: dict[str, Callable[[], Any]] = {
+    "decode request 100B": lambda: _c.decode_frame(samples.REQUESTS["100B"]),
+    "decode request 2KB": lambda: _c.decode_frame(samples.REQUESTS["2KB"]),
+    "decode request with spaces": lambda: _c.decode_frame(_SPACED),
+    "decode response 100B": lambda: _c.decode_frame(samples.RESPONSES["100B"]),
+    "decode cancel": lambda: _c.decode_frame(_CANCEL),
+    "encode success 100B": lambda: _c.encode_frame(_OUTCOMES["100B"]),
+    "encode success 2KB": lambda: _c.encode_frame(_OUTCOMES["2KB"]),
+    "encode failure": lambda: _c.encode_frame(_ERROR),
+    "encode request 100B": lambda: _c.encode_frame(_REQUEST),
+    "split 8 frames": lambda: _feed(_c.FrameDecoder(), _BURST),
+}
+
+
+def total(operation: str, calls: int, folder: str) -> int:
+    """Instructions of a process that calls the operation so many times."""
+    done = subprocess.run(
+        [
+            "valgrind",
+            "--tool=callgrind",
+            f"--callgrind-out-file={folder}/out",
+            sys.executable,
+            "-m",
+            "benchmarks.instructions",
+            "--call",
+            operation,
+            str(calls),
+        ],
+        env=os.environ | {"PYTHONHASHSEED": "0", "RRQ_FASTWIRE_PURE": "0"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    counted = re.search(r"Collected : (\d+)", done.stderr)
+    assert counted, done.stderr
+    return int(counted[1])
+
+
+def count(operation: str) -> int:
+    """Instructions of one call."""
+    with tempfile.TemporaryDirectory() as folder:
+        few, many = (total(operation, calls, folder) for calls in CALLS)
+    return round((many - few) / (CALLS[1] - CALLS[0]))
+
+
+def build() -> dict[str, str]:
+    """What the counts belong to."""
+    return {
+        "python": platform.python_version(),
+        "compiler": platform.python_compiler(),
+        "machine": platform.machine(),
+        "orjson": orjson.__version__,
+    }
+
+
+def main() -> int:
+    """Counts, compares or keeps, and returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--write", action="store_true", help="keep the counts")
+    parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.call:
+        call = OPERATIONS[options.call[0]]
+        for _ in range(int(options.call[1])):
+            call()
+        return 0
+    if shutil.which("valgrind") is None:
+        print("valgrind is not installed: apt-get install valgrind", file=sys.stderr)
+        return 2
+    counts = {operation: count(operation) for operation in OPERATIONS}
+    if options.write:
+        KEPT.write_text(json.dumps({"build": build(), "instructions": counts}, indent=1) + "\n")
+    kept = json.loads(KEPT.read_text())
+    comparable = kept["build"] == build()
+    risen = 0
+    for operation, counted in counts.items():
+        before = kept["instructions"].get(operation, counted)
+        rise = comparable and counted > before * TOLERANCE
+        risen += rise
+        print(
+            f"{operation:<28}{counted:>8}{counted / before - 1:>+8.1%}{'  risen' if rise else ''}"
+        )
+    if not comparable:
+        print(f"not compared: kept by {kept['build']}, this is {build()}")
+    return 1 if risen else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

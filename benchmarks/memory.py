@@ -1,0 +1,90 @@
+"""What a decoded message and an idle decoder hold, beside the peers.
+
+    python -m benchmarks.memory
+
+By tracemalloc: bytes that Python's allocators hand out. By RSS, each in a process of its own: what
+the process grew by, which takes in what orjson and msgspec allocate past Python.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from rrq_fastwire import _c, _py
+
+from . import peers, samples
+
+COUNT = 20_000
+FRAME = samples.REQUESTS["100B"]
+SUBJECTS: dict[str, Callable[[], Any]] = {
+    "message, compiled": lambda: _c.decode_frame(FRAME),
+    "message, pure": lambda: _py.decode_frame(FRAME),
+    "message, msgspec": lambda: peers.msgspec_decode(FRAME[4:]),
+    "message, orjson": lambda: orjson.loads(FRAME[4:]),
+    "message, rrq": lambda: peers.rrq_decode(FRAME[4:]),
+    "idle decoder, compiled": _c.MessageDecoder,
+    "idle decoder, pure": _py.MessageDecoder,
+    "decoder after a message, compiled": lambda: (
+        next(used := _c.MessageDecoder().feed(FRAME)) and used
+    ),
+    "decoder after a message, pure": lambda: (
+        next(used := _py.MessageDecoder().feed(FRAME)) and used
+    ),
+}
+
+
+def resident() -> int:
+    """Bytes of this process in memory; Linux only."""
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096
+
+
+def held(make: Callable[[], Any], measure: Callable[[], int]) -> float:
+    """Bytes for each of COUNT objects that live together."""
+    keep: list[Any] = [None] * COUNT
+    make()
+    gc.collect()
+    before = measure()
+    for at in range(COUNT):
+        keep[at] = make()
+    return (measure() - before) / COUNT
+
+
+def traced(make: Callable[[], Any]) -> float:
+    tracemalloc.start()
+    try:
+        return held(make, lambda: tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+
+
+def measure() -> dict[str, dict[str, float]]:
+    """Bytes by subject and by way of measuring."""
+    table = {}
+    for subject, make in SUBJECTS.items():
+        child = [sys.executable, "-m", "benchmarks.memory", subject]
+        done = subprocess.run(child, check=True, capture_output=True, text=True)
+        table[subject] = {"tracemalloc": traced(make), "RSS": float(json.loads(done.stdout))}
+    return table
+
+
+def main() -> None:
+    """The table; with a subject, only its RSS, for the parent process."""
+    if len(sys.argv) > 1:
+        print(held(SUBJECTS[sys.argv[1]], resident))
+        return
+    print(f"{'bytes for each':<36}{'tracemalloc':>12}{'RSS':>8}")
+    for subject, row in measure().items():
+        print(f"{subject:<36}{row['tracemalloc']:>12.0f}{row['RSS']:>8.0f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Payloads to messages. Peers that do not know frames get the payload; ours take the prefix off."""
+
+from __future__ import annotations
+
+import json
+
+import orjson
+import pytest
+
+from rrq_fastwire import _c, _py
+
+from . import peers, samples
+
+DECODERS = {
+    "compiled": _c.decode_frame,
+    "pure": _py.decode_frame,
+    "msgspec": lambda frame: peers.msgspec_decode(frame[4:]),
+    "orjson_struct": peers.orjson_decode_frame,
+    "json_struct": peers.json_decode_frame,
+    "rrq": lambda frame: peers.rrq_decode(frame[4:]),
+}
+
+
+def fields(message):
+    """The params or the result, and the ids, whatever a peer makes of a message."""
+    if isinstance(message, dict):
+        payload = message["payload"]
+        return (
+            payload["job_id"],
+            payload["request_id"],
+            payload["params"] if "params" in payload else payload["result"],
+        )
+    payload = getattr(message, "payload", message)
+    value = payload.params if hasattr(payload, "params") else payload.result
+    return payload.job_id, payload.request_id, value
+
+
+def measured(benchmark, frame, peer):
+    decode = DECODERS[peer]
+    assert fields(decode(frame)) == fields(json.loads(frame[4:]))
+    benchmark(decode, frame)
+
+
+@pytest.mark.parametrize("peer", DECODERS)
+@pytest.mark.parametrize("size", samples.REQUESTS)
+def test_decode_request(benchmark, size, peer):
+    benchmark.group = f"decode request {size}"
+    measured(benchmark, samples.REQUESTS[size], peer)
+
+
+@pytest.mark.parametrize("peer", DECODERS)
+@pytest.mark.parametrize("size", samples.RESPONSES)
+def test_decode_response(benchmark, size, peer):
+    benchmark.group = f"decode response {size}"
+    measured(benchmark, samples.RESPONSES[size], peer)
+
+
+@pytest.mark.parametrize("peer", DECODERS)
+def test_decode_request_with_spaces(benchmark, peer):
+    benchmark.group = "decode request with spaces 100B"
+    measured(benchmark, _c.pack_frame(samples.spaced(samples.REQUESTS["100B"][4:])), peer)
+
+
+@pytest.mark.parametrize("peer", DECODERS)
+def test_decode_request_other_order(benchmark, peer):
+    benchmark.group = "decode request in another order 100B"
+    document = json.loads(samples.REQUESTS["100B"][4:])
+    document["payload"] = dict(reversed(document["payload"].items()))
+    measured(benchmark, _c.pack_frame(orjson.dumps(document)), peer)
