@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    JSON_BACKEND: str
     loads: Callable[[bytes | memoryview], Any]
 
 __all__ = ["JSON_BACKEND", "encode", "loads", "version"]
@@ -95,7 +94,7 @@ except ImportError:
     import re
     import sys
 
-    JSON_BACKEND = "json"
+    backend = "json"
     version = sys.version.partition(" ")[0]  # it comes with Python
 
     # What orjson reads at the most, so that both accept the same.
@@ -171,7 +170,7 @@ else:
     # Date-times and dataclasses have no JSON form here: orjson's is not the one of RRQ's runner.
     OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
 
-    JSON_BACKEND = "orjson"
+    backend = "orjson"
     version = orjson.__version__
     loads = orjson.loads
     dumps = orjson.dumps
@@ -212,3 +211,6 @@ else:
         except TypeError:
             body = dumps(_plain(value, levels, path, _fragment))
         return body
+
+
+JSON_BACKEND: str = backend

@@ -13,7 +13,7 @@ from .. import ExecutionContext, ExecutionOutcome, ExecutionRequest, MessageDeco
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from typing import Any
 
 _JOBS = 2000
@@ -71,9 +71,9 @@ _NAMES = ("decode_message", "encode_message")
 
 
 @contextmanager
-def _timed(module: Any) -> Iterator[dict[str, int]]:
+def _timed(module: Any) -> Generator[dict[str, int]]:
     """Sums up the nanoseconds spent in a module's codec."""
-    spent = dict.fromkeys(_NAMES, 0)
+    spent: dict[str, int] = dict.fromkeys(_NAMES, 0)
     originals = {name: getattr(module, name) for name in _NAMES}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
