@@ -24,67 +24,116 @@ __all__ = ["JSON_BACKEND", "encode", "loads", "version"]
 # The reference reads an integer outside 64 bits as a float, and refuses one beyond a double.
 _BIG = 10**308
 
+_LEAVES = frozenset((str, int, float, bool, type(None)))
 
-def _plain(value: Any, levels: int, path: str, big: Callable[[int], Any]) -> Any:
-    """`value` with nothing in it but what both backends write alike.
 
-    It decides what can be encoded: orjson is the fast way for what this lets through as it is.
+class _NoJsonError(Exception):
+    """Why a value cannot be encoded; `path` grows on the way out."""
+
+    def __init__(self, reason: str) -> None:
+        self.reason = reason
+        self.path = ""
+
+
+def is_plain(value: Any, levels: int) -> bool:
+    """Whether nothing but Python's own types is in `value`, nested at most `levels` deep.
+
+    Only that is left to orjson, which trusts what else it knows: a Fragment is written unread, an
+    Enum may run anybody's code while it is written, and tuples do not count as nested.
+    """
+    kind = type(value)
+    if kind in _LEAVES:
+        return True
+    if kind is dict:
+        items = value.values()
+    elif kind is list or kind is tuple:
+        items = value
+    else:
+        return False
+    if not levels:
+        return False
+    for item in items:  # noqa: SIM110 (a generator takes twice as long)
+        if type(item) not in _LEAVES and not is_plain(item, levels - 1):
+            return False
+    return True
+
+
+def _plain(value: Any, levels: int, big: Callable[[int], Any]) -> Any:
+    """`value` with nothing in it but what both backends write alike. Raises _NoJsonError.
 
     Arguments:
         levels: how many containers may be nested in one another.
-        path: where `value` stands, for the error.
         big: what an integer outside 64 bits is turned into.
-
-    Raises EncodeError.
     """
-    if value is None or isinstance(value, bool):
+    if value is None or value is True or value is False:
         return value
     if isinstance(value, Enum):
-        return _plain(value.value, levels, path, big)
+        return _plain(value.value, levels, big)
     if isinstance(value, str):
-        return _text(value, path)
+        return _text(value)
     if isinstance(value, int):
-        number = int(value)
+        number = int.__index__(value)
         if -(2**63) <= number < 2**64:
             return number
         if -_BIG < number < _BIG:
             return big(number)
-        raise EncodeError("int of more than 308 digits, which no double can hold", path)
+        raise _NoJsonError("int of more than 308 digits, which no double can hold")
     if isinstance(value, float):
-        return float(value) if value - value == 0.0 else None  # NaN and infinities become null
-    if isinstance(value, (list, tuple)):
-        levels = _descend(levels, path)
-        return [_plain(item, levels, f"{path}[{at}]", big) for at, item in enumerate(value)]
-    if isinstance(value, dict):
-        levels = _descend(levels, path)
-        return {
-            _key(key, path): _plain(item, levels, f"{path}.{key}" if path else key, big)
-            for key, item in value.items()
-        }
+        real = float.__float__(value)
+        return real if real - real == 0.0 else None  # NaN and infinities become null
     if isinstance(value, UUID):
-        return str(value)
-    raise EncodeError(f"object of type {type(value).__qualname__!r} has no JSON form", path)
-
-
-def _text(value: str, path: str) -> str:
+        return _text(UUID.__str__(value))
+    if not isinstance(value, (dict, list, tuple)):
+        raise _NoJsonError(f"object of type {type(value).__qualname__!r} has no JSON form")
+    if not levels:
+        raise _NoJsonError("nested too deep for the orchestrator")
+    step = ""
     try:
-        return value.encode().decode()
+        if isinstance(value, dict):
+            plain = {}
+            for key, item in value.items():
+                step = ""
+                name = _key(key)
+                step = f".{name}"
+                plain[name] = _plain(item, levels - 1, big)
+            return plain
+        items: list[Any] = []
+        for item in value:
+            step = f"[{len(items)}]"
+            items.append(_plain(item, levels - 1, big))
+        return items
+    except _NoJsonError as error:
+        error.path = step + error.path
+        raise
+
+
+def _text(value: str) -> str:
+    try:
+        return str.encode(value).decode()
     except UnicodeEncodeError as error:
         reason = f"str with a lone surrogate at index {error.start}, which UTF-8 cannot carry"
-        raise EncodeError(reason, path) from None
+        raise _NoJsonError(reason) from None
 
 
-def _key(key: Any, path: str) -> str:
+def _key(key: Any) -> str:
     if isinstance(key, str):
-        return _text(key, path)
-    raise EncodeError(f"object key of type {type(key).__qualname__!r}, only str can be one", path)
+        return _text(key)
+    raise _NoJsonError(f"object key of type {type(key).__qualname__!r}, only str can be one")
 
 
-def _descend(levels: int, path: str) -> int:
-    if not levels:
-        # The path of something nested a hundred levels deep helps nobody.
-        raise EncodeError("nested too deep for the orchestrator", path[:80])
-    return levels - 1
+def _checked(value: Any, levels: int, path: str, big: Callable[[int], Any]) -> Any:
+    """What _plain() gives; raises EncodeError, whatever a value's own code raises."""
+    try:
+        return _plain(value, levels, big)
+    except _NoJsonError as error:
+        where = (path + error.path).removeprefix(".")
+        # The whole path of something a hundred levels deep helps nobody.
+        raise EncodeError(
+            error.reason, where if len(where) < 200 else f"{where[:200]}..."
+        ) from None
+    except Exception as error:
+        reason = f"its own code raised {type(error).__name__} while it was encoded"
+        raise EncodeError(reason, path) from error
 
 
 try:
@@ -93,12 +142,16 @@ except ImportError:
     import json
     import re
     import sys
+    from _thread import allocate_lock
 
     backend = "json"
     version = sys.version.partition(" ")[0]  # it comes with Python
 
     # What orjson reads at the most, so that both accept the same.
     _DEPTH = 1024
+    # From here on CPython 3.11, which counts them against its recursion limit, may need help.
+    _DEEP = 100
+    _recursion = allocate_lock()
 
     _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
     # Tried from the left over a document known to be JSON, each match is one whole escape:
@@ -131,20 +184,20 @@ except ImportError:
         return deepest
 
     def _decode_deep(text: str) -> Any:
-        """CPython 3.11 counts every container against its recursion limit of 1,000."""
         if _depth(text) > _DEPTH:
             raise ValueError("depth limit exceeded")
-        limit = sys.getrecursionlimit()
-        sys.setrecursionlimit(limit + _DEPTH)
-        try:
-            return _decode(text)
-        finally:
-            sys.setrecursionlimit(limit)
+        with _recursion:
+            limit = sys.getrecursionlimit()
+            sys.setrecursionlimit(limit + _DEPTH)
+            try:
+                return _decode(text)
+            finally:
+                sys.setrecursionlimit(limit)
 
     def _loads(data: bytes | memoryview) -> Any:
         """The value of one JSON document. Raises ValueError."""
         text = str(data, "utf-8")
-        deep = text.count("[") + text.count("{") > _DEPTH // 2
+        deep = text.count("[") + text.count("{") > _DEEP
         value = _decode_deep(text) if deep else _decode(text)
         if "\\u" in text and any(escape["lone"] for escape in _ESCAPE.finditer(text)):
             raise ValueError("lone surrogate in string")
@@ -161,39 +214,18 @@ except ImportError:
 
         Raises EncodeError.
         """
-        plain = _plain(value, levels, path, lambda number: number)
-        return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
+        plain = _checked(value, levels, path, lambda number: number)
+        text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        return text.encode()
 
 else:
-    from bisect import bisect_left
-
-    # Date-times and dataclasses have no JSON form here: orjson's is not the one of RRQ's runner.
-    OPTIONS = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME
-
     backend = "orjson"
     version = orjson.__version__
     loads = orjson.loads
     dumps = orjson.dumps
 
-    def wrap(value: Any, levels: int) -> Any:
-        """`value` inside that many lists."""
-        for _ in range(levels):
-            value = [value]
-        return value
-
     def _fragment(number: int) -> Any:
         return orjson.Fragment(str(number))  # type: ignore[attr-defined,unused-ignore]
-
-    def _refused(levels: int) -> bool:
-        try:
-            dumps(wrap(None, levels))
-        except TypeError:
-            return True
-        return False
-
-    # orjson refuses to write more nested containers than this (254 as of 3.13). So a value inside
-    # DEPTH - n lists is refused if it nests deeper than n: checked at orjson's own speed.
-    DEPTH = bisect_left(range(1024), True, key=_refused) - 1
 
     def encode(value: Any, levels: int, path: str) -> bytes:
         """`value` as compact JSON.
@@ -204,13 +236,12 @@ else:
 
         Raises EncodeError.
         """
-        try:
-            body = dumps(value, None, OPTIONS)
-            if body.count(b"[") + body.count(b"{") > levels:
-                dumps(wrap(value, DEPTH - levels), None, OPTIONS)
-        except TypeError:
-            body = dumps(_plain(value, levels, path, _fragment))
-        return body
+        if is_plain(value, levels):
+            try:
+                return dumps(value)
+            except TypeError:
+                pass  # a lone surrogate, a large integer, a key that is not a str
+        return dumps(_checked(value, levels, path, _fragment))
 
 
 JSON_BACKEND: str = backend

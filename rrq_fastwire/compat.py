@@ -1,7 +1,8 @@
 """The names of `rrq.protocol`, on this package's codec, and a way to put them into an imported rrq.
 
-Signatures, return types and types of exceptions are rrq's. What differs is on purpose: a message
-that would kill the orchestrator's connection raises ValueError instead of being sent.
+Signatures, return types and types of exceptions are rrq's. What differs is on purpose: JSON that
+would kill the orchestrator's connection for its size, its depth, a lone surrogate or a number is
+not sent, but raises ValueError; NaN becomes null. The fields of a payload are not looked at.
 """
 
 from __future__ import annotations

@@ -27,10 +27,17 @@ cdef int check_whole(const unsigned char* frame, Py_ssize_t received) except -1
 cdef object describe_class(type cls, str signature, str doc)
 
 
+cdef class Memory:
+    cdef unsigned char* data
+    cdef Py_ssize_t size
+    cdef Py_ssize_t views           # memoryviews that look at it: it may not be resized
+    cdef int resize(self, Py_ssize_t size) except -1
+
+
 cdef class StreamDecoder:
     cdef uint32_t limit             # the most bytes of payload that a header may declare
     cdef bint busy                  # a payload is in use in place: nothing may move
-    cdef bytearray carry            # frames that came in pieces, or through get_buffer()
+    cdef Memory carry               # frames that came in pieces, or through get_buffer()
     cdef Py_ssize_t pos, end        # the bytes of `carry` that are not taken
     cdef Py_ssize_t space           # bytes behind `end` that get_buffer() handed out
     cdef bytes chunk                # what feed() got last, read in place; it follows `carry`
@@ -46,7 +53,6 @@ cdef class StreamDecoder:
 
     cdef int ready(self) except -1
     cdef uint64_t frame_size(self, const unsigned char* header) except 0
-    cdef unsigned char* carried(self) noexcept
     cdef int reserve(self, Py_ssize_t size) except -1
     cdef int append(self, const void* data, Py_ssize_t size) except -1
     cdef int top_up(self, uint64_t held) except -1

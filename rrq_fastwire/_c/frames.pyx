@@ -5,12 +5,12 @@
 Knows four bytes of length, the limits and the buffering; what is in a payload is for `messages`.
 """
 
-from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
-from cpython.bytearray cimport (
-    PyByteArray_AS_STRING,
-    PyByteArray_FromStringAndSize,
-    PyByteArray_GET_SIZE,
-    PyByteArray_Resize,
+cimport cython
+from cpython.buffer cimport (
+    PyBUF_SIMPLE,
+    PyBuffer_FillInfo,
+    PyBuffer_Release,
+    PyObject_GetBuffer,
 )
 from cpython.bytes cimport (
     PyBytes_AS_STRING,
@@ -18,6 +18,7 @@ from cpython.bytes cimport (
     PyBytes_FromStringAndSize,
     PyBytes_GET_SIZE,
 )
+from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
@@ -67,9 +68,10 @@ cdef object refused(uint32_t length, uint32_t limit):
 cdef uint32_t checked_limit(object max_frame_size) except 0:
     if not isinstance(max_frame_size, int):
         raise TypeError(f"max_frame_size must be an int, got {type(max_frame_size).__name__}")
-    if not 0 < max_frame_size < 2**32:
-        raise ValueError(f"max_frame_size must be from 1 to 4294967295, got {max_frame_size}")
-    return max_frame_size
+    limit = int.__index__(max_frame_size)
+    if not 0 < limit < 2**32:
+        raise ValueError(f"max_frame_size must be from 1 to 4294967295, got {limit}")
+    return limit
 
 
 cdef int acquire(object data, Py_buffer* view) except -1:
@@ -127,10 +129,42 @@ def pack_frame(payload, *, max_frame_size=MAX_FRAME_SIZE):
         PyBuffer_Release(&view)
 
 
+@cython.final
+cdef class Memory:
+    """Bytes that a memoryview can look at, and that only a decoder resizes."""
+
+    def __cinit__(self, Py_ssize_t size):
+        self.data = <unsigned char*>PyMem_Malloc(size)
+        if self.data is NULL:
+            raise MemoryError
+        self.size = size
+
+    def __dealloc__(self):
+        PyMem_Free(self.data)
+
+    def __getbuffer__(self, Py_buffer* view, int flags):
+        PyBuffer_FillInfo(view, self, self.data, self.size, 0, flags)
+        self.views += 1
+
+    def __releasebuffer__(self, Py_buffer* view):
+        self.views -= 1
+
+    cdef int resize(self, Py_ssize_t size) except -1:
+        cdef void* data = PyMem_Realloc(self.data, size)
+        if data is NULL:
+            raise MemoryError
+        self.data = <unsigned char*>data
+        self.size = size
+        return 0
+
+
 cdef class StreamDecoder:
     """What FrameDecoder and MessageDecoder share: bytes go in, whole payloads can be taken out."""
 
-    def __cinit__(self, max_frame_size=MAX_FRAME_SIZE):
+    def __cinit__(self, *_, **__):
+        self.limit = MAX_PAYLOAD
+
+    def __init__(self, max_frame_size=MAX_FRAME_SIZE):
         self.limit = checked_limit(max_frame_size)
 
     def feed(self, data):
@@ -174,7 +208,7 @@ cdef class StreamDecoder:
         while pos < self.end:
             size = HEADER_LEN
             if self.end - pos >= HEADER_LEN:
-                size = self.frame_size(self.carried() + pos)
+                size = self.frame_size(self.carry.data + pos)
             if size > <uint64_t>(self.end - pos):
                 self.error = TruncatedFrameError(size, self.end - pos)
                 raise self.error
@@ -193,9 +227,9 @@ cdef class StreamDecoder:
         self.ready()
         self.space = 0
         self.keep_rest()
-        if self.carry is None or PyByteArray_GET_SIZE(self.carry) - self.end < READ_SIZE // 2:
+        if self.carry is None or self.carry.size - self.end < READ_SIZE // 2:
             self.reserve(READ_SIZE)
-        self.space = PyByteArray_GET_SIZE(self.carry) - self.end
+        self.space = self.carry.size - self.end
         return memoryview(self.carry)[self.end:]
 
     def buffer_updated(self, nbytes):
@@ -209,11 +243,12 @@ cdef class StreamDecoder:
         if not isinstance(nbytes, int):
             raise TypeError(f"nbytes must be an int, got {type(nbytes).__name__}")
         self.ready()
+        count = int.__index__(nbytes)
         cdef Py_ssize_t space = self.space
         self.space = 0
-        if not 0 <= nbytes <= space:
-            raise ValueError(f"nbytes must be from 0 to the {space} bytes handed out, got {nbytes}")
-        self.end += nbytes
+        if not 0 <= count <= space:
+            raise ValueError(f"nbytes must be from 0 to the {space} bytes handed out, got {count}")
+        self.end += <Py_ssize_t>count
         return self
 
     @property
@@ -250,42 +285,36 @@ cdef class StreamDecoder:
             raise self.error
         return HEADER_LEN + <uint64_t>length
 
-    cdef unsigned char* carried(self) noexcept:
-        return <unsigned char*>PyByteArray_AS_STRING(self.carry)
-
     cdef int reserve(self, Py_ssize_t size) except -1:
         """Room for `size` more bytes behind `end`, moving each byte O(1) times over all calls."""
         cdef Py_ssize_t held = self.end - self.pos
-        cdef Py_ssize_t capacity = 0 if self.carry is None else PyByteArray_GET_SIZE(self.carry)
+        cdef Py_ssize_t capacity = 0 if self.carry is None else self.carry.size
         cdef Py_ssize_t grown
         cdef uint64_t frame
-        cdef bytearray larger
+        cdef Memory larger
         if size <= capacity - self.end:
             return 0
         if size > PY_SSIZE_T_MAX // 2 - held:
             raise MemoryError
         if held + size <= capacity and held <= self.pos:
             # The bytes taken before pay for moving those that are left.
-            memmove(self.carried(), self.carried() + self.pos, held)
+            memmove(self.carry.data, self.carry.data + self.pos, held)
         else:
             # Doubling, but not beyond the end of the frame that is arriving.
             grown = 2 * held
             if held >= HEADER_LEN:
-                frame = HEADER_LEN + <uint64_t>read_length(self.carried() + self.pos)
+                frame = HEADER_LEN + <uint64_t>read_length(self.carry.data + self.pos)
                 if <uint64_t>held < frame < <uint64_t>grown:
                     grown = <Py_ssize_t>frame
             grown = max(grown, held + size)
-            if self.pos == 0 and capacity:
-                try:
-                    PyByteArray_Resize(self.carry, grown)
-                    self.copied += held
-                    return 0
-                except BufferError:
-                    pass  # somebody still holds what get_buffer() gave: it keeps the old memory
-            larger = PyByteArray_FromStringAndSize(NULL, grown)
-            if held:
-                memcpy(PyByteArray_AS_STRING(larger), self.carried() + self.pos, held)
-            self.carry = larger
+            # Whoever still holds what get_buffer() gave keeps the old memory.
+            if self.pos == 0 and capacity and not self.carry.views:
+                self.carry.resize(grown)
+            else:
+                larger = Memory(grown)
+                if held:
+                    memcpy(larger.data, self.carry.data + self.pos, held)
+                self.carry = larger
         self.copied += held
         self.pos = 0
         self.end = held
@@ -294,7 +323,7 @@ cdef class StreamDecoder:
     cdef int append(self, const void* data, Py_ssize_t size) except -1:
         if size:
             self.reserve(size)
-            memcpy(self.carried() + self.end, data, size)
+            memcpy(self.carry.data + self.end, data, size)
             self.end += size
             self.copied += size
         return 0
@@ -325,14 +354,17 @@ cdef class StreamDecoder:
     cdef int starve(self) except -1:
         """More bytes are needed: holds no more memory than the few at hand deserve."""
         cdef Py_ssize_t held
+        cdef Memory smaller
         self.keep_rest()
         if self.error is not None:
             raise self.error.with_traceback(None)
         self.settle()
         held = self.end - self.pos
         if self.carry is not None and not self.space:
-            if PyByteArray_GET_SIZE(self.carry) > 4 * READ_SIZE + 4 * held:
-                self.carry = self.carry[self.pos:self.end]
+            if self.carry.size > 4 * READ_SIZE + 4 * held:
+                smaller = Memory(held)
+                memcpy(smaller.data, self.carry.data + self.pos, held)
+                self.carry = smaller
                 self.copied += held
                 self.pos = 0
                 self.end = held
@@ -349,12 +381,12 @@ cdef class StreamDecoder:
                 self.top_up(HEADER_LEN)
                 if self.end - self.pos < HEADER_LEN:
                     return self.starve()
-            size = self.frame_size(self.carried() + self.pos)
+            size = self.frame_size(self.carry.data + self.pos)
             if <uint64_t>(self.end - self.pos) < size:
                 self.top_up(size)
                 if <uint64_t>(self.end - self.pos) < size:
                     return self.starve()
-            frame = self.carried() + self.pos
+            frame = self.carry.data + self.pos
             self.pos += <Py_ssize_t>size
         else:
             left = 0 if self.chunk is None else PyBytes_GET_SIZE(self.chunk) - self.chunk_pos

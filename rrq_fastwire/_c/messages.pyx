@@ -16,6 +16,7 @@ from cpython.bytes cimport (
 )
 from cpython.datetime cimport (
     PyDateTime_Check,
+    PyDateTime_CheckExact,
     PyDateTime_DATE_GET_HOUR,
     PyDateTime_DATE_GET_MICROSECOND,
     PyDateTime_DATE_GET_MINUTE,
@@ -28,18 +29,11 @@ from cpython.datetime cimport (
     datetime_new,
     import_datetime,
 )
-from cpython.dict cimport (
-    PyDict_CheckExact,
-    PyDict_GetItemWithError,
-    PyDict_Next,
-    PyDict_Size,
-)
-from cpython.list cimport PyList_CheckExact, PyList_GET_ITEM, PyList_GET_SIZE
+from cpython.dict cimport PyDict_GetItemWithError
 from cpython.mem cimport PyMem_Calloc
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject, PyTypeObject
 from cpython.ref cimport Py_DECREF, Py_INCREF, Py_XDECREF
-from cpython.tuple cimport PyTuple_GET_ITEM
 from cpython.unicode cimport PyUnicode_GET_LENGTH, PyUnicode_1BYTE_DATA
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
@@ -68,15 +62,10 @@ import_datetime()
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
-    PyTypeObject* Py_TYPE_OF "Py_TYPE"(object)
     PyTypeObject* Py_TYPE_AT "Py_TYPE"(void*)
     PyObject* PyObject_Init(PyObject* memory, PyTypeObject* cls)
     void PyObject_GC_Track(PyObject*)
     void PyObject_GC_Del(void*)
-    PyTypeObject* STR "&PyUnicode_Type"
-    PyTypeObject* INT "&PyLong_Type"
-    PyTypeObject* FLOAT "&PyFloat_Type"
-    PyTypeObject* BOOL "&PyBool_Type"
     bint PyUnicode_IS_COMPACT_ASCII(object)
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
 
@@ -96,6 +85,7 @@ cdef extern from "scan.h":
     const unsigned char* last_brace(const unsigned char* at, const unsigned char* end) noexcept
     Py_ssize_t openers(const unsigned char* at, const unsigned char* end) noexcept
     int number_of(const unsigned char* at, int count) noexcept
+    bint is_plain(object value, int levels) noexcept
 
 cdef int MAX_LEVELS = MAX_NESTING
 cdef tuple NO_ARGUMENTS = ()
@@ -140,9 +130,6 @@ cdef object loads = _json.loads
 cdef object encode = _json.encode
 # orjson itself, for what needs no second look; None where json stands in.
 cdef object DUMPS = getattr(_json, "dumps", None)
-cdef object OPTIONS = getattr(_json, "OPTIONS", None)
-cdef int DEPTH = getattr(_json, "DEPTH", 0)
-cdef dict CHAINS = {}
 
 
 cdef enum:
@@ -188,7 +175,7 @@ cdef class Row:
     cdef object default
     cdef bytes key
     cdef str path               # where it stands in a frame
-    cdef object check           # raises ValueError for what it does not take
+    cdef object write           # what JSON encodes for a value; raises ValueError
 
     def __cinit__(self, field, str path):
         self.field = field
@@ -196,7 +183,7 @@ cdef class Row:
         self.default = field.default
         self.key = f'","{field.name}":"'.encode()
         self.path = f"{path}.{field.name}"
-        self.check = pure.KINDS[field.kind].write
+        self.write = pure.KINDS[field.kind].write
 
 
 cdef Py_ssize_t slot_offset(Message probe, str name) except -1:
@@ -237,7 +224,8 @@ cdef class Schema:
         self.layout.end = self.layout.rules
         for row in self.rows:
             self.add(row, probe, nested.get((<Row>row).name))
-        self.layout.cls.tp_free = keep
+        if not FREE_THREADED:
+            self.layout.cls.tp_free = keep
         describe_class(cls, pure.signature(twin._fields), twin.__doc__)
 
     cdef int add(self, Row row, Message probe, Schema nested) except -1:
@@ -298,11 +286,11 @@ cdef Message new(Layout* layout):
 cdef void keep(void* gone) noexcept:
     """tp_free of the message classes: what new() uses again."""
     cdef Schema schema = find_schema(<object><PyObject*>Py_TYPE_AT(gone))
-    if not FREE_THREADED and schema is not None and schema.layout.spares < SPARE:
+    if schema is None or schema.layout.spares == SPARE:
+        PyObject_GC_Del(gone)
+    else:
         schema.layout.spare[schema.layout.spares] = <PyObject*>gone
         schema.layout.spares += 1
-    else:
-        PyObject_GC_Del(gone)
 
 
 cdef Schema find_schema(object cls):
@@ -333,28 +321,22 @@ cdef class Message:
     def __init__(self, **values):
         cdef Schema schema = schema_of(self)
         cdef Rule* rule = schema.layout.rules
-        cdef Py_ssize_t used = 0
         cdef Row row
         for row in schema.rows:
-            value = values.get(row.name, MISSING)
-            if value is not MISSING:
-                used += 1
-            elif not rule.required:
-                value = row.default
-            else:
+            value = values.pop(row.name, row.default)
+            if value is MISSING:
                 raise TypeError(
-                    f"{schema.cls.__name__}() is missing the keyword-only argument {row.name!r}"
+                    f"{schema.cls.__name__}.__init__() missing 1 required keyword-only argument: "
+                    f"{row.name!r}"
                 )
             if rule.kind == OBJECT and (value is None or value is row.default):
                 value = {}
             put(self, rule, value)
             rule += 1
-        if used != len(values):
-            for row in schema.rows:
-                values.pop(row.name, None)
-            wrong = next(iter(values))
+        if values:
             raise TypeError(
-                f"{schema.cls.__name__}() got an unexpected keyword argument {wrong!r}"
+                f"{schema.cls.__name__}.__init__() got an unexpected keyword argument "
+                f"{next(iter(values))!r}"
             )
 
     def __eq__(self, other):
@@ -365,7 +347,7 @@ cdef class Message:
         layout = &schema_of(self).layout
         rule = layout.rules
         while rule < layout.end:
-            if get(self, rule) != get(other, rule):
+            if not get(self, rule) == get(other, rule):
                 return False
             rule += 1
         return True
@@ -404,11 +386,13 @@ cdef class ExecutionContext(Message):
 
 
 @cython.final
+@cython.trashcan(True)
 cdef class ExecutionRequest(Message):
     pass
 
 
 @cython.final
+@cython.trashcan(True)
 cdef class ExecutionError(Message):
     pass
 
@@ -422,6 +406,7 @@ cdef ExecutionOutcome outcome(object job_id, object request_id, object status):
 
 
 @cython.final
+@cython.trashcan(True)
 cdef class ExecutionOutcome(Message):
     @property
     def type(self):
@@ -635,7 +620,11 @@ cdef object load(const unsigned char* text, Py_ssize_t size):
     """The value of one JSON document. Raises ValueError."""
     if size <= SMALL:
         return loads(PyBytes_FromStringAndSize(<const char*>text, size))
-    return loads(PyMemoryView_FromMemory(<char*>text, size, PyBUF_READ))
+    view = PyMemoryView_FromMemory(<char*>text, size, PyBUF_READ)
+    try:
+        return loads(view)
+    finally:
+        view.release()  # a traceback may keep it longer than the bytes live
 
 
 cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
@@ -679,7 +668,7 @@ cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
 cdef struct Cursor:
     const unsigned char* at
     const unsigned char* end
-    PyObject* job_id            # borrowed from the message; a context repeats it
+    PyObject* job_id            # owned; a context repeats it
 
 
 cdef inline bint match(Cursor* cursor, const char* text, Py_ssize_t size) noexcept:
@@ -706,10 +695,13 @@ cdef Message recognise(const unsigned char* payload, Py_ssize_t size):
     else:
         return None
     message = new(layout)
-    if take_fields(&cursor, layout, message) and match(&cursor, b"}", 1):
-        if cursor.at == cursor.end:
-            return message
-    return None
+    try:
+        if take_fields(&cursor, layout, message) and match(&cursor, b"}", 1):
+            if cursor.at == cursor.end:
+                return message
+        return None
+    finally:
+        Py_XDECREF(cursor.job_id)
 
 
 cdef int take_fields(Cursor* cursor, Layout* layout, Message message) except -1:
@@ -826,6 +818,8 @@ cdef str text_of(Cursor* cursor, Rule* rule, const unsigned char* start, Py_ssiz
     if cursor.job_id is not NULL and same_text(<str>cursor.job_id, start, size):
         return <str>cursor.job_id
     text = ascii_text(start, size)
+    Py_INCREF(text)
+    Py_XDECREF(cursor.job_id)
     cursor.job_id = <PyObject*>text
     return text
 
@@ -910,7 +904,7 @@ cdef dict take_strings(Cursor* cursor):
 cdef enum:
     # Enough for every field of a request and its context, each of a key, two quotes and a value.
     MAX_PIECES = 96
-    # Date-times, of 27 bytes, and integers, of 10.
+    # Two date-times of 29 bytes, an integer of 10, and room for more fields of their kind.
     SCRATCH = 128
 
 
@@ -950,84 +944,15 @@ cdef inline int own(Writer* writer, object value) except -1:
 cdef int write_json(Writer* writer, object value, int levels, str path) except -1:
     """A value of any kind, in which `levels` containers may be nested in one another."""
     cdef bytes body
-    cdef int wraps = 0
-    cdef int nodes = 64
-    cdef int depth
-    if DUMPS is None:
-        body = encode(value, levels, path)
-    else:
-        depth = depth_of(value, &nodes)
-        if depth > levels:
+    if DUMPS is not None and is_plain(value, levels):
+        try:
+            body = DUMPS(value)
+        except TypeError:
             body = encode(value, levels, path)
-        else:
-            if depth < 0:
-                wraps = DEPTH - levels
-            try:
-                body = DUMPS(value, None, OPTIONS) if wraps == 0 else dump_inside(value, wraps)
-            except TypeError:
-                wraps = 0
-                body = encode(value, levels, path)
+    else:
+        body = encode(value, levels, path)
     own(writer, body)
-    return piece(writer, PyBytes_AS_STRING(body) + wraps, PyBytes_GET_SIZE(body) - 2 * wraps)
-
-
-cdef inline bint is_leaf(object value) noexcept:
-    cdef PyTypeObject* cls = Py_TYPE_OF(value)
-    return cls is STR or cls is INT or cls is FLOAT or cls is BOOL or value is None
-
-
-cdef int depth_of(object value, int* nodes) noexcept:
-    """How deep containers are nested in a small value; -1 for what has more nodes, or others.
-
-    A large value is cheaper to check as orjson writes it.
-    """
-    cdef int deepest = 0
-    cdef int depth
-    cdef Py_ssize_t at = 0
-    cdef PyObject* key
-    cdef PyObject* item
-    if is_leaf(value):
-        return 0
-    if PyDict_CheckExact(value):
-        nodes[0] -= <int>min(PyDict_Size(value), nodes[0] + 1)
-        if nodes[0] < 0:
-            return -1
-        while PyDict_Next(value, &at, &key, &item):
-            if not is_leaf(<object>item):
-                depth = depth_of(<object>item, nodes)
-                if depth < 0:
-                    return -1
-                deepest = max(deepest, depth)
-        return deepest + 1
-    if PyList_CheckExact(value):
-        nodes[0] -= <int>min(PyList_GET_SIZE(value), nodes[0] + 1)
-        if nodes[0] < 0:
-            return -1
-        for at in range(PyList_GET_SIZE(value)):
-            if not is_leaf(<object>PyList_GET_ITEM(value, at)):
-                depth = depth_of(<object>PyList_GET_ITEM(value, at), nodes)
-                if depth < 0:
-                    return -1
-                deepest = max(deepest, depth)
-        return deepest + 1
-    return -1
-
-
-cdef bytes dump_inside(object value, int wraps):
-    """`value` inside that many lists, as JSON: see _json.DEPTH."""
-    # Taken while it is in use, since a value's own code may come back here.
-    outer, inner = CHAINS.pop(wraps, None) or new_chain(wraps)
-    inner[0] = value
-    try:
-        return DUMPS(outer, None, OPTIONS)
-    finally:
-        inner[0] = None
-        CHAINS[wraps] = outer, inner
-
-
-cdef tuple new_chain(int wraps):
-    inner = [None]
-    return _json.wrap(inner, wraps - 1), inner
+    return piece(writer, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
 
 
 cdef int write_string(Writer* writer, object value, str path) except -1:
@@ -1043,7 +968,8 @@ cdef int write_string(Writer* writer, object value, str path) except -1:
             writer.size += 1
             writer.in_text = True
             return piece(writer, <const char*>text, size)
-    return write_json(writer, value, 0, path)
+    # A subclass is written as what it is underneath, a (str, Enum) as its text.
+    return write_json(writer, str.__str__(value), 0, path)
 
 
 cdef char* digits(Writer* writer, uint32_t number, int width) except NULL:
@@ -1078,7 +1004,10 @@ cdef int write_date_time(Writer* writer, object moment) except -1:
     """Raises ValueError for what has no date-time in UTC."""
     cdef char* start = writer.scratch + writer.used
     cdef int microsecond
-    if PyDateTime_DATE_GET_TZINFO(moment) != PyDateTime_TimeZone_UTC:
+    if (
+        not PyDateTime_CheckExact(moment)
+        or PyDateTime_DATE_GET_TZINFO(moment) != PyDateTime_TimeZone_UTC
+    ):
         return write_json(writer, format_date_time(moment), 0, "")
     mark(writer, c'"')
     digits(writer, PyDateTime_GET_YEAR(moment), 4)
@@ -1124,20 +1053,22 @@ cdef int write_value(Writer* writer, Layout* layout, Rule* rule, object value) e
         if PyDateTime_Check(value):
             return write_date_time(writer, value)
     elif kind == INTEGER:
-        if isinstance(value, int) and type(value) is not bool and 0 <= value <= 0xFFFFFFFF:
-            start = digits(writer, value, 1)
-            return piece(writer, start, writer.scratch + writer.used - start)
+        if isinstance(value, int) and type(value) is not bool:
+            number = int.__index__(value)
+            if 0 <= number <= 0xFFFFFFFF:
+                start = digits(writer, number, 1)
+                return piece(writer, start, writer.scratch + writer.used - start)
     elif kind == BOOLEAN:
         if type(value) is bool:
             return piece(writer, b"true", 4) if value else piece(writer, b"false", 5)
     else:
         if kind != ANY:
-            row.check(value)
+            value = row.write(value)
         return write_json(writer, value, MAX_LEVELS - layout.depth, row.path)
     raise ValueError
 
 
-cdef inline bint writes_none(Layout* layout, Rule* rule, Message message) noexcept:
+cdef inline int writes_none(Layout* layout, Rule* rule, Message message) except -1:
     """Whether the field is written as null when it is None; otherwise it is left out."""
     if layout == &CONTEXT.layout:
         return True

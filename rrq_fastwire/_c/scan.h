@@ -1,4 +1,5 @@
-/* Reading bytes many at a time. Every function stays within the pointers it is given. */
+/* What runs for each byte of a frame or each item of a result. Every function stays within the
+   pointers it is given, raises nothing and runs nobody's code. */
 
 #ifndef RRQ_FASTWIRE_SCAN_H
 #define RRQ_FASTWIRE_SCAN_H
@@ -104,6 +105,45 @@ static inline int number_of(const unsigned char *at, int count) {
         number = number * 10 + (int)digit;
     }
     return number;
+}
+
+static inline int is_leaf(PyObject *value) {
+    const PyTypeObject *const type = Py_TYPE(value);
+    return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyFloat_Type ||
+           type == &PyBool_Type || value == Py_None;
+}
+
+/* Whether nothing but Python's own types is in a value, nested at most `levels` deep: _json.is_plain. */
+static int is_plain(PyObject *value, int levels) {
+    PyObject *key, *item;
+    Py_ssize_t at = 0;
+    if (is_leaf(value))
+        return 1;
+    if (levels == 0)
+        return 0;
+    if (PyDict_CheckExact(value)) {
+        while (PyDict_Next(value, &at, &key, &item))
+            if (!is_leaf(item) && !is_plain(item, levels - 1))
+                return 0;
+        return 1;
+    }
+    if (PyList_CheckExact(value)) {
+        for (; at < PyList_GET_SIZE(value); at++) {
+            item = PyList_GET_ITEM(value, at);
+            if (!is_leaf(item) && !is_plain(item, levels - 1))
+                return 0;
+        }
+        return 1;
+    }
+    if (PyTuple_CheckExact(value)) {
+        for (; at < PyTuple_GET_SIZE(value); at++) {
+            item = PyTuple_GET_ITEM(value, at);
+            if (!is_leaf(item) && !is_plain(item, levels - 1))
+                return 0;
+        }
+        return 1;
+    }
+    return 0;
 }
 
 #endif

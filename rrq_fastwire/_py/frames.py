@@ -31,7 +31,7 @@ def octets(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryvi
     if isinstance(data, (bytes, bytearray)):
         return data
     if isinstance(data, memoryview):
-        return data.cast("B") if data.c_contiguous else data.tobytes()
+        return data.cast("B") if data.c_contiguous and data.nbytes else data.tobytes()
     raise TypeError(f"expected bytes, bytearray or memoryview, got {type(data).__name__}")
 
 
@@ -39,9 +39,10 @@ def checked_limit(max_frame_size: int) -> int:
     """`max_frame_size`, if four bytes can hold it. Raises TypeError, ValueError."""
     if not isinstance(max_frame_size, int):
         raise TypeError(f"max_frame_size must be an int, got {type(max_frame_size).__name__}")
-    if not 0 < max_frame_size < 2**32:
-        raise ValueError(f"max_frame_size must be from 1 to 4294967295, got {max_frame_size}")
-    return max_frame_size
+    limit = int.__index__(max_frame_size)
+    if not 0 < limit < 2**32:
+        raise ValueError(f"max_frame_size must be from 1 to 4294967295, got {limit}")
+    return limit
 
 
 def payload_length(header: bytes | bytearray | memoryview, limit: int) -> int:
@@ -91,7 +92,7 @@ def pack_frame(
 class StreamDecoder:
     """What FrameDecoder and MessageDecoder share: bytes go in, whole payloads can be taken out."""
 
-    __slots__ = ("_buffer", "_copied", "_error", "_limit", "_pos", "_space")
+    __slots__ = ("_buffer", "_busy", "_copied", "_error", "_limit", "_pos", "_space")
 
     def __init__(self, max_frame_size: int = MAX_FRAME_SIZE) -> None:
         self._limit = checked_limit(max_frame_size)
@@ -99,6 +100,7 @@ class StreamDecoder:
         self._pos = 0
         self._space: bytearray | None = None  # what get_buffer() handed out
         self._error: FrameError | None = None  # raised once the frames before it are taken
+        self._busy = False  # a payload is in use in place: nothing may move
         self._copied = 0  # bytes moved in memory so far; the tests hold it linear
 
     def feed(self, data: bytes | bytearray | memoryview) -> Self:
@@ -111,7 +113,7 @@ class StreamDecoder:
         again that ended the stream.
         """
         data = octets(data)
-        self._raise_again()
+        self._ready()
         self._space = None
         self._buffer += data
         self._copied += len(data)
@@ -123,7 +125,8 @@ class StreamDecoder:
         Raises TruncatedFrameError if it ended inside a frame, and the FrameError that ended it
         earlier.
         """
-        self._raise_again()
+        self._ready()
+        self._space = None
         pos, end = self._pos, len(self._buffer)
         while pos < end:
             try:
@@ -146,7 +149,7 @@ class StreamDecoder:
         """
         if not isinstance(hint, int):
             raise TypeError(f"hint must be an int, got {type(hint).__name__}")
-        self._raise_again()
+        self._ready()
         self._space = bytearray(READ_SIZE)
         return memoryview(self._space)
 
@@ -160,12 +163,13 @@ class StreamDecoder:
         """
         if not isinstance(nbytes, int):
             raise TypeError(f"nbytes must be an int, got {type(nbytes).__name__}")
-        self._raise_again()
+        self._ready()
         space, self._space = self._space, None
         size = len(space) if space is not None else 0
-        if not 0 <= nbytes <= size:
-            raise ValueError(f"nbytes must be from 0 to the {size} bytes handed out, got {nbytes}")
-        return self.feed(memoryview(space)[:nbytes]) if space is not None else self
+        count = int.__index__(nbytes)
+        if not 0 <= count <= size:
+            raise ValueError(f"nbytes must be from 0 to the {size} bytes handed out, got {count}")
+        return self.feed(memoryview(space)[:count]) if space is not None else self
 
     @property
     def buffered(self) -> int:
@@ -178,7 +182,10 @@ class StreamDecoder:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
-    def _raise_again(self) -> None:
+    def _ready(self) -> None:
+        """Raises if nothing may be moved, or the stream has ended."""
+        if self._busy:
+            raise RuntimeError("the decoder is in use")
         if self._error is not None:
             raise self._error.with_traceback(None)
 
@@ -192,6 +199,8 @@ class StreamDecoder:
     def _next_payload(self) -> memoryview | None:
         """The next whole payload, in place: to be released, and then _settle() called, before
         anything else. None if more bytes are needed. Raises FrameError."""
+        if self._busy:
+            raise RuntimeError("the decoder is in use")
         pos = self._pos
         try:
             length = self._length_at(pos)
@@ -204,7 +213,7 @@ class StreamDecoder:
             # Moves bytes only where the taken ones outnumber those that are left.
             del self._buffer[:pos]
             self._pos = 0
-            self._raise_again()
+            self._ready()
             return None
         self._pos = end
         with memoryview(self._buffer) as view:

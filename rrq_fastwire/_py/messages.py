@@ -12,7 +12,7 @@ from enum import StrEnum
 
 from .._json import encode, loads
 from ..errors import MISSING, EncodeError, MessageError, describe
-from .frames import MAX_FRAME_SIZE, StreamDecoder, pack_frame, whole_payload
+from .frames import MAX_FRAME_SIZE, StreamDecoder, checked_limit, pack_frame, whole_payload
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class _MessageType(type):
         namespace["_fields"] = fields
         namespace["__slots__"] = tuple(annotations)
         if fields:
-            namespace["__init__"] = _constructor(fields)
+            namespace["__init__"] = _constructor(name, fields)
         return super().__new__(mcs, name, bases, namespace)
 
 
@@ -144,7 +144,7 @@ def signature(fields: tuple[Field, ...]) -> str:
     )
 
 
-def _constructor(fields: tuple[Field, ...]) -> Callable[..., None]:
+def _constructor(class_name: str, fields: tuple[Field, ...]) -> Callable[..., None]:
     lines = [
         f" self.{field.name} = {field.name}"
         + (f" if {field.name} is not None else {{}}" if field.default == {} else "")
@@ -154,6 +154,7 @@ def _constructor(fields: tuple[Field, ...]) -> Callable[..., None]:
     namespace: dict[str, Any] = {}
     exec(source, namespace)
     constructor: Callable[..., None] = namespace["__init__"]
+    constructor.__qualname__ = f"{class_name}.__init__"
     return constructor
 
 
@@ -393,13 +394,13 @@ def format_date_time(moment: datetime) -> str:
     Raises ValueError if it is naive, or its UTC is not a datetime.
     """
     try:
-        offset = moment.utcoffset()
-        text = moment.astimezone(timezone.utc).replace(tzinfo=None).isoformat()
+        offset = datetime.utcoffset(moment)
+        text = datetime.isoformat(datetime.astimezone(moment, timezone.utc)).removesuffix("+00:00")
     except Exception as error:  # a tzinfo is anybody's code
-        raise ValueError(f"{type(error).__name__}: {error}") from error
+        raise ValueError(type(error).__name__) from error
     if offset is None:
         raise ValueError("naive")
-    return (text[:-3] if moment.microsecond and text.endswith("000") else text) + "Z"
+    return (text[:-3] if "." in text and text.endswith("000") else text) + "Z"
 
 
 class Kind:
@@ -410,9 +411,10 @@ class Kind:
         types: the types that JSON decodes it to; () for any.
         read: turns a decoded value into the attribute, raising ValueError; None if it is the same.
         write: turns the attribute into what JSON encodes, raising ValueError.
+        same: the type of attributes that JSON encodes as they are, without `write`.
     """
 
-    __slots__ = ("read", "types", "words", "write")
+    __slots__ = ("read", "same", "types", "words", "write")
 
     def __init__(
         self,
@@ -420,11 +422,13 @@ class Kind:
         types: tuple[type, ...],
         read: Callable[[Any], Any] | None = None,
         write: Callable[[Any], Any] | None = None,
+        same: type | None = None,
     ) -> None:
         self.words = words
         self.types = types
         self.read = read
         self.write = write or _instance(*types)
+        self.same = same
 
 
 def _instance(*types: type) -> Callable[[Any], Any]:
@@ -435,6 +439,11 @@ def _instance(*types: type) -> Callable[[Any], Any]:
         return value
 
     return write
+
+
+def _number(value: Any) -> int | float:
+    number: int | float = _instance(int, float)(value)
+    return int.__index__(number) if isinstance(number, int) else float.__float__(number)
 
 
 def _read_attempt(value: int) -> int:
@@ -458,15 +467,16 @@ def _write_strings(value: Any) -> dict[str, str]:
 
 
 KINDS: dict[str, Kind] = {
-    "str": Kind("a string", (str,)),
+    # Subclasses are written as what they are underneath, a (str, Enum) as its text.
+    "str": Kind("a string", (str,), None, lambda value: str.__str__(_instance(str)(value)), str),
     "int": Kind(
         f"an integer from 0 to {_MAX_ATTEMPT}",
         (int,),
         _read_attempt,
-        lambda value: _read_attempt(_instance(int)(value)),
+        lambda value: _read_attempt(int.__index__(_instance(int)(value))),
     ),
-    "float": Kind("a number", (float, int), float),
-    "bool": Kind("true or false", (bool,)),
+    "float": Kind("a number", (float, int), float, _number, float),
+    "bool": Kind("true or false", (bool,), same=bool),
     "datetime": Kind(
         "a date-time with an offset (RFC 3339, years 0001 to 9999)",
         (str,),
@@ -475,7 +485,7 @@ KINDS: dict[str, Kind] = {
     ),
     "Any": Kind("any JSON value", (), None, lambda value: value),
     # The default of a missing object is not handed out: it would be shared.
-    "dict[str, Any]": Kind("an object", (dict,), lambda value: value or {}),
+    "dict[str, Any]": Kind("an object", (dict,), lambda value: value or {}, same=dict),
     "dict[str, str]": Kind("an object of strings", (dict,), _read_strings, _write_strings),
     "OutcomeStatus": Kind(
         "one of " + ", ".join(OutcomeStatus),
@@ -521,8 +531,12 @@ def _reader(cls: type[_Message]) -> Callable[[dict[str, Any]], Any]:
     return read
 
 
-for _nested in (ExecutionContext, ExecutionError):
-    KINDS[_nested.__name__] = Kind("an object", (dict,), _reader(_nested), _instance(_nested))
+_NESTED: dict[str, type[_Message]] = {
+    "ExecutionContext": ExecutionContext,
+    "ExecutionError": ExecutionError,
+}
+for _kind, _class in _NESTED.items():
+    KINDS[_kind] = Kind("an object", (dict,), _reader(_class), _instance(_class))
 
 _READERS = {name: _reader(cls) for name, cls in _TYPES.items()}
 
@@ -572,11 +586,13 @@ def _document(message: _Message, path: str) -> dict[str, Any]:
             if message._writes_none(name):
                 document[name] = None
             continue
-        try:
-            value = KINDS[field.kind].write(value)
-        except ValueError:
-            raise field.refuse_to_send(value, f"{path}.{name}") from None
-        if isinstance(value, _Message):
+        kind = KINDS[field.kind]
+        if type(value) is not kind.same:
+            try:
+                value = kind.write(value)
+            except ValueError:
+                raise field.refuse_to_send(value, f"{path}.{name}") from None
+        if field.kind in _NESTED:
             value = _document(value, f"{path}.{name}")
         document[name] = value
     return document
@@ -596,6 +612,7 @@ def encode_frame(message: RunnerMessage, *, max_frame_size: int = MAX_FRAME_SIZE
             (MAX_NESTING containers in the whole document), or the payload is too large.
         TypeError: `message` is not a RunnerMessage.
     """
+    checked_limit(max_frame_size)
     name = _TYPE_NAMES.get(type(message))
     if name is None:
         raise TypeError(f"expected a RunnerMessage, got {type(message).__name__}")
@@ -631,8 +648,10 @@ class MessageDecoder(StreamDecoder):
         payload = self._next_payload()
         if payload is None:
             raise StopIteration
+        self._busy = True
         try:
             with payload:
                 return _decode_payload(payload)
         finally:
+            self._busy = False
             self._settle()

@@ -13,8 +13,21 @@ from rrq.client import RRQClient
 async def main(config_path):
     client = RRQClient(config_path=config_path)
     for job_id, (function_name, options) in json.load(sys.stdin).items():
-        await client.enqueue(function_name, {"job_id": job_id, **options})
+        await enqueue(client, function_name, {"job_id": job_id, **options})
     await client.close()
+
+
+async def enqueue(client, function_name, options):
+    """Tries again if Redis takes more than half a second, as it may for 10 MB on a busy machine."""
+    while True:
+        try:
+            await client.enqueue(function_name, options)
+        except ValueError as error:
+            if str(error) == "timed out":
+                continue
+            if str(error) != "job_id already exists":  # what timed out has arrived
+                raise
+        return
 
 
 if __name__ == "__main__":

@@ -1,0 +1,333 @@
+"""Objects that lie, raise, change underneath or never end: an error at the most, never a crash."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import enum
+import gc
+import sys
+import uuid
+from datetime import datetime, timezone
+
+import pytest
+
+from rrq_fastwire import JSON_BACKEND, EncodeError, MessageError
+
+NOON = datetime(2025, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
+
+
+def success(wire, result):
+    return wire.ExecutionOutcome.success("j", "r", result)
+
+
+def sent(wire, result):
+    """What is on the wire for a result."""
+    frame = wire.encode_frame(success(wire, result))
+    return frame[4:].partition(b'"result":')[2][:-2].decode()
+
+
+def nested(levels, of):
+    value = ()
+    for _ in range(levels - 1):
+        value = of((value,))
+    return value
+
+
+@pytest.mark.parametrize("of", [tuple, type("Pair", (tuple,), {}), list])
+def test_every_kind_of_container_counts_as_nested(wire, of):
+    assert sent(wire, nested(125, of)) == "[" * 125 + "]" * 125
+    for levels in (126, 300, 200_000 if of is tuple else 900):
+        with pytest.raises(EncodeError, match="nested too deep"):
+            wire.encode_frame(success(wire, nested(levels, of)))
+
+
+@pytest.mark.skipif(JSON_BACKEND != "orjson", reason="orjson.Fragment is orjson's")
+@pytest.mark.parametrize("raw", [b"{broken", b"NaN", b'"\xff"', b"1"])
+def test_raw_json_is_not_taken_on_trust(wire, raw):
+    import orjson
+
+    with pytest.raises(EncodeError, match="object of type 'Fragment' has no JSON form"):
+        wire.encode_frame(success(wire, {"a": [orjson.Fragment(raw)]}))
+
+
+class Raising(enum.Enum):
+    ONE = 1
+
+    @property
+    def value(self):
+        raise LookupError("hostile")
+
+
+class Endless(enum.Enum):
+    ONE = 1
+
+    @property
+    def value(self):
+        return self
+
+
+class Clearing(enum.Enum):
+    ONE = 1
+
+    @property
+    def value(self):
+        victims.clear()
+        return 1
+
+
+victims: list[object] = []
+
+
+@pytest.mark.parametrize(
+    ("result", "raised"),
+    [
+        (Raising.ONE, "LookupError"),
+        ([{"a": Raising.ONE}], "LookupError"),
+        (Endless.ONE, "RecursionError"),
+        (uuid.UUID.__new__(uuid.UUID), "AttributeError"),
+        (type("Map", (dict,), {"items": lambda _: 1 / 0})(a=1), "ZeroDivisionError"),
+        (type("List", (list,), {"__iter__": lambda _: 1 / 0})([1]), "ZeroDivisionError"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_a_value_whose_own_code_raises_is_not_sent(wire, result, raised):
+    with pytest.raises(EncodeError, match=f"its own code raised {raised}"):
+        wire.encode_frame(success(wire, result))
+
+
+def test_a_list_that_empties_itself_while_it_is_written_is_harmless(wire):
+    victims[:] = [Clearing.ONE, "x" * 100, "y" * 100]
+    assert sent(wire, victims) == "[1]"
+
+
+class Reason(str, enum.Enum):  # noqa: UP042 (a StrEnum cannot lie about its value)
+    GONE = "gone"
+
+    @property
+    def value(self):
+        return 404
+
+
+class Delay(int, enum.Enum):
+    SHORT = 5
+
+    @property
+    def value(self):
+        return "short"
+
+
+def test_a_field_is_written_as_the_text_or_number_it_is_underneath(wire):
+    frame = wire.encode_frame(wire.ExecutionOutcome.failure("j", "r", Reason.GONE))
+    assert b'"error":{"message":"gone"}' in frame
+    frame = wire.encode_frame(wire.ExecutionOutcome.retry_after("j", "r", "m", Delay.SHORT))
+    assert b'"retry_after_seconds":5}' in frame
+    assert sent(wire, [Reason.GONE, Delay.SHORT]) == '[404,"short"]'
+
+
+class LyingFloat(float):
+    def __sub__(self, other):
+        return 0.0
+
+    def __float__(self):
+        return float("nan")
+
+
+class LyingInt(int):
+    def __ge__(self, other):
+        return True
+
+    __le__ = __lt__ = __gt__ = __ge__
+
+    def __index__(self):
+        return 1
+
+    __int__ = __index__
+
+
+class LyingText(str):
+    __slots__ = ()
+
+    def __str__(self):
+        return "other"
+
+    def encode(self, *_):
+        raise LookupError
+
+    def __format__(self, _):
+        raise LookupError
+
+
+def test_numbers_and_texts_that_lie_are_read_underneath(wire):
+    assert sent(wire, [LyingFloat("inf"), LyingFloat(1.5)]) == "[null,1.5]"
+    assert (
+        sent(wire, [LyingInt(7), LyingText("text"), {LyingText("key"): 1}])
+        == '[7,"text",{"key":1}]'
+    )
+    context = wire.ExecutionContext(
+        job_id=LyingText("j"), attempt=LyingInt(3), enqueue_time=NOON, queue_name="q"
+    )
+    request = wire.ExecutionRequest(request_id="r", job_id="j", function_name="f", context=context)
+    assert b'"job_id":"j","attempt":3' in wire.encode_frame(request)
+    for wrong in (LyingInt(-5), LyingInt(2**40)):
+        context.attempt = wrong
+        with pytest.raises(EncodeError, match="expected an integer from 0"):
+            wire.encode_frame(request)
+
+
+class LyingMoment(datetime):
+    def isoformat(self, *_):
+        return "garbage"
+
+    def utcoffset(self):
+        return None
+
+
+def test_a_datetime_that_lies_is_read_underneath(wire):
+    context = wire.ExecutionContext(
+        job_id="j",
+        attempt=1,
+        enqueue_time=LyingMoment(2025, 1, 2, 12, tzinfo=timezone.utc),
+        queue_name="q",
+    )
+    request = wire.ExecutionRequest(request_id="r", job_id="j", function_name="f", context=context)
+    assert b'"enqueue_time":"2025-01-02T12:00:00Z"' in wire.encode_frame(request)
+
+
+def test_a_number_of_bytes_that_lies_is_counted_underneath(wire):
+    decoder = wire.FrameDecoder()
+    decoder.get_buffer(-1)
+    with pytest.raises(ValueError, match="got 10000004"):
+        decoder.buffer_updated(LyingInt(10_000_004))
+    assert decoder.buffered == 0
+    for limit in (LyingInt(0), LyingInt(-1)):
+        with pytest.raises(ValueError, match="max_frame_size"):
+            wire.FrameDecoder(limit)
+
+
+def test_memory_handed_out_cannot_be_resized(wire):
+    decoder = wire.FrameDecoder()
+    view = decoder.get_buffer(-1)
+    owner = view.obj
+    view[:4] = (8000).to_bytes(4, "big")
+    decoder.buffer_updated(8004)
+    view.release()
+    with contextlib.suppress(TypeError):
+        del owner[8:]
+    assert len(next(decoder)) == 8000
+
+
+def test_the_frames_of_a_traceback_cannot_see_freed_memory(wire):
+    decoder = wire.MessageDecoder()
+    with pytest.raises(MessageError) as caught:
+        next(decoder.feed(wire.pack_frame(b'{"a":' + b"x" * 10_000)))
+    seen = []
+    error = caught.value
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            seen += [
+                each for each in trace.tb_frame.f_locals.values() if isinstance(each, memoryview)
+            ]
+            trace = trace.tb_next
+        error = error.__context__
+    for view in seen:
+        with pytest.raises(ValueError, match="released memoryview"):
+            view.tobytes()
+
+
+@pytest.mark.parametrize("name", ["result", "error"])
+def test_a_chain_of_a_million_messages_is_freed(wire, name):
+    message = None
+    for _ in range(1_000_000):
+        outer = wire.ExecutionOutcome.success("j", "r")
+        setattr(outer, name, message)
+        message = outer
+    del message, outer
+
+
+def test_a_decoder_is_not_entered_again_while_a_message_is_decoded():
+    wire = pytest.importorskip("rrq_fastwire._c", reason="the compiled twin is not built here")
+    refused = []
+
+    def enter(phase, _):
+        if phase == "start" and not refused and decoder.buffered == 0:
+            for call in (
+                lambda: next(decoder),
+                lambda: decoder.feed(b"x"),
+                lambda: decoder.get_buffer(-1),
+                decoder.feed_eof,
+                lambda: decoder.buffer_updated(0),
+            ):
+                try:
+                    call()
+                except RuntimeError as error:
+                    refused.append(str(error))
+
+    payload = b'{"type":"response","payload":{"status":"success","result":' + b"[" + b"[{}]," * 2000
+    payload += b"1]}}"
+    decoder = wire.MessageDecoder().feed(wire.pack_frame(payload))
+    gc.callbacks.append(enter)
+    threshold = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        message = next(decoder)
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(enter)
+    assert len(message.result) == 2001
+    # From 3.12 on, a collection waits until Python code runs again.
+    assert set(refused) == (
+        {"the decoder is in use"} if sys.version_info < (3, 12) else set(refused)
+    )
+
+
+def test_a_message_is_no_result(wire):
+    outcome = success(wire, wire.CancelRequest(job_id="j"))
+    with pytest.raises(EncodeError, match="object of type 'CancelRequest' has no JSON form"):
+        wire.encode_frame(outcome)
+    outcome.result = outcome
+    with pytest.raises(EncodeError, match="object of type 'ExecutionOutcome' has no JSON form"):
+        wire.encode_frame(outcome)
+
+
+class Odd:
+    """Equal to nothing, and unequal to nothing."""
+
+    def __eq__(self, other):
+        return False
+
+    def __ne__(self, other):
+        return False
+
+    __hash__ = None
+
+
+def test_messages_are_equal_if_their_fields_are(wire):
+    assert success(wire, Odd()) != success(wire, Odd())
+    with pytest.raises(ZeroDivisionError):
+        type("Status", (), {"__eq__": lambda *_: 1 / 0})() == 1  # noqa: B015
+    broken = success(wire, None)
+    broken.status = type("Status", (), {"__eq__": lambda *_: 1 / 0, "__hash__": object.__hash__})()
+    with pytest.raises((EncodeError, ZeroDivisionError)):
+        wire.encode_frame(broken)
+
+
+def test_decoders_can_be_subclassed(wire):
+    class Named(wire.MessageDecoder):
+        def __init__(self, name):
+            super().__init__(max_frame_size=100)
+            self.name = name
+
+    decoder = Named("tap")
+    assert decoder.name == "tap"
+    assert list(decoder.feed(b"\0\0\0\x64")) == []
+
+
+def test_an_empty_view_of_any_shape_is_no_bytes(wire):
+    assert list(wire.FrameDecoder().feed(memoryview((ctypes.c_uint32 * 0)()))) == []
+
+
+def test_limits_are_looked_at_before_messages(wire):
+    with pytest.raises(ValueError, match="max_frame_size"):
+        wire.encode_frame(None, max_frame_size=0)
