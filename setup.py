@@ -41,7 +41,7 @@ if choice == "0" or (not choice and sys.implementation.name == "cpython"):
                 [f"rrq_fastwire/_c/{name}.pyx"],
                 include_dirs=["rrq_fastwire/_c"],
                 depends=["rrq_fastwire/_c/scan.h"],
-                extra_compile_args=[] if sys.platform == "win32" else ["-O3", "-fno-plt"],
+                extra_compile_args=[] if sys.platform == "win32" else ["-O2", "-fno-plt"],
             )
             for name in ("frames", "messages")
         ],

@@ -10,14 +10,14 @@ short. Absolute times are not shown: they are the machine's.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
+from timeit import Timer
 from typing import Any, NamedTuple
 
 import orjson
@@ -28,16 +28,92 @@ from . import peers, samples
 
 
 class Row(NamedTuple):
-    """An operation and one of its peers, each a call without arguments."""
+    """An operation and one of its peers: statements, over the names in `names`."""
 
     operation: str
     peer: str
     at_most: float
-    ours: Callable[[], Any]
-    theirs: Callable[[], Any]
+    ours: str
+    theirs: str
 
 
-def drain(iterator: Any) -> None:
+ROWS = [
+    Row("decode request, 100 B", "msgspec", 0.60, "c.decode_frame(f)", "msgspec(f_payload)"),
+    Row("decode request, 100 B", "orjson", 0.45, "c.decode_frame(f)", "loads(f_payload)"),
+    Row("decode request, 100 B", "rrq", 0.08, "c.decode_frame(f)", "rrq_decode(f_payload)"),
+    Row("decode request, 2 KB", "msgspec", 0.90, "c.decode_frame(f2)", "msgspec(f2_payload)"),
+    Row("decode request, 100 KB", "orjson", 1.05, "c.decode_frame(f100)", "loads(f100_payload)"),
+    Row(
+        "decode request with spaces, 100 B",
+        "orjson",
+        1.60,
+        "c.decode_frame(spaced_frame)",
+        "loads(spaced)",
+    ),
+    Row("decode response, 100 B", "msgspec", 0.80, "c.decode_frame(r)", "msgspec(r_payload)"),
+    Row(
+        "encode success, 100 B",
+        "msgspec",
+        0.40,
+        "c.encode_frame(outcome)",
+        'b = msgspec_encode(message); len(b).to_bytes(4, "big") + b',
+    ),
+    Row(
+        "build and encode success, 100 B",
+        "msgspec",
+        0.50,
+        "c.encode_frame(c.ExecutionOutcome.success(job_id, request_id, value))",
+        "b = msgspec_encode(Message(Outcome(job_id, request_id, SUCCESS, value)));"
+        'len(b).to_bytes(4, "big") + b',
+    ),
+    Row(
+        "build and encode success, 100 B",
+        "rrq",
+        0.04,
+        "c.encode_frame(c.ExecutionOutcome.success(job_id, request_id, value))",
+        "rrq_encode(rrq_success(job_id, request_id, value))",
+    ),
+    Row("encode success, 100 KB", "orjson", 1.15, "c.encode_frame(outcome100)", "dumps(value100)"),
+    Row(
+        "split a stream",
+        "unpack_from and slices",
+        0.20,
+        "feed_all(c.FrameDecoder(), stream)",
+        "drain(split(stream))",
+    ),
+    Row(
+        "decode a stream",
+        "the same and msgspec",
+        0.50,
+        "feed_all(c.MessageDecoder(), stream)",
+        "drain(map(msgspec, split(stream)))",
+    ),
+    Row(
+        "a frame of 16 MiB in 64 KiB chunks",
+        "bytearray and one copy",
+        1.20,
+        "feed_all(c.FrameDecoder(), large)",
+        "append_and_copy(large)",
+    ),
+    Row("pure: decode request, 100 B", "rrq", 0.60, "py.decode_frame(f)", "rrq_decode(f_payload)"),
+    Row(
+        "pure: build and encode success, 100 B",
+        "rrq",
+        0.60,
+        "py.encode_frame(py.ExecutionOutcome.success(job_id, request_id, value))",
+        "rrq_encode(rrq_success(job_id, request_id, value))",
+    ),
+    Row(
+        "pure: decode request, 100 KB",
+        "orjson",
+        1.10,
+        "py.decode_frame(f100)",
+        "loads(f100_payload)",
+    ),
+]
+
+
+def drain(iterator: Iterable[Any]) -> None:
     for _ in iterator:
         pass
 
@@ -48,135 +124,69 @@ def feed_all(decoder: Any, chunks: list[bytes]) -> None:
             pass
 
 
-def rows() -> list[Row]:
-    """The table."""
-    frames, answers, values = samples.REQUESTS, samples.RESPONSES, samples.VALUES
-    payloads = {size: frame[4:] for size, frame in frames.items()}
-    answered = {size: frame[4:] for size, frame in answers.items()}
-    spaced = samples.spaced(payloads["100B"])
-    spaced_frame = _c.pack_frame(spaced)
-    ids = samples.IDS
-    outcomes = {size: _c.ExecutionOutcome.success(*ids, value) for size, value in values.items()}
-    theirs = {
-        size: peers.OutcomeMessage(peers.Outcome(*ids, peers.Status.SUCCESS, value))
-        for size, value in values.items()
+def names() -> dict[str, Any]:
+    """What the statements speak of; f, f2 and f100 are requests of 100 B, 2 KB and 100 KB."""
+    (f, f2, f100), values = samples.REQUESTS.values(), samples.VALUES
+    job_id, request_id = samples.IDS
+    spaced = samples.spaced(f[4:])
+    return {
+        "c": _c,
+        "py": _py,
+        "loads": orjson.loads,
+        "dumps": orjson.dumps,
+        "msgspec": peers.msgspec_decode,
+        "msgspec_encode": peers.msgspec_encode,
+        "Message": peers.OutcomeMessage,
+        "Outcome": peers.Outcome,
+        "SUCCESS": peers.Status.SUCCESS,
+        "rrq_decode": peers.rrq_decode,
+        "rrq_encode": peers.rrq_encode_frame,
+        "rrq_success": peers.rrq_success,
+        "split": peers.split,
+        "append_and_copy": peers.append_and_copy,
+        "drain": drain,
+        "feed_all": feed_all,
+        "job_id": job_id,
+        "request_id": request_id,
+        "f": f,
+        "f2": f2,
+        "f100": f100,
+        "f_payload": f[4:],
+        "f2_payload": f2[4:],
+        "f100_payload": f100[4:],
+        "spaced": spaced,
+        "spaced_frame": _c.pack_frame(spaced),
+        "r": samples.RESPONSES["100B"],
+        "r_payload": samples.RESPONSES["100B"][4:],
+        "value": values["100B"],
+        "value100": values["100KB"],
+        "outcome": _c.ExecutionOutcome.success(job_id, request_id, values["100B"]),
+        "outcome100": _c.ExecutionOutcome.success(job_id, request_id, values["100KB"]),
+        "message": peers.OutcomeMessage(
+            peers.Outcome(job_id, request_id, peers.Status.SUCCESS, values["100B"])
+        ),
+        "stream": samples.STREAM,
+        "large": samples.LARGE,
     }
 
-    def request(size: str, peer: Callable[[bytes], Any], twin: Any = _c) -> dict[str, Any]:
-        frame, payload = frames[size], payloads[size]
-        return {"ours": lambda: twin.decode_frame(frame), "theirs": lambda: peer(payload)}
 
-    small, large = values["100B"], values["100KB"]
-    ours_small = lambda: _c.encode_frame(outcomes["100B"])  # noqa: E731
-    build = lambda: _c.encode_frame(_c.ExecutionOutcome.success(*ids, small))  # noqa: E731
-    msgspec_build = lambda: peers.msgspec_encode_frame(  # noqa: E731
-        peers.OutcomeMessage(peers.Outcome(*ids, peers.Status.SUCCESS, small))
-    )
-    return [
-        Row("decode request, 100 B", "msgspec", 0.60, **request("100B", peers.msgspec_decode)),
-        Row("decode request, 100 B", "orjson", 0.45, **request("100B", orjson.loads)),
-        Row("decode request, 100 B", "rrq", 0.08, **request("100B", peers.rrq_decode)),
-        Row("decode request, 2 KB", "msgspec", 0.90, **request("2KB", peers.msgspec_decode)),
-        Row("decode request, 100 KB", "orjson", 1.05, **request("100KB", orjson.loads)),
-        Row(
-            "decode request with spaces, 100 B",
-            "orjson",
-            1.60,
-            lambda: _c.decode_frame(spaced_frame),
-            lambda: orjson.loads(spaced),
-        ),
-        Row(
-            "decode response, 100 B",
-            "msgspec",
-            0.80,
-            lambda: _c.decode_frame(answers["100B"]),
-            lambda: peers.msgspec_decode(answered["100B"]),
-        ),
-        Row(
-            "encode success, 100 B",
-            "msgspec",
-            0.40,
-            ours_small,
-            lambda: peers.msgspec_encode_frame(theirs["100B"]),
-        ),
-        Row("build and encode success, 100 B", "msgspec", 0.50, build, msgspec_build),
-        Row(
-            "build and encode success, 100 B",
-            "rrq",
-            0.04,
-            build,
-            lambda: peers.rrq_encode_frame(peers.rrq_success(*ids, small)),
-        ),
-        Row(
-            "encode success, 100 KB",
-            "orjson",
-            1.15,
-            lambda: _c.encode_frame(outcomes["100KB"]),
-            lambda: orjson.dumps(large),
-        ),
-        Row(
-            "split a stream",
-            "unpack_from and slices",
-            0.20,
-            lambda: feed_all(_c.FrameDecoder(), samples.STREAM),
-            lambda: drain(peers.split(samples.STREAM)),
-        ),
-        Row(
-            "decode a stream",
-            "the same and msgspec",
-            0.50,
-            lambda: feed_all(_c.MessageDecoder(), samples.STREAM),
-            lambda: drain(map(peers.msgspec_decode, peers.split(samples.STREAM))),
-        ),
-        Row(
-            "a frame of 16 MiB in 64 KiB chunks",
-            "bytearray and one copy",
-            1.20,
-            lambda: feed_all(_c.FrameDecoder(), samples.LARGE),
-            lambda: peers.append_and_copy(samples.LARGE),
-        ),
-        Row(
-            "pure: decode request, 100 B",
-            "rrq",
-            0.60,
-            **request("100B", peers.rrq_decode, _py),
-        ),
-        Row(
-            "pure: build and encode success, 100 B",
-            "rrq",
-            0.60,
-            lambda: _py.encode_frame(_py.ExecutionOutcome.success(*ids, small)),
-            lambda: peers.rrq_encode_frame(peers.rrq_success(*ids, small)),
-        ),
-        Row("pure: decode request, 100 KB", "orjson", 1.10, **request("100KB", orjson.loads, _py)),
-    ]
-
-
-def spent(call: Callable[[], Any], times: int) -> int:
-    """Nanoseconds for so many calls."""
-    repeat = range(times)
-    start = time.perf_counter_ns()
-    for _ in repeat:
-        call()
-    return time.perf_counter_ns() - start
-
-
-def calls_a_turn(call: Callable[[], Any]) -> int:
+def calls_a_turn(timer: Timer) -> int:
     """How many calls take about two milliseconds, once they are warm."""
     times = 1
-    while (needed := spent(call, times)) < 1_000_000:
+    while (needed := timer.timeit(times)) < 0.001:
         times *= 2
-    return max(1, 2_000_000 * times // needed)
+    return max(1, int(0.002 * times / needed))
 
 
 def ratio(row: Row, seconds: float = 0.5) -> float:
     """The ratio of minimum times, the two taking turns."""
-    calls = [(call, calls_a_turn(call)) for call in (row.ours, row.theirs)]
+    timers = [Timer(statement, globals=names()) for statement in (row.ours, row.theirs)]
+    turns = [(timer, calls_a_turn(timer)) for timer in timers]
     best = [math.inf, math.inf]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        for at, (call, times) in enumerate(calls):
-            best[at] = min(best[at], spent(call, times) / times)
+        for at, (timer, times) in enumerate(turns):
+            best[at] = min(best[at], timer.timeit(times) / times)
     return best[0] / best[1]
 
 
@@ -189,11 +199,9 @@ def main() -> int:
     options = parser.parse_args()
     table = [
         row
-        for row in rows()
+        for row in ROWS
         if not options.rows or any(part in row.operation for part in options.rows)
     ]
-    gc.collect()
-    gc.disable()
     rounds = [[ratio(row) for row in table] for _ in range(options.rounds)]
     medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
     short = 0

@@ -70,6 +70,13 @@ def test_every_cut_and_every_byte_left_out_or_twice(wire, payload):
         assert_ways_agree(wire, payload + payload[:at])
 
 
+@pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
+def test_every_run_of_bytes_left_out(wire, payload):
+    for start in range(len(payload)):
+        for size in range(2, 42):
+            assert_ways_agree(wire, payload[:start] + payload[start + size :])
+
+
 VALUES = st.recursive(
     st.none()
     | st.booleans()

@@ -8,8 +8,21 @@ cdef enum:
     READ_SIZE = 32 * 1024
 
 # The one place that reads the four bytes, and the one that writes them.
-cdef uint32_t read_length(const unsigned char* header) noexcept
-cdef void write_length(unsigned char* header, uint32_t length) noexcept
+cdef inline uint32_t read_length(const unsigned char* header) noexcept:
+    return (
+        (<uint32_t>header[0] << 24)
+        | (<uint32_t>header[1] << 16)
+        | (<uint32_t>header[2] << 8)
+        | <uint32_t>header[3]
+    )
+
+
+cdef inline void write_length(unsigned char* header, uint32_t length) noexcept:
+    header[0] = length >> 24
+    header[1] = (length >> 16) & 0xFF
+    header[2] = (length >> 8) & 0xFF
+    header[3] = length & 0xFF
+
 
 # `max_frame_size`, if four bytes can hold it.
 cdef uint32_t checked_limit(object max_frame_size) except 0

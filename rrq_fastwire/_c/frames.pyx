@@ -40,29 +40,9 @@ cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
 
 
-cdef uint32_t read_length(const unsigned char* header) noexcept:
-    return (
-        (<uint32_t>header[0] << 24)
-        | (<uint32_t>header[1] << 16)
-        | (<uint32_t>header[2] << 8)
-        | <uint32_t>header[3]
-    )
-
-
-cdef void write_length(unsigned char* header, uint32_t length) noexcept:
-    header[0] = length >> 24
-    header[1] = (length >> 16) & 0xFF
-    header[2] = (length >> 8) & 0xFF
-    header[3] = length & 0xFF
-
-
 cdef object refused(uint32_t length, uint32_t limit):
-    """The error for a header that declares `length`; None if it is accepted."""
-    if length == 0:
-        return EmptyFrameError()
-    if length > limit:
-        return FrameTooLargeError(length, limit)
-    return None
+    """The error for a header that declares no bytes, or more than the limit."""
+    return FrameTooLargeError(length, limit) if length else EmptyFrameError()
 
 
 cdef uint32_t checked_limit(object max_frame_size) except 0:
@@ -86,9 +66,8 @@ cdef int check_whole(const unsigned char* frame, Py_ssize_t received) except -1:
     if received < HEADER_LEN:
         raise TruncatedFrameError(HEADER_LEN, received)
     cdef uint32_t length = read_length(frame)
-    error = refused(length, MAX_PAYLOAD)
-    if error is not None:
-        raise error
+    if length == 0 or length > MAX_PAYLOAD:
+        raise refused(length, MAX_PAYLOAD)
     # Within MAX_PAYLOAD the sum fits any Py_ssize_t.
     if received != HEADER_LEN + <Py_ssize_t>length:
         raise TruncatedFrameError(HEADER_LEN + length, received)

@@ -46,6 +46,7 @@ from .frames cimport (
     check_whole,
     checked_limit,
     describe_class,
+    read_length,
     unsendable,
     write_length,
 )
@@ -63,9 +64,11 @@ import_datetime()
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
     PyTypeObject* Py_TYPE_AT "Py_TYPE"(void*)
-    PyObject* PyObject_Init(PyObject* memory, PyTypeObject* cls)
+    void Py_SET_REFCNT(PyObject*, Py_ssize_t)
+    PyObject* PyType_GenericAlloc(PyTypeObject* cls, Py_ssize_t items)
     void PyObject_GC_Track(PyObject*)
     void PyObject_GC_Del(void*)
+    bint PyUnicode_CheckExact(object)
     bint PyUnicode_IS_COMPACT_ASCII(object)
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
 
@@ -81,19 +84,29 @@ cdef extern from *:
 
 cdef extern from "scan.h":
     const unsigned char* plain_end(const unsigned char* at, const unsigned char* end) noexcept
-    bint same(const unsigned char* one, const void* other, size_t size) noexcept
+    bint skip(const unsigned char** at, const unsigned char* end, const char* literal) noexcept
+    bint skip_known(
+        const unsigned char** at, const unsigned char* end, const void* text, Py_ssize_t size
+    ) noexcept
     const unsigned char* last_brace(const unsigned char* at, const unsigned char* end) noexcept
     Py_ssize_t openers(const unsigned char* at, const unsigned char* end) noexcept
     int number_of(const unsigned char* at, int count) noexcept
+    bint orchestrators_time(
+        const unsigned char* at, const unsigned char* end, int* fields
+    ) noexcept
     bint is_plain(object value, int levels) noexcept
 
 cdef int MAX_LEVELS = MAX_NESTING
-cdef tuple NO_ARGUMENTS = ()
 cdef object NOTHING = MISSING
 
 cdef enum:
-    # Nested containers that the JSON library decodes at the most.
-    MAX_DEPTH = 1024
+    # Nested containers that the JSON library decodes at the most, less those around the value.
+    PARAMS_DEPTH = 1024 - 2
+    RESULT_DEPTH = 1024 - 2
+    # The length of ,"context":
+    CONTEXT_KEY = 11
+    # What a success has around its ids and its result.
+    SUCCESS_TEXT = 40 + 16 + 30 + 2
 
 cdef enum Kind:
     STRING
@@ -135,6 +148,8 @@ cdef object DUMPS = getattr(_json, "dumps", None)
 cdef enum:
     # Objects of a class that are kept for the next message: a burst of in-flight requests.
     SPARE = 64
+    CLASSES = 5
+    MAX_FIELDS = 8
 
 
 cdef struct Rule:
@@ -145,11 +160,8 @@ cdef struct Rule:
     Kind kind
     bint nullable
     bint required
-    bint is_job_id
     bint is_result
-    bint recurs                 # frame after frame has the same text
     PyObject* default           # what stands for it when it is missing; a dict is a new one
-    PyObject* last              # that text
     PyObject* row
     Layout* nested              # of a MESSAGE
 
@@ -218,6 +230,8 @@ cdef class Schema:
         self.layout.head = PyBytes_AS_STRING(self.head)
         self.layout.head_size = PyBytes_GET_SIZE(self.head)
         self.layout.depth = 2 + path.count(".")
+        if len(self.rows) > MAX_FIELDS:
+            raise ImportError(f"{cls.__name__} has more fields than MAX_FIELDS")
         self.layout.rules = <Rule*>PyMem_Calloc(len(self.rows), sizeof(Rule))
         if self.layout.rules is NULL:
             raise MemoryError
@@ -236,17 +250,18 @@ cdef class Schema:
         rule.kind = KINDS[row.field.kind]
         rule.nullable = row.field.nullable
         rule.required = row.default is MISSING
-        rule.is_job_id = row.name == "job_id"
         rule.is_result = row.name == "result"
-        rule.recurs = row.name in ("protocol_version", "function_name", "queue_name", "worker_id")
         rule.default = <PyObject*>row.default
-        Py_INCREF("")
-        rule.last = <PyObject*>""
         rule.row = <PyObject*>row
         if nested is not None:
             rule.nested = &nested.layout
         self.layout.end += 1
         return 0
+
+
+# In the order in which they are made most.
+cdef Layout* LAYOUTS[CLASSES]
+LAYOUTS[0] = LAYOUTS[1] = LAYOUTS[2] = LAYOUTS[3] = LAYOUTS[4] = NULL
 
 
 cdef inline PyObject** slot(Message message, Rule* rule) noexcept:
@@ -265,32 +280,70 @@ cdef inline void put(Message message, Rule* rule, object value) noexcept:
     Py_XDECREF(old)
 
 
-cdef Message new(Layout* layout):
-    """A message of which every field is None."""
+cdef struct Values:
+    # The fields of a message in the order of the wire, each a reference of its own.
+    PyObject* objects[MAX_FIELDS]
+    int count
+
+
+cdef inline void add(Values* values, object value) noexcept:
+    Py_INCREF(value)
+    values.objects[values.count] = <PyObject*>value
+    values.count += 1
+
+
+cdef inline void drop(Values* values) noexcept:
+    while values.count:
+        values.count -= 1
+        Py_XDECREF(values.objects[values.count])
+
+
+cdef Message build(Layout* layout, Values* values):
+    """The message of all its fields, which it takes over."""
+    cdef PyObject** slots
     cdef PyObject* made
-    cdef Rule* rule = layout.rules
-    if layout.spares == 0:
-        return <Message>layout.cls.tp_new(<type><PyObject*>layout.cls, <PyObject*>NO_ARGUMENTS, NULL)
-    layout.spares -= 1
-    made = PyObject_Init(layout.spare[layout.spares], layout.cls)
-    while rule < layout.end:
-        Py_INCREF(None)
-        (<PyObject**>(<char*>made + rule.offset))[0] = <PyObject*>None
-        rule += 1
-    PyObject_GC_Track(made)
+    cdef int at
+    cdef bint again = layout.spares > 0
+    if again:
+        layout.spares -= 1
+        made = layout.spare[layout.spares]
+        Py_SET_REFCNT(made, 1)
+    else:
+        made = PyType_GenericAlloc(layout.cls, 0)
+        if made is NULL:
+            raise MemoryError
+    for at in range(values.count):
+        slots = <PyObject**>(<char*>made + layout.rules[at].offset)
+        slots[0] = values.objects[at]
+    values.count = 0
+    if again:
+        PyObject_GC_Track(made)
     message = <Message>made
     Py_DECREF(message)  # the cast took one more
     return message
 
 
+cdef inline Message new(Layout* layout):
+    """A message of which every field is None."""
+    cdef Values values
+    cdef Rule* rule = layout.rules
+    values.count = 0
+    while rule < layout.end:
+        add(&values, None)
+        rule += 1
+    return build(layout, &values)
+
+
 cdef void keep(void* gone) noexcept:
-    """tp_free of the message classes: what new() uses again."""
-    cdef Schema schema = find_schema(<object><PyObject*>Py_TYPE_AT(gone))
-    if schema is None or schema.layout.spares == SPARE:
-        PyObject_GC_Del(gone)
-    else:
-        schema.layout.spare[schema.layout.spares] = <PyObject*>gone
-        schema.layout.spares += 1
+    """tp_free of the message classes: what build() uses again."""
+    cdef PyTypeObject* cls = Py_TYPE_AT(gone)
+    cdef int at
+    for at in range(CLASSES):
+        if LAYOUTS[at] is not NULL and LAYOUTS[at].cls is cls and LAYOUTS[at].spares < SPARE:
+            LAYOUTS[at].spare[LAYOUTS[at].spares] = <PyObject*>gone
+            LAYOUTS[at].spares += 1
+            return
+    PyObject_GC_Del(gone)
 
 
 cdef Schema find_schema(object cls):
@@ -386,7 +439,6 @@ cdef class ExecutionContext(Message):
 
 
 @cython.final
-@cython.trashcan(True)
 cdef class ExecutionRequest(Message):
     pass
 
@@ -397,12 +449,18 @@ cdef class ExecutionError(Message):
     pass
 
 
-cdef ExecutionOutcome outcome(object job_id, object request_id, object status):
-    cdef ExecutionOutcome made = <ExecutionOutcome>new(&OUTCOME.layout)
-    made.job_id = job_id
-    made.request_id = request_id
-    made.status = status
-    return made
+cdef Message outcome(
+    object job_id, object request_id, object status, object result, object error, object seconds
+):
+    cdef Values values
+    values.count = 0
+    add(&values, job_id)
+    add(&values, request_id)
+    add(&values, status)
+    add(&values, result)
+    add(&values, error)
+    add(&values, seconds)
+    return build(&OUTCOME.layout, &values)
 
 
 @cython.final
@@ -424,31 +482,25 @@ cdef class ExecutionOutcome(Message):
     @classmethod
     def success(cls, job_id, request_id, result=None):
         """The job has completed with `result`."""
-        made = outcome(job_id, request_id, SUCCESS)
-        made.result = result
-        return made
+        return outcome(job_id, request_id, SUCCESS, result, None, None)
 
     @classmethod
     def failure(cls, job_id, request_id, message, *, type=None, code=None, details=None):
         """The job has failed; the orchestrator retries it by its policy."""
-        made = outcome(job_id, request_id, OutcomeStatus.ERROR)
-        made.error = ExecutionError(message=message, type=type, code=code, details=details)
-        return made
+        error = ExecutionError(message=message, type=type, code=code, details=details)
+        return outcome(job_id, request_id, OutcomeStatus.ERROR, None, error, None)
 
     @classmethod
     def retry_after(cls, job_id, request_id, message, seconds=None):
         """The job wants to run again after `seconds`; None leaves the delay to the orchestrator."""
-        made = outcome(job_id, request_id, OutcomeStatus.RETRY)
-        made.error = ExecutionError(message=message)
-        made.retry_after_seconds = seconds
-        return made
+        error = ExecutionError(message=message)
+        return outcome(job_id, request_id, OutcomeStatus.RETRY, None, error, seconds)
 
     @classmethod
     def timeout(cls, job_id, request_id, message):
         """The job ran past its deadline; it is not retried."""
-        made = outcome(job_id, request_id, OutcomeStatus.TIMEOUT)
-        made.error = ExecutionError(message=message, type="timeout")
-        return made
+        error = ExecutionError(message=message, type="timeout")
+        return outcome(job_id, request_id, OutcomeStatus.TIMEOUT, None, error, None)
 
     @classmethod
     def cancelled(cls, job_id, request_id, message="Job cancelled"):
@@ -474,6 +526,12 @@ cdef Schema REQUEST = Schema(ExecutionRequest, "payload", "request", context=CON
 cdef Schema OUTCOME = Schema(ExecutionOutcome, "payload", "response", error=ERROR)
 cdef Schema CANCEL = Schema(CancelRequest, "payload", "cancel")
 
+LAYOUTS[0] = &CONTEXT.layout
+LAYOUTS[1] = &REQUEST.layout
+LAYOUTS[2] = &OUTCOME.layout
+LAYOUTS[3] = &ERROR.layout
+LAYOUTS[4] = &CANCEL.layout
+
 cdef dict TYPES = {"request": REQUEST, "response": OUTCOME, "cancel": CANCEL}
 
 # ---- decoding --------------------------------------------------------------------------------------
@@ -486,44 +544,58 @@ cdef object scan_date_time(
 
     None for everything else, at which the pure twin has to look.
     """
+    cdef int[7] fields
+    cdef Py_ssize_t size = 30
+    if not orchestrators_time(text, end, fields):
+        size = rfc3339_utc(text, end, fields)
+    if size == 0 or fields[0] < 1 or not 1 <= fields[1] <= 12:
+        return None
+    if not 1 <= fields[2] <= days_in(fields[0], fields[1]):
+        return None
+    if fields[3] > 23 or fields[4] > 59 or fields[5] > 59:
+        return None
+    stop[0] = text + size
+    return datetime_new(
+        fields[0],
+        fields[1],
+        fields[2],
+        fields[3],
+        fields[4],
+        fields[5],
+        fields[6],
+        <object>PyDateTime_TimeZone_UTC,
+    )
+
+
+cdef Py_ssize_t rfc3339_utc(const unsigned char* text, const unsigned char* end, int* fields) noexcept:
+    """The size of a date-time in UTC with any fraction, and its numbers; 0 if it is none."""
     cdef const unsigned char* at = text + 20
-    cdef int year, month, day, hour, minute, second
-    cdef int microsecond = 0
-    cdef int digits
+    cdef int place, digits
     if end - text < 20:
-        return None
+        return 0
     if text[4] != c"-" or text[7] != c"-" or text[13] != c":" or text[16] != c":":
-        return None
+        return 0
     if text[10] != c"T" and text[10] != c"t" and text[10] != c" ":
-        return None
-    year = number_of(text, 4)
-    month = number_of(text + 5, 2)
-    day = number_of(text + 8, 2)
-    hour = number_of(text + 11, 2)
-    minute = number_of(text + 14, 2)
-    second = number_of(text + 17, 2)
-    if year < 1 or not 1 <= month <= 12 or not 1 <= day <= days_in(year, month):
-        return None
-    if not (0 <= hour <= 23 and 0 <= minute <= 59 and 0 <= second <= 59):
-        return None
+        return 0
+    fields[0] = number_of(text, 4)
+    for place in range(1, 6):
+        fields[place] = number_of(text + 2 + 3 * place, 2)
+        if fields[place] < 0:
+            return 0
+    fields[6] = 0
     if text[19] == c".":
         while at < end and c"0" <= at[0] <= c"9":
             at += 1
         digits = <int>min(at - text - 20, 6)
         if digits == 0 or at == end:
-            return None
-        microsecond = number_of(text + 20, digits)
+            return 0
+        fields[6] = number_of(text + 20, digits)
         while digits < 6:
-            microsecond *= 10
+            fields[6] *= 10
             digits += 1
     else:
         at -= 1
-    if at[0] != c"Z" and at[0] != c"z":
-        return None
-    stop[0] = at + 1
-    return datetime_new(
-        year, month, day, hour, minute, second, microsecond, <object>PyDateTime_TimeZone_UTC
-    )
+    return at + 1 - text if at[0] == c"Z" or at[0] == c"z" else 0
 
 
 cdef inline int days_in(int year, int month) noexcept:
@@ -630,7 +702,9 @@ cdef object load(const unsigned char* text, Py_ssize_t size):
 cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
     cdef Schema schema
     if size <= LARGE:
-        message = recognise(payload, size)
+        message = recognise_request(payload, payload + size)
+        if message is None:
+            message = recognise_success(payload, payload + size)
         if message is not None:
             return message
     try:
@@ -657,136 +731,15 @@ cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
     raise pure.message_error(reason, payload[:size], path, fields)
 
 
-# ---- the layout that the orchestrator writes -------------------------------------------------------
+# ---- the layouts that are worth knowing ------------------------------------------------------------
 #
-# Every key in its place, no spaces, text without escapes: then the fields are taken straight from the
-# bytes, and only `params`, `result` and `details` are left to the JSON library. Each function gives 0
-# for anything else, at which decode_payload() looks from the beginning. What is taken is a sequence
-# of complete JSON values between literal keys and brackets, and JSON can be read in one way only: so
-# it is what the general way reads.
-
-cdef struct Cursor:
-    const unsigned char* at
-    const unsigned char* end
-    PyObject* job_id            # owned; a context repeats it
-
-
-cdef inline bint match(Cursor* cursor, const char* text, Py_ssize_t size) noexcept:
-    """Steps over `text`; False if something else is there."""
-    if cursor.end - cursor.at < size or not same(cursor.at, text, size):
-        return False
-    cursor.at += size
-    return True
-
-
-cdef Message recognise(const unsigned char* payload, Py_ssize_t size):
-    cdef Cursor cursor
-    cdef Layout* layout
-    cdef Message message
-    cursor.at = payload
-    cursor.end = payload + size
-    cursor.job_id = NULL
-    if match(&cursor, REQUEST.layout.head, REQUEST.layout.head_size):
-        layout = &REQUEST.layout
-    elif match(&cursor, OUTCOME.layout.head, OUTCOME.layout.head_size):
-        layout = &OUTCOME.layout
-    elif match(&cursor, CANCEL.layout.head, CANCEL.layout.head_size):
-        layout = &CANCEL.layout
-    else:
-        return None
-    message = new(layout)
-    try:
-        if take_fields(&cursor, layout, message) and match(&cursor, b"}", 1):
-            if cursor.at == cursor.end:
-                return message
-        return None
-    finally:
-        Py_XDECREF(cursor.job_id)
-
-
-cdef int take_fields(Cursor* cursor, Layout* layout, Message message) except -1:
-    cdef Rule* rule = layout.rules
-    cdef Py_ssize_t skip = 1  # the comma, before the first
-    if not match(cursor, b"{", 1):
-        return 0
-    while rule < layout.end:
-        if match(cursor, rule.key + 1 + skip, rule.key_size - skip):
-            skip = 0
-            if not take_value(cursor, layout, rule, message):
-                return 0
-        elif rule.required or rule.kind == OBJECT:
-            return 0
-        elif rule.default is not <PyObject*>None:
-            put(message, rule, <object>rule.default)
-        rule += 1
-    return match(cursor, b"}", 1)
-
-
-cdef int take_value(Cursor* cursor, Layout* layout, Rule* rule, Message message) except -1:
-    cdef Kind kind = rule.kind
-    cdef const unsigned char* start = cursor.at
-    cdef const unsigned char* stop
-    if start == cursor.end:
-        return 0
-    if rule.nullable and kind != ANY and start[0] == c"n":
-        return match(cursor, b"null", 4)
-    if kind == STRING or kind == STATUS or kind == DATE_TIME:
-        if start[0] != c'"':
-            return 0
-        start += 1
-        if kind == DATE_TIME:
-            value = scan_date_time(start, cursor.end, &stop)
-            if value is None:
-                return 0
-        else:
-            stop = plain_end(start, cursor.end)
-        if stop == cursor.end or stop[0] != c'"':
-            return 0
-        cursor.at = stop + 1
-        if kind == STRING:
-            value = text_of(cursor, rule, start, stop - start)
-        elif kind == STATUS:
-            if same_text(SUCCESS, start, stop - start):
-                value = SUCCESS
-            else:
-                value = STATUSES.get(ascii_text(start, stop - start))
-    elif kind == OBJECT:
-        if start[0] != c"{" or rule + 1 == layout.end:
-            return 0
-        stop = before(rule + 1, start, cursor.end)
-        if stop is NULL:
-            return 0
-        value = slice_of(cursor, layout, start, stop)
-        if type(value) is not dict:
-            return 0
-    elif kind == ANY:
-        # It reaches to the brackets at the end: the last field of the last object.
-        if cursor.end - start <= layout.depth:
-            return 0
-        value = slice_of(cursor, layout, start, cursor.end - layout.depth)
-        if value is NOTHING:
-            return 0
-        put(message, rule, value)
-        return 1
-    elif kind == MESSAGE:
-        value = new(rule.nested)
-        if not take_fields(cursor, rule.nested, value):
-            return 0
-    elif kind == INTEGER:
-        value = take_integer(cursor)
-    elif kind == BOOLEAN:
-        value = True if match(cursor, b"true", 4) else False
-        if value is False and not match(cursor, b"false", 5):
-            return 0
-    elif kind == STRINGS:
-        value = take_strings(cursor)
-    else:
-        return 0
-    if value is None:
-        return 0
-    put(message, rule, value)
-    return 1
-
+# A request as the orchestrator writes it, and a success as this package does: every key in its place,
+# no spaces, text without escapes. Then the fields are taken straight from the bytes, and only `params`
+# and `result` are left to the JSON library. None for anything else, at which decode_payload() looks
+# from the beginning: so a field that is added to the wire table is read, only not as fast.
+#
+# What is taken is a sequence of complete JSON values between literal keys and brackets, and JSON can
+# be read in one way only: so it is what the general way reads.
 
 cdef inline str ascii_text(const unsigned char* start, Py_ssize_t size):
     cdef str text = PyUnicode_New(size, 127)
@@ -794,60 +747,179 @@ cdef inline str ascii_text(const unsigned char* start, Py_ssize_t size):
     return text
 
 
-cdef inline bint same_text(object known, const unsigned char* start, Py_ssize_t size) noexcept:
-    """Whether ASCII text that was made here is that of the bytes."""
-    if PyUnicode_GET_LENGTH(known) != size:
-        return False
-    return same(start, PyUnicode_1BYTE_DATA(known), size)
+cdef str take_text(const unsigned char** at, const unsigned char* end):
+    """A plain text, and steps up to its closing quote."""
+    cdef const unsigned char* start = at[0]
+    at[0] = plain_end(start, end)
+    return ascii_text(start, at[0] - start)
 
 
-cdef str text_of(Cursor* cursor, Rule* rule, const unsigned char* start, Py_ssize_t size):
-    """A str for plain text: an old one where a frame repeats itself or the frame before."""
-    cdef str text
-    if rule.recurs:
-        if same_text(<str>rule.last, start, size):
-            return <str>rule.last
-        text = ascii_text(start, size)
-        if size <= 64 and not FREE_THREADED:
-            Py_INCREF(text)
-            Py_XDECREF(rule.last)
-            rule.last = <PyObject*>text
-        return text
-    if not rule.is_job_id:
-        return ascii_text(start, size)
-    if cursor.job_id is not NULL and same_text(<str>cursor.job_id, start, size):
-        return <str>cursor.job_id
-    text = ascii_text(start, size)
-    Py_INCREF(text)
-    Py_XDECREF(cursor.job_id)
-    cursor.job_id = <PyObject*>text
+cdef inline str take_known(const unsigned char** at, const unsigned char* end, str known):
+    """The same; the object `known` if it is that text, which has to be plain."""
+    if skip_known(at, end, PyUnicode_1BYTE_DATA(known), PyUnicode_GET_LENGTH(known)):
+        return known
+    return take_text(at, end)
+
+
+cdef str take_recurring(const unsigned char** at, const unsigned char* end, PyObject** last):
+    """The same; the object of the last time if it is that text, as it is frame after frame."""
+    cdef str text = take_known(at, end, <str>last[0])
+    if <PyObject*>text != last[0] and PyUnicode_GET_LENGTH(text) <= 64 and not FREE_THREADED:
+        Py_INCREF(text)
+        Py_XDECREF(last[0])
+        last[0] = <PyObject*>text
     return text
 
 
-cdef const unsigned char* before(
-    Rule* rule, const unsigned char* start, const unsigned char* end
+cdef struct Recurring:
+    # What was in the last request, and may be in the next.
+    PyObject* function_name
+    PyObject* queue_name
+    PyObject* worker_id
+    Py_ssize_t context_size     # from its comma to the end of the frame
+
+cdef Recurring LAST
+LAST.context_size = 0
+LAST.function_name = LAST.queue_name = LAST.worker_id = <PyObject*>""
+cdef str VERSION = PROTOCOL_VERSION
+
+
+cdef Message recognise_request(const unsigned char* at, const unsigned char* end):
+    cdef Values fields, context
+    fields.count = context.count = 0
+    try:
+        if take_request(at, end, &fields, &context):
+            add(&fields, build(&CONTEXT.layout, &context))
+            return build(&REQUEST.layout, &fields)
+        return None
+    finally:
+        drop(&fields)
+        drop(&context)
+
+
+cdef int take_request(
+    const unsigned char* at, const unsigned char* end, Values* fields, Values* context
+) except -1:
+    """1 with all fields but the context, and the context's; 0 for another layout."""
+    cdef const unsigned char* stop
+    if not skip(
+        &at, end, b'{"type":"request","payload":{"protocol_version":"2","request_id":"'
+    ):
+        return 0
+    add(fields, VERSION)
+    add(fields, take_text(&at, end))
+    if not skip(&at, end, b'","job_id":"'):
+        return 0
+    job_id = take_text(&at, end)
+    add(fields, job_id)
+    if not skip(&at, end, b'","function_name":"'):
+        return 0
+    add(fields, take_recurring(&at, end, &LAST.function_name))
+    if not skip(&at, end, b'","params":'):
+        return 0
+    stop = context_start(at, end)
+    if stop is NULL:
+        return 0
+    params = slice_of(at, stop, PARAMS_DEPTH)
+    if type(params) is not dict:
+        return 0
+    add(fields, params)
+    at = stop
+    if not skip(&at, end, b',"context":{"job_id":"'):
+        return 0
+    add(context, take_known(&at, end, job_id))
+    if not skip(&at, end, b'","attempt":'):
+        return 0
+    attempt = take_integer(&at, end)
+    if attempt is None or not skip(&at, end, b',"enqueue_time":"'):
+        return 0
+    add(context, attempt)
+    moment = scan_date_time(at, end, &at)
+    if moment is None or not skip(&at, end, b'","queue_name":"'):
+        return 0
+    add(context, moment)
+    add(context, take_recurring(&at, end, &LAST.queue_name))
+    moment = None
+    if skip(&at, end, b'","deadline":"'):
+        moment = scan_date_time(at, end, &at)
+        if moment is None or not skip(&at, end, b'"'):
+            return 0
+    elif not skip(&at, end, b'","deadline":null'):
+        return 0
+    add(context, moment)
+    strings = None
+    if not skip(&at, end, b',"trace_context":null'):
+        strings = take_strings(&at, end) if skip(&at, end, b',"trace_context":') else None
+        if strings is None:
+            return 0
+    add(context, strings)
+    strings = None
+    # Orchestrators up to 0.9.18 do not send it.
+    if not skip(&at, end, b',"correlation_context":null'):
+        if skip(&at, end, b',"correlation_context":'):
+            strings = take_strings(&at, end)
+            if strings is None:
+                return 0
+    add(context, strings)
+    worker_id = None
+    if skip(&at, end, b',"worker_id":"'):
+        worker_id = take_recurring(&at, end, &LAST.worker_id)
+        if not skip(&at, end, b'"'):
+            return 0
+    elif not skip(&at, end, b',"worker_id":null'):
+        return 0
+    add(context, worker_id)
+    return skip(&at, end, b"}}}") and at == end
+
+
+cdef Message recognise_success(const unsigned char* at, const unsigned char* end):
+    if not skip(&at, end, b'{"type":"response","payload":{"job_id":"'):
+        return None
+    job_id = take_text(&at, end)
+    if not skip(&at, end, b'","request_id":"'):
+        return None
+    request_id = take_text(&at, end)
+    if not skip(&at, end, b'","status":"success","result":') or end - at < 3:
+        return None
+    end -= 2
+    if end[0] != c"}" or end[1] != c"}":
+        return None
+    result = slice_of(at, end, RESULT_DEPTH)
+    if result is NOTHING:
+        return None
+    return outcome(job_id, request_id, SUCCESS, result, None, None)
+
+
+cdef const unsigned char* context_start(
+    const unsigned char* at, const unsigned char* end
 ) noexcept:
-    """Where the last object of that key seems to begin, with its comma; NULL if none does.
+    """Where the key of the last object of that name seems to begin, with its comma.
 
     If it only looks like it, what is before it is no JSON.
     """
+    cdef const unsigned char* key
+    cdef const unsigned char* brace = end
+    if LAST.context_size <= end - at:
+        key = end - LAST.context_size
+        if skip(&key, end, b',"context":{'):
+            return end - LAST.context_size
     while True:
-        end = last_brace(start, end)
-        if end is NULL or end - start < rule.key_size:
+        brace = last_brace(at, brace)
+        if brace is NULL or brace - at < CONTEXT_KEY:
             return NULL
-        if same(end - rule.key_size, rule.key + 1, rule.key_size):
-            return end - rule.key_size
+        key = brace - CONTEXT_KEY
+        if skip(&key, brace, b',"context":'):
+            LAST.context_size = end - (brace - CONTEXT_KEY)
+            return brace - CONTEXT_KEY
 
 
-cdef object slice_of(
-    Cursor* cursor, Layout* layout, const unsigned char* start, const unsigned char* stop
+cdef inline object slice_of(
+    const unsigned char* start, const unsigned char* stop, Py_ssize_t levels
 ):
-    """The value of the JSON between, and steps over it; NOTHING if there is none."""
-    cdef Py_ssize_t levels = MAX_DEPTH - layout.depth
-    cursor.at = stop
+    """The value of the JSON between; NOTHING if there is none."""
     if stop - start == 2 and start[0] == c"{" and start[1] == c"}":
         return {}
-    # The objects around it count, too: where it may be too deep, the general way decides.
+    # Where it may be nested too deep, counting what is around it, the general way decides.
     if stop - start > 2 * levels and openers(start, stop) > levels:
         return NOTHING
     try:
@@ -856,47 +928,35 @@ cdef object slice_of(
         return NOTHING
 
 
-cdef object take_integer(Cursor* cursor):
-    cdef const unsigned char* start = cursor.at
+cdef inline object take_integer(const unsigned char** at, const unsigned char* end):
+    """An unsigned integer of 32 bits, and steps over it; None if it is none."""
+    cdef const unsigned char* start = at[0]
     cdef uint64_t number = 0
-    while cursor.at < cursor.end and c"0" <= cursor.at[0] <= c"9" and cursor.at - start < 11:
-        number = number * 10 + (cursor.at[0] - c"0")
-        cursor.at += 1
-    if cursor.at == start or number > 0xFFFFFFFF:
-        return None
-    if start[0] == c"0" and cursor.at - start > 1:
+    while at[0] < end and c"0" <= at[0][0] <= c"9" and at[0] - start < 10:
+        number = number * 10 + (at[0][0] - c"0")
+        at[0] += 1
+    if number > 0xFFFFFFFF or at[0] == start or (start[0] == c"0" and at[0] - start > 1):
         return None
     return number
 
 
-cdef dict take_strings(Cursor* cursor):
-    """A flat object of plain texts."""
+cdef dict take_strings(const unsigned char** at, const unsigned char* end):
+    """A flat object of plain texts, and steps over it; None if it is none."""
     cdef dict strings = {}
-    cdef const unsigned char* stop
-    cdef str key = None
-    if not match(cursor, b"{", 1):
+    if not skip(at, end, b"{"):
         return None
-    if match(cursor, b"}", 1):
+    if skip(at, end, b"}"):
         return strings
-    while True:
-        if not match(cursor, b'"', 1):
+    while skip(at, end, b'"'):
+        key = take_text(at, end)
+        if not skip(at, end, b'":"'):
             return None
-        stop = plain_end(cursor.at, cursor.end)
-        text = ascii_text(cursor.at, stop - cursor.at)
-        cursor.at = stop
-        if not match(cursor, b'"', 1):
-            return None
-        if key is None:
-            key = text
-            if not match(cursor, b":", 1):
-                return None
-            continue
-        strings[key] = text
-        key = None
-        if match(cursor, b"}", 1):
+        strings[key] = take_text(at, end)
+        if skip(at, end, b'"}'):
             return strings
-        if not match(cursor, b",", 1):
+        if not skip(at, end, b'",'):
             return None
+    return None
 
 
 # ---- encoding --------------------------------------------------------------------------------------
@@ -1114,6 +1174,58 @@ cdef int write_fields(Writer* writer, Layout* layout, Message message) except -1
     return piece(writer, b"}", 1)
 
 
+cdef bytes encode_success(ExecutionOutcome message, uint32_t limit):
+    """The frame of a success with plain ids and a result for orjson; None for everything else."""
+    cdef const unsigned char* job_id
+    cdef const unsigned char* request_id
+    cdef Py_ssize_t job_size, request_size, size
+    cdef bytes body, frame
+    cdef unsigned char* out
+    if message.status is not SUCCESS or message.error is not None or DUMPS is None:
+        return None
+    if message.retry_after_seconds is not None:
+        return None
+    first, second = message.job_id, message.request_id
+    if not (PyUnicode_CheckExact(first) and PyUnicode_CheckExact(second)):
+        return None
+    if not (PyUnicode_IS_COMPACT_ASCII(first) and PyUnicode_IS_COMPACT_ASCII(second)):
+        return None
+    job_id = <const unsigned char*>PyUnicode_1BYTE_DATA(first)
+    request_id = <const unsigned char*>PyUnicode_1BYTE_DATA(second)
+    job_size = PyUnicode_GET_LENGTH(first)
+    request_size = PyUnicode_GET_LENGTH(second)
+    if plain_end(job_id, job_id + job_size) != job_id + job_size:
+        return None
+    if plain_end(request_id, request_id + request_size) != request_id + request_size:
+        return None
+    result = message.result
+    if not is_plain(result, MAX_LEVELS - 2):
+        return None
+    try:
+        body = DUMPS(result)
+    except TypeError:
+        return None
+    size = SUCCESS_TEXT + job_size + request_size + PyBytes_GET_SIZE(body)
+    if <uint64_t>size > limit:
+        return None
+    frame = PyBytes_FromStringAndSize(NULL, HEADER_LEN + size)
+    out = <unsigned char*>PyBytes_AS_STRING(frame)
+    write_length(out, <uint32_t>size)
+    out = append(out + HEADER_LEN, b'{"type":"response","payload":{"job_id":"', 40)
+    out = append(out, job_id, job_size)
+    out = append(out, b'","request_id":"', 16)
+    out = append(out, request_id, request_size)
+    out = append(out, b'","status":"success","result":', 30)
+    out = append(out, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
+    append(out, b"}}", 2)
+    return frame
+
+
+cdef inline unsigned char* append(unsigned char* out, const void* data, Py_ssize_t size) noexcept:
+    memcpy(out, data, size)
+    return out + size
+
+
 def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
     """The frame, header included, that carries `message`; one that the orchestrator accepts.
 
@@ -1135,6 +1247,10 @@ def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
     cdef int at
     if max_frame_size is not MAX_FRAME_SIZE:
         limit = checked_limit(max_frame_size)
+    if type(message) is ExecutionOutcome:
+        frame = encode_success(message, limit)
+        if frame is not None:
+            return frame
     schema = find_schema(type(message))
     if schema is None or not schema.layout.head_size:
         raise TypeError(f"expected a RunnerMessage, got {type(message).__name__}")
@@ -1171,10 +1287,13 @@ def decode_frame(frame, /):
     """
     cdef Py_buffer view
     cdef const unsigned char* start
+    cdef Py_ssize_t size
     if PyBytes_CheckExact(frame):
         start = <const unsigned char*>PyBytes_AS_STRING(frame)
-        check_whole(start, PyBytes_GET_SIZE(frame))
-        return decode_payload(start + HEADER_LEN, PyBytes_GET_SIZE(frame) - HEADER_LEN)
+        size = PyBytes_GET_SIZE(frame) - HEADER_LEN
+        if not 0 < size <= MAX_PAYLOAD or read_length(start) != <uint32_t>size:
+            check_whole(start, size + HEADER_LEN)
+        return decode_payload(start + HEADER_LEN, size)
     acquire(frame, &view)
     try:
         check_whole(<const unsigned char*>view.buf, view.len)
