@@ -26,6 +26,7 @@ from rrq_fastwire import _c
 from . import memory, samples
 
 RESULTS = Path(__file__).with_name("results")
+README = Path(__file__).parent.parent / "README.md"
 PICTURES = Path(__file__).parent.parent / ".github" / "pictures"
 GREY, OURS, OTHERS = "#7d8590", "#d9730d", "#4c8dd6"
 PACKAGES = ["orjson", "msgspec", "rrq", "pydantic", "pytest-benchmark", "cython"]
@@ -117,12 +118,16 @@ def draw_scaling(table: dict[int, dict[int, float]]) -> None:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The ratios that were checked, as a table."""
-    lines = ["| operation | peer | time, peer = 1 | aim |", "|---|---|---|---|"]
-    lines += [
-        f"| {row['operation']} | {row['peer']} | {row['ratio']:.2f} | {row['at_most']:.2f} |"
-        for row in rows
-    ]
+    lines = ["| operation | peer | our time, peer = 1 |", "|---|---|---|"]
+    lines += [f"| {row['operation']} | {row['peer']} | {row['ratio']:.2f} |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def put_into_readme(table: str, made_on: str) -> None:
+    """README.md shows what was measured last, between two marks."""
+    head, mark, rest = README.read_text().partition("<!-- benchmarks -->\n")
+    _, end, tail = rest.partition("<!-- end of benchmarks -->\n")
+    README.write_text(f"{head}{mark}\n{table}\n{made_on}\n\n{end}{tail}")
 
 
 def main() -> None:
@@ -149,6 +154,8 @@ def main() -> None:
         "bytes_held": memory.measure(),
     }
     (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    versions = ", ".join(f"{name} {text}" for name, text in results["packages"].items())
+    put_into_readme(table, f"{results['machine']}, CPython {results['python']}, {versions}.")
     chart = (RESULTS / "decode-request-100B.svg").read_bytes()
     (PICTURES / "decode-request-100B.svg").write_bytes(chart)
     print(table)

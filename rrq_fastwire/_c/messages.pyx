@@ -98,6 +98,7 @@ cdef extern from "scan.h":
 
 cdef int MAX_LEVELS = MAX_NESTING
 cdef object NOTHING = MISSING
+cdef object DEFAULT_LIMIT = MAX_FRAME_SIZE
 
 cdef enum:
     # Nested containers that the JSON library decodes at the most, less those around the value.
@@ -656,11 +657,12 @@ cdef object read_value(Rule* rule, object value):
 
 cdef Message read_fields(Layout* layout, dict source):
     """The message whose fields are in `source`. Raises FieldError."""
-    cdef Message message = new(layout)
+    cdef Values values
     cdef Rule* rule = layout.rules
     cdef Row row
     cdef PyObject* found
     value = None
+    values.count = 0
     try:
         while rule < layout.end:
             found = PyDict_GetItemWithError(source, (<Row>rule.row).name)
@@ -670,15 +672,20 @@ cdef Message read_fields(Layout* layout, dict source):
                 value = {}
             else:
                 value = <object>rule.default
-            put(message, rule, read_value(rule, value))
+            if rule.kind == STRING and type(value) is str:
+                add(&values, value)
+            else:
+                add(&values, read_value(rule, value))
             rule += 1
+        return build(layout, &values)
     except ValueError:
         row = <Row>rule.row
         raise row.field.refuse(value) from None
     except FieldError as error:
         error.path = f"{(<Row>rule.row).name}.{error.path}"
         raise
-    return message
+    finally:
+        drop(&values)
 
 
 cdef enum:
@@ -1245,7 +1252,7 @@ def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
     cdef Schema schema = None
     cdef char* out
     cdef int at
-    if max_frame_size is not MAX_FRAME_SIZE:
+    if max_frame_size is not DEFAULT_LIMIT:
         limit = checked_limit(max_frame_size)
     if type(message) is ExecutionOutcome:
         frame = encode_success(message, limit)
