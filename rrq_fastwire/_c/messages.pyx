@@ -742,7 +742,7 @@ cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
 #
 # A request as the orchestrator writes it, and a success as this package does: every key in its place,
 # no spaces, text without escapes. Then the fields are taken straight from the bytes, and only `params`
-# and `result` are left to the JSON library. None for anything else, at which decode_payload() looks
+# and `result` are left to the JSON library. For anything else there is None, and decode_payload() looks
 # from the beginning: so a field that is added to the wire table is read, only not as fast.
 #
 # What is taken is a sequence of complete JSON values between literal keys and brackets, and JSON can
@@ -755,7 +755,7 @@ cdef inline str ascii_text(const unsigned char* start, Py_ssize_t size):
 
 
 cdef str take_text(const unsigned char** at, const unsigned char* end):
-    """A plain text, and steps up to its closing quote."""
+    """A plain text, and steps up to its end; a closing quote is there only if it is whole."""
     cdef const unsigned char* start = at[0]
     at[0] = plain_end(start, end)
     return ascii_text(start, at[0] - start)
@@ -787,6 +787,8 @@ cdef struct Recurring:
 
 cdef Recurring LAST
 LAST.context_size = 0
+for _ in range(3):
+    Py_INCREF("")
 LAST.function_name = LAST.queue_name = LAST.worker_id = <PyObject*>""
 cdef str VERSION = PROTOCOL_VERSION
 

@@ -587,14 +587,15 @@ def _document(message: _Message, path: str) -> dict[str, Any]:
                 document[name] = None
             continue
         kind = KINDS[field.kind]
-        if type(value) is not kind.same:
-            try:
-                value = kind.write(value)
-            except ValueError:
-                raise field.refuse_to_send(value, f"{path}.{name}") from None
-        if field.kind in _NESTED:
-            value = _document(value, f"{path}.{name}")
-        document[name] = value
+        if type(value) is kind.same:
+            document[name] = value
+            continue
+        try:
+            written = kind.write(value)
+        except ValueError:
+            raise field.refuse_to_send(value, f"{path}.{name}") from None
+        nested = field.kind in _NESTED
+        document[name] = _document(written, f"{path}.{name}") if nested else written
     return document
 
 
