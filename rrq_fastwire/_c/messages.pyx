@@ -150,7 +150,7 @@ cdef enum:
     # Objects of a class that are kept for the next message: a burst of in-flight requests.
     SPARE = 64
     CLASSES = 5
-    MAX_FIELDS = 8
+    MAX_FIELDS = 16
 
 
 cdef struct Rule:
@@ -300,7 +300,7 @@ cdef inline void drop(Values* values) noexcept:
 
 
 cdef Message build(Layout* layout, Values* values):
-    """The message of all its fields, which it takes over."""
+    """The message of its fields, every one of them, which it takes over."""
     cdef PyObject** slots
     cdef PyObject* made
     cdef int at
@@ -312,6 +312,7 @@ cdef Message build(Layout* layout, Values* values):
     else:
         made = PyType_GenericAlloc(layout.cls, 0)
         if made is NULL:
+            drop(values)
             raise MemoryError
     for at in range(values.count):
         slots = <PyObject**>(<char*>made + layout.rules[at].offset)
@@ -358,6 +359,14 @@ cdef Schema find_schema(object cls):
     if cls is ExecutionError:
         return ERROR
     return CANCEL if cls is CancelRequest else None
+
+
+cdef list names_of(Schema schema):
+    cdef Row row
+    cdef list names = []
+    for row in schema.rows:
+        names.append(row.name)
+    return names
 
 
 cdef Schema schema_of(Message message):
@@ -454,6 +463,15 @@ cdef Message outcome(
     object job_id, object request_id, object status, object result, object error, object seconds
 ):
     cdef Values values
+    if not KNOWS_OUTCOME:
+        return ExecutionOutcome(
+            job_id=job_id,
+            request_id=request_id,
+            status=status,
+            result=result,
+            error=error,
+            retry_after_seconds=seconds,
+        )
     values.count = 0
     add(&values, job_id)
     add(&values, request_id)
@@ -532,6 +550,33 @@ LAYOUTS[1] = &REQUEST.layout
 LAYOUTS[2] = &OUTCOME.layout
 LAYOUTS[3] = &ERROR.layout
 LAYOUTS[4] = &CANCEL.layout
+
+# The layouts known by heart are those of exactly these fields; of others, nothing is known by heart.
+cdef bint KNOWS_REQUEST = names_of(REQUEST) == [
+    "protocol_version",
+    "request_id",
+    "job_id",
+    "function_name",
+    "params",
+    "context",
+] and names_of(CONTEXT) == [
+    "job_id",
+    "attempt",
+    "enqueue_time",
+    "queue_name",
+    "deadline",
+    "trace_context",
+    "correlation_context",
+    "worker_id",
+]
+cdef bint KNOWS_OUTCOME = names_of(OUTCOME) == [
+    "job_id",
+    "request_id",
+    "status",
+    "result",
+    "error",
+    "retry_after_seconds",
+]
 
 cdef dict TYPES = {"request": REQUEST, "response": OUTCOME, "cancel": CANCEL}
 
@@ -709,8 +754,8 @@ cdef object load(const unsigned char* text, Py_ssize_t size):
 cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
     cdef Schema schema
     if size <= LARGE:
-        message = recognise_request(payload, payload + size)
-        if message is None:
+        message = recognise_request(payload, payload + size) if KNOWS_REQUEST else None
+        if message is None and KNOWS_OUTCOME:
             message = recognise_success(payload, payload + size)
         if message is not None:
             return message
@@ -1190,7 +1235,9 @@ cdef bytes encode_success(ExecutionOutcome message, uint32_t limit):
     cdef Py_ssize_t job_size, request_size, size
     cdef bytes body, frame
     cdef unsigned char* out
-    if message.status is not SUCCESS or message.error is not None or DUMPS is None:
+    if not KNOWS_OUTCOME or DUMPS is None:
+        return None
+    if message.status is not SUCCESS or message.error is not None:
         return None
     if message.retry_after_seconds is not None:
         return None
