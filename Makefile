@@ -20,7 +20,7 @@ $(READY): pyproject.toml setup.py $(wildcard rrq_fastwire/_c/*.p*)
 	RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-demo: $(READY)  ## run 2,000 jobs through the stock runner with the codec put in
+demo: $(READY)  ## run 20,000 jobs in rrq's own runner and in this one, side by side
 	$(RUN)/python -m rrq_fastwire demo
 
 test: $(READY)  ## run the suite: both twins, then with the standard library's json, then the built wheel
@@ -53,10 +53,12 @@ bench: $(READY)  ## time everything in benchmarks/, and write benchmarks/results
 	mkdir -p build
 	$(PYTEST) benchmarks --benchmark-only --benchmark-json=build/benchmark.json
 	-$(RUN)/python -m benchmarks.check --json build/check.json
-	$(RUN)/python -m benchmarks.report build/benchmark.json build/check.json
+	-$(RUN)/python -m benchmarks.runner --json build/runner.json
+	$(RUN)/python -m benchmarks.orchestrator --json build/orchestrator.json
+	$(RUN)/python -m benchmarks.report build/benchmark.json build/check.json build/runner.json build/orchestrator.json
 
 bench-check: $(READY)  ## compare speed with what it is to be; exits with 1 if a row falls short
-	$(RUN)/python -m benchmarks.check
+	$(RUN)/python -m benchmarks.check; codec=$$?; $(RUN)/python -m benchmarks.runner && exit $$codec
 
 bench-instructions: $(READY)  ## count instructions with valgrind, and compare with those kept
 	$(RUN)/python -m benchmarks.instructions

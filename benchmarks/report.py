@@ -1,6 +1,6 @@
-"""What `make bench` writes to benchmarks/results/ from pytest-benchmark's JSON.
+"""What `make bench` writes to benchmarks/results/ from what it has measured.
 
-    python -m benchmarks.report BENCHMARK.json CHECK.json
+    python -m benchmarks.report BENCHMARK.json CHECK.json RUNNER.json ORCHESTRATOR.json
 
 results.json has the machine, the versions and every figure; table.md the ratios; a chart a group,
 one of time per byte over sizes, and memory. The charts stand on a transparent ground, in colours
@@ -123,16 +123,47 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def put_into_readme(table: str, made_on: str) -> None:
+def runner_markdown(figures: dict[str, dict[str, float]]) -> str:
+    """CPU a job, as fractions of the first runner's."""
+    stock, *others = next(iter(figures.values()))
+    lines = [f"| CPU of the runner a job | {' | '.join([stock, *others])} |", "|---" * 4 + "|"]
+    lines += [
+        f"| {case} | 1 | {' | '.join(f'1/{row[stock] / row[name]:.1f}' for name in others)} |"
+        for case, row in figures.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw_runners(figures: dict[str, dict[str, float]]) -> None:
+    """A group of bars a case: the CPU of each runner, the first = 1."""
+    figure, axes = plt.subplots(figsize=(7, 0.9 * len(figures) + 0.6))
+    stock, *others = next(iter(figures.values()))
+    for at, (name, colour) in enumerate(
+        zip([stock, *others], (OTHERS, OURS, "#f0a860"), strict=True)
+    ):
+        shares = [row[name] / row[stock] for row in figures.values()]
+        places = [group + 0.27 * (1 - at) for group in reversed(range(len(figures)))]
+        bars = axes.barh(places, shares, height=0.25, color=colour, label=name)
+        labels = ["1" if at == 0 else f"1/{1 / share:.1f}" for share in shares]
+        axes.bar_label(bars, labels, padding=3, color=GREY)
+    axes.set_yticks(list(reversed(range(len(figures)))), list(figures))
+    axes.set_title("CPU of the runner a job, rrq-runner = 1", loc="left")
+    axes.legend(frameon=False, labelcolor=GREY, loc="lower right", bbox_to_anchor=(1, 1))
+    axes.spines.bottom.set_visible(False)
+    axes.set_xticks([])
+    save(figure, "runner")
+
+
+def put_into_readme(mark: str, text: str) -> None:
     """README.md shows what was measured last, between two marks."""
-    head, mark, rest = README.read_text().partition("<!-- benchmarks -->\n")
-    _, end, tail = rest.partition("<!-- end of benchmarks -->\n")
-    README.write_text(f"{head}{mark}\n{table}\n{made_on}\n\n{end}{tail}")
+    head, begin, rest = README.read_text().partition(f"<!-- {mark} -->\n")
+    _, end, tail = rest.partition(f"<!-- end of {mark} -->\n")
+    README.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def main() -> None:
-    """Reads, measures what pytest-benchmark does not, and writes."""
-    timed, checked = (json.loads(Path(name).read_text()) for name in sys.argv[1:3])
+    """Reads, measures what nobody else does, and writes."""
+    timed, checked, direct, whole = (json.loads(Path(name).read_text()) for name in sys.argv[1:5])
     RESULTS.mkdir(exist_ok=True)
     PICTURES.mkdir(exist_ok=True)
     groups: dict[str, dict[str, float]] = {}
@@ -142,12 +173,15 @@ def main() -> None:
         draw_bars(title.replace(" ", "-"), title, figures)
     scales = scaling()
     draw_scaling(scales)
-    table = markdown(checked)
-    (RESULTS / "table.md").write_text(table)
+    runners = direct | whole
+    draw_runners(runners)
+    table, runner_table = markdown(checked), runner_markdown(runners)
+    (RESULTS / "table.md").write_text(f"{runner_table}\n{table}")
     results = {
         "machine": timed["machine_info"]["cpu"].get("brand_raw", timed["machine_info"]["machine"]),
         "python": timed["machine_info"]["python_version"],
         "packages": {name: version(name) for name in PACKAGES},
+        "runner_cpu_microseconds": runners,
         "checked": checked,
         "minimum_seconds": groups,
         "seconds_per_byte": scales,
@@ -155,10 +189,12 @@ def main() -> None:
     }
     (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     versions = ", ".join(f"{name} {text}" for name, text in results["packages"].items())
-    put_into_readme(table, f"{results['machine']}, CPython {results['python']}, {versions}.")
-    chart = (RESULTS / "decode-request-100B.svg").read_bytes()
-    (PICTURES / "decode-request-100B.svg").write_bytes(chart)
-    print(table)
+    made_on = f"{results['machine']}, CPython {results['python']}, {versions}."
+    put_into_readme("runner", f"{runner_table}\n{made_on}\n")
+    put_into_readme("codec", table)
+    for name in ("runner", "decode-request-100B"):
+        (PICTURES / f"{name}.svg").write_bytes((RESULTS / f"{name}.svg").read_bytes())
+    print(runner_table, table, sep="\n")
 
 
 if __name__ == "__main__":
