@@ -1,23 +1,38 @@
-"""The command line: one file a command."""
+"""The command line: one file a command. Parsing, colours and tables are click's and rich's."""
 
 from __future__ import annotations
 
-import argparse
+import os
+import sys
 
-from .. import __version__
-from . import demo, info
-
-_COMMANDS = {"info": info.run, "demo": demo.run}
+from . import info
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command, and returns the exit status of the process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m rrq_fastwire", description="RRQ's runner protocol at native speed."
-    )
-    parser.add_argument("--version", action="version", version=f"rrq-fastwire {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, run in _COMMANDS.items():
-        commands.add_parser(name, help=run.__doc__, description=run.__doc__)
-    chosen: str = parser.parse_args(argv).command
-    return _COMMANDS[chosen]()
+    """Runs one command, and returns the exit status of the process.
+
+    0 is success; 1 that what was asked for has failed or could not be shown whole; 2 a wrong
+    command line. Ctrl-C ends with 130 and a closed pipe with 141, both without a word.
+    """
+    try:
+        import click
+
+        from .commands import commands
+    except ImportError as error:
+        if (sys.argv[1:] if argv is None else argv) == ["info"]:
+            return info.run()
+        print(f"rrq-fastwire: {error}: pip install 'rrq-fastwire[cli]'", file=sys.stderr)
+        return 2
+    try:
+        status = commands.main(argv, prog_name="rrq-fastwire", standalone_mode=False)
+        sys.stdout.flush()
+    except click.ClickException as error:
+        print(f"rrq-fastwire: {error.format_message()}", file=sys.stderr)
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return 130
+    except BrokenPipeError:
+        # Python flushes stdout once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return int(status or 0)

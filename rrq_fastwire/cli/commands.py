@@ -1,0 +1,50 @@
+"""The commands; each has a file of its own."""
+
+from __future__ import annotations
+
+import click
+
+from .. import __version__, runner
+from . import decode, demo, encode, info
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="rrq-fastwire %(version)s")
+def commands() -> None:
+    """See and use the wire between RRQ's orchestrator and its runners."""
+
+
+commands.add_command(decode.command, "decode")
+commands.add_command(encode.command, "encode")
+
+
+@commands.command(
+    "runner",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def run_runner(arguments: tuple[str, ...]) -> None:
+    """Run jobs: what rrq-fastwire-runner does.
+
+    Example: rrq-fastwire runner --settings myapp.runner.settings --tcp-socket 127.0.0.1:9000
+    """
+    runner.main(list(arguments))
+
+
+@commands.command("info")
+def run_info() -> int:
+    """Say which implementation runs, with what, and where.
+
+    Example: rrq-fastwire info
+    """
+    return info.run()
+
+
+@commands.command("demo")
+def run_demo() -> int:
+    """Run 20,000 jobs in rrq's own runner and in this one, and compare them.
+
+    Example: rrq-fastwire demo
+    """
+    return demo.run()

@@ -1,0 +1,102 @@
+"""Messages in a terminal: a line of what it is and whose, and its JSON in colour."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime, timezone
+
+import click
+from rich.highlighter import JSONHighlighter
+from rich.text import Text
+
+from .. import ExecutionOutcome, ExecutionRequest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from .. import RunnerMessage
+
+_STATUS_STYLES = {"success": "green", "retry": "yellow", "timeout": "red", "error": "red"}
+_UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+_colour = JSONHighlighter()
+
+
+def redact_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--redact KEY,...`: gives the command a frozenset of keys."""
+    return click.option(
+        "--redact",
+        metavar="KEY,...",
+        default="",
+        callback=lambda _context, _option, text: frozenset(filter(None, text.split(","))),
+        help="Hide the values of these keys, at any depth.",
+    )(command)
+
+
+def redacted(value: Any, keys: frozenset[str]) -> Any:
+    """A copy of a JSON value in which nothing is left of what stands under `keys`."""
+    if isinstance(value, dict):
+        return {key: "***" if key in keys else redacted(item, keys) for key, item in value.items()}
+    if isinstance(value, list):
+        return [redacted(item, keys) for item in value]
+    return value
+
+
+def redacted_text(document: str, keys: frozenset[str]) -> str:
+    """JSON as it stands, or written anew without the values of `keys`, if there are any."""
+    if not keys:
+        return document
+    value = redacted(json.loads(document), keys)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def coloured(document: str) -> Text:
+    """JSON, as it stands."""
+    return _colour(document)
+
+
+def title(message: RunnerMessage) -> Text:
+    """What a message is, whose, and how its times stand."""
+    if isinstance(message, ExecutionRequest):
+        context = message.context
+        text = Text.assemble(("request ", "bold blue"), (message.function_name, "bold"))
+        _append_ids(text, message.job_id, message.request_id)
+        now = datetime.now(timezone.utc)
+        text.append(f"  attempt {context.attempt}, enqueued {_away(now, context.enqueue_time)}")
+        if context.deadline is not None:
+            word = "deadline" if context.deadline > now else "deadline passed"
+            text.append(f", {word} {_away(now, context.deadline)}")
+        return text
+    if isinstance(message, ExecutionOutcome):
+        status = str(message.status)
+        text = Text.assemble(("response ", "bold magenta"), (status, _STATUS_STYLES[status]))
+        _append_ids(text, message.job_id, message.request_id)
+        return text
+    text = Text("cancel", "bold yellow")
+    _append_ids(text, message.job_id, message.request_id)
+    return text
+
+
+def _append_ids(text: Text, job_id: str | None, request_id: str | None) -> None:
+    text.append(f"  job {job_id or '-'}  request {request_id or '-'}", "dim")
+
+
+def _away(now: datetime, moment: datetime) -> str:
+    seconds = (moment - now).total_seconds()
+    return f"in {duration(seconds)}" if seconds > 0 else f"{duration(-seconds)} ago"
+
+
+def duration(seconds: float) -> str:
+    """A time in one unit, or two: "3 h 5 min", "12.3 ms"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    parts = []
+    for unit, size in _UNITS:
+        count, seconds = divmod(int(seconds), size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
