@@ -12,7 +12,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command, and returns the exit status of the process.
 
     0 is success; 1 that what was asked for has failed or could not be shown whole; 2 a wrong
-    command line. Ctrl-C ends with 130 and a closed pipe with 141, both without a word.
+    command line. Ctrl-C ends with 130, and a closed pipe with 1, both without a word.
     """
     try:
         import click
@@ -34,5 +34,5 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         # Python flushes stdout once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        return 1
     return int(status or 0)

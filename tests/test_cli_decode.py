@@ -1,0 +1,269 @@
+"""`decode` and `encode`, as a user sees them: processes on pipes and on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rrq_fastwire import CancelRequest, encode_frame, pack_frame
+
+pytest.importorskip("click", reason="the command line is an extra")
+pytest.importorskip("rich", reason="the command line is an extra")
+
+CAPTURES = Path(__file__).parent / "captures"
+COMMAND = [sys.executable, "-m", "rrq_fastwire"]
+
+REQUEST = json.dumps(
+    {
+        "type": "request",
+        "payload": {
+            "protocol_version": "2",
+            "request_id": "r",
+            "job_id": "j",
+            "function_name": "charge",
+            "params": {"card": "4111", "deep": [{"card": {"no": 1}}], "big": 123456789012345678901},
+            "context": {
+                "job_id": "j",
+                "attempt": 1,
+                "enqueue_time": "2024-01-01T00:00:00.000000001Z",
+                "queue_name": "q",
+                "deadline": "2024-01-01T00:05:00Z",
+                "tenant": "unknown",
+            },
+        },
+    },
+    separators=(",", ":"),
+).encode()
+WRONG = b'{"type":"cancel","payload":{"job_id":7}}'
+
+
+def run(*arguments: str, input: bytes = b"", **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        input=input,
+        capture_output=True,
+        env={**os.environ, **environment},
+        timeout=60,
+        check=False,
+    )
+
+
+def lines(*arguments: str, input: bytes = b"") -> list[dict]:
+    done = run("decode", "--json", *arguments, input=input)
+    assert done.stderr == b""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("capture", sorted(CAPTURES.glob("*.to-runner.bin")), ids=lambda p: p.stem)
+def test_what_the_orchestrator_wrote_comes_back_byte_for_byte(capture):
+    decoded = run("decode", "--json", str(capture))
+    assert run("encode", input=decoded.stdout).stdout == capture.read_bytes()
+
+
+@pytest.mark.parametrize(
+    "capture", sorted(CAPTURES.glob("*.from-runner.bin")), ids=lambda p: p.stem
+)
+def test_what_has_spaces_comes_back_with_the_same_payloads(capture):
+    decoded = run("decode", "--json", str(capture))
+    again = run("encode", input=decoded.stdout).stdout
+    payloads = [json.loads(line)["payload"] for line in decoded.stdout.splitlines()]
+    assert [line["payload"] for line in lines("-", input=again)] == payloads
+
+
+def test_a_line_has_offset_length_type_and_the_payload_as_it_stood():
+    stream = pack_frame(REQUEST) + encode_frame(CancelRequest(job_id="j"))
+    done = run("decode", "--json", "-", input=stream)
+    first, second = done.stdout.decode().splitlines()
+    payload = REQUEST.decode().partition('"payload":')[2].removesuffix("}")
+    assert first == (f'{{"offset":0,"length":{len(REQUEST)},"type":"request","payload":{payload}}}')
+    assert json.loads(second)["offset"] == 4 + len(REQUEST)
+
+
+def test_a_payload_over_several_lines_is_shown_on_one():
+    document = json.dumps(json.loads(REQUEST), indent=1).encode()
+    (line,) = lines("-", input=pack_frame(document))
+    assert line["payload"] == json.loads(REQUEST)["payload"]
+
+
+def test_a_wrong_payload_is_named_and_decoding_goes_on():
+    stream = pack_frame(WRONG) + pack_frame(b"\xff") + pack_frame(REQUEST)
+    wrong, garbage, good = lines("-", input=stream)
+    assert wrong == {
+        "offset": 0,
+        "length": len(WRONG),
+        "type": None,
+        "payload": {"error": "expected a string, got 7", "path": "payload.job_id"},
+    }
+    assert garbage["payload"]["path"] == ""
+    assert good["type"] == "request"
+    shown = run("decode", "-", input=stream).stdout.decode()
+    assert "no message: payload.job_id: expected a string, got 7" in shown
+
+
+@pytest.mark.parametrize(
+    ("tail", "reason"),
+    [
+        (b"\0\0", "expected a frame of 4 bytes, got 2"),
+        (b"\0\0\0\x09{", "expected a frame of 13 bytes, got 5"),
+        (b"\0\0\0\0", "frame of 0 bytes: a payload cannot be empty"),
+        (b"GET / HTTP/1.1\r\n", "frame of 1195725856 bytes exceeds the limit of 16777216"),
+    ],
+)
+def test_a_broken_stream_ends_with_one_sentence_and_its_offset(tail, reason):
+    done = run("decode", "--json", "-", input=pack_frame(REQUEST) + tail)
+    assert len(done.stdout.splitlines()) == 1
+    offset = 4 + len(REQUEST)
+    assert done.stderr.decode() == f"<stdin>: the stream is broken at offset {offset}: {reason}\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--type", "cancel"], ["cancel"]),
+        (["--type", "request"], ["request"]),
+        (["--job", "k"], ["cancel"]),
+        (["--function", "charge"], ["request"]),
+        (["--function", "other"], []),
+        (["--type", "request", "--job", "k"], []),
+    ],
+)
+def test_filters(arguments, shown):
+    stream = pack_frame(REQUEST) + encode_frame(CancelRequest(job_id="k"))
+    assert [line["type"] for line in lines(*arguments, "-", input=stream)] == shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"]])
+def test_redacted_values_are_shown_nowhere(arguments):
+    done = run("decode", *arguments, "--redact", "card,tenant", "-", input=pack_frame(REQUEST))
+    text = done.stdout.decode()
+    assert text.count('"***"') == 3
+    assert "4111" not in text
+    assert "unknown" not in text
+    assert "123456789012345678901" in text
+
+
+def test_for_a_reader_it_says_what_whose_and_when():
+    shown = run("decode", "-", input=pack_frame(REQUEST)).stdout.decode()
+    first, second = shown.splitlines()
+    assert first.startswith(f"#1 @0 {len(REQUEST)} B  request charge  job j  request r  attempt 1")
+    assert "enqueued " in first
+    assert "deadline passed " in first
+    assert second.strip() == REQUEST.decode().partition('"payload":')[2].removesuffix("}")
+
+
+def test_it_is_coloured_on_a_terminal_only_and_not_against_the_users_will():
+    coloured = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+    assert coloured.search(on_a_terminal())
+    assert not coloured.search(on_a_terminal(NO_COLOR="1"))
+    assert b"\x1b[" not in run("decode", "-", input=pack_frame(REQUEST)).stdout
+
+
+def on_a_terminal(**environment: str) -> str:
+    """What `decode` writes where stdout is a terminal."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "decode", str(CAPTURES / "cancel.to-runner.bin")],
+        stdout=theirs,
+        env={**os.environ, "TERM": "xterm", **environment},
+    ) as process:
+        os.close(theirs)
+        text = b""
+        while data := read_until_hung_up(ours):
+            text += data
+        os.close(ours)
+    assert process.returncode == 0
+    return text.decode()
+
+
+def read_until_hung_up(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # EIO: the other side is closed
+        return b""
+
+
+def test_gigabytes_would_take_no_more_memory_than_megabytes(tmp_path):
+    code = (
+        "import resource, sys; from rrq_fastwire.cli import main; main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    pytest.importorskip("resource", reason="peak memory is known on POSIX only")
+    peaks = []
+    for count in (2_000, 20_000):
+        capture = tmp_path / str(count)
+        capture.write_bytes(pack_frame(REQUEST) * count)
+        done = subprocess.run(
+            [sys.executable, "-c", code, "decode", "--json", str(capture)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=100,
+            check=True,
+        )
+        peaks.append(int(done.stderr))
+    assert peaks[1] < peaks[0] * 1.1
+
+
+def test_a_closed_pipe_ends_it_quietly(tmp_path):
+    capture = tmp_path / "capture"
+    capture.write_bytes(pack_frame(REQUEST) * 5000)
+    with subprocess.Popen(
+        [*COMMAND, "decode", "--json", str(capture)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"{", "line 1: "),
+        (b"[]", "line 1: not a JSON object"),
+        (b"\xff", "line 1: "),
+        (b'{"type":"cancel"}', "line 1: there is no 'payload'"),
+        (b'{"type":null,"payload":{"error":"no","path":""}}', 'line 1: "type" is not a string'),
+        (b'{"type":"a","payload":"%s"}' % (b"x" * 16 * 1024 * 1024), "line 1: 16777241 bytes"),
+        (b'\n{"type":"cancel" "payload":1}', "line 2: expected a comma"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, bytes) else "",
+)
+def test_what_cannot_be_encoded_gets_a_sentence_and_its_line(line, words):
+    done = run("encode", input=line)
+    (message,) = done.stderr.decode().splitlines()
+    assert message.startswith(words)
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["decode"], ["decode", "nowhere"], ["decode", "--type", "x", "-"], ["nothing"]]
+)
+def test_a_wrong_command_line_gets_one_sentence(arguments):
+    done = run(*arguments)
+    assert (len(done.stderr.splitlines()), done.returncode) == (1, 2)
+
+
+@pytest.mark.parametrize("command", ["decode", "encode"])
+def test_help_has_an_example(command):
+    assert "Example: rrq-fastwire" in run(command, "--help").stdout.decode()
+
+
+def test_without_the_extra_it_says_what_to_install():
+    code = (
+        "import sys; sys.modules['click'] = None; from rrq_fastwire.cli import main;"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "decode", "-"], capture_output=True, text=True, check=False
+    )
+    (message,) = done.stderr.splitlines()
+    assert message.endswith("pip install 'rrq-fastwire[cli]'")
+    assert done.returncode == 2
