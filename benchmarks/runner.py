@@ -53,7 +53,7 @@ async def cpu_per_job(runner: RunnerProcess, case: Case) -> float:
     """Microseconds."""
     before = runner.cpu_seconds()
     await drive(
-        runner.client,
+        [runner.client],
         case.function_name,
         samples.VALUES[case.size],
         in_flight=case.in_flight,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__, runner
-from . import decode, demo, encode, info
+from . import call, decode, demo, encode, info, load
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -16,6 +16,8 @@ def commands() -> None:
 
 commands.add_command(decode.command, "decode")
 commands.add_command(encode.command, "encode")
+commands.add_command(call.command, "call")
+commands.add_command(load.command, "load")
 
 
 @commands.command(

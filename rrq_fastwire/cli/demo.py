@@ -11,6 +11,8 @@ from .driving import drive, runner_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from array import array
+
     from rich.progress import Progress
 
 _JOBS = 20_000
@@ -67,14 +69,14 @@ def run() -> int:
 
 async def _measure(
     name: str, command: list[str], progress: Progress
-) -> tuple[float, float | None, list[float]]:
+) -> tuple[float, float | None, array[float]]:
     """Seconds, seconds of the runner's CPU, and the latencies of all jobs."""
     async with runner_process(command) as runner:
         task = progress.add_task(name, total=_JOBS)
         cpu = runner.cpu_seconds()
         start = time.perf_counter()
         latencies = await drive(
-            runner.client,
+            [runner.client],
             "echo",
             _PARAMS,
             in_flight=_IN_FLIGHT,

@@ -1,23 +1,35 @@
-"""Starting a runner and sending it jobs: what `demo` and the benchmarks of the runner share."""
+"""Starting a runner and sending it jobs: what `demo`, `call`, `load` and the benchmarks share."""
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import time
+from array import array
 from contextlib import asynccontextmanager
+from itertools import count
 from pathlib import Path
 
+from .. import OutcomeStatus
 from ..client import RunnerClient
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections import Counter
+    from collections.abc import AsyncGenerator, Callable, Sequence
     from typing import Any
 
 # What a runner has to start, and to end after SIGTERM.
 _START_SECONDS = 30.0
 _END_SECONDS = 5.0
+
+# A descriptor: stdout is for what a command prints itself.
+_STDERR = 2
+
+
+class RunnerError(RuntimeError):
+    """A runner did not start, or did not do what was asked of it."""
 
 
 class RunnerProcess:
@@ -25,39 +37,95 @@ class RunnerProcess:
 
     Attributes:
         client: the connection.
-        pid: the process.
+        port: where it listens on 127.0.0.1.
+        pid: the process that listens; the one that was started, where that is not known.
     """
 
-    def __init__(self, client: RunnerClient, pid: int) -> None:
+    def __init__(
+        self, client: RunnerClient, port: int, process: asyncio.subprocess.Process
+    ) -> None:
         self.client = client
-        self.pid = pid
+        self.port = port
+        self.pid = listening_pid(port) or process.pid
+        self._process = process
 
     def cpu_seconds(self) -> float | None:
-        """The CPU time of the process so far, to the nanosecond; None where that is not known.
+        """The CPU time of the process so far, to the nanosecond; None where that is not known."""
+        return cpu_seconds(self.pid)
 
-        It comes from Linux's /proc/PID/task/TID/schedstat.
-        """
-        tasks = Path(f"/proc/{self.pid}/task").glob("*/schedstat")
-        nanoseconds = [int(task.read_text().split()[0]) for task in tasks]
-        return sum(nanoseconds) / 1e9 if nanoseconds else None
+    @property
+    def ended(self) -> str | None:
+        """How the process has ended, in a few words; None while it runs."""
+        return (
+            None if self._process.returncode is None else f"exit status {self._process.returncode}"
+        )
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """The CPU time of a process so far, to the nanosecond; None where that is not known.
+
+    It comes from Linux's /proc/PID/task/TID/schedstat.
+    """
+    nanoseconds = []
+    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        try:
+            nanoseconds.append(int(task.read_text().split()[0]))
+        except OSError:  # the thread has just ended
+            continue
+    return sum(nanoseconds) / 1e9 if nanoseconds else None
+
+
+def listening_pid(port: int) -> int | None:
+    """The process that listens on a TCP port of this machine; None where that is not known.
+
+    It comes from Linux's /proc, which shows a user only processes of his own.
+    """
+    inodes = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            lines = Path(table).read_text().splitlines()[1:]
+        except OSError:
+            continue
+        for line in lines:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == "0A" and int(local.rpartition(":")[2], 16) == port:
+                inodes.add(f"socket:[{inode}]")
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
+        try:
+            if os.readlink(descriptor) in inodes:
+                return int(descriptor.parts[2])
+        except OSError:  # it has just been closed, or is another user's
+            continue
+    return None
 
 
 @asynccontextmanager
-async def runner_process(command: list[str]) -> AsyncGenerator[RunnerProcess]:
+async def runner_process(command: Sequence[str]) -> AsyncGenerator[RunnerProcess]:
     """Starts a runner on a free port of loopback, connects, and ends it afterwards.
+
+    What it prints goes to stderr.
 
     Arguments:
         command: the runner, to which `--tcp-socket HOST:PORT` is added.
 
-    Raises RuntimeError if it ends, or does not listen within half a minute.
+    Raises RunnerError if it cannot be started, ends, or does not listen within half a minute.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
-    process = await asyncio.create_subprocess_exec(*command, "--tcp-socket", f"127.0.0.1:{port}")
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            "--tcp-socket",
+            f"127.0.0.1:{port}",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=_STDERR,
+        )
+    except OSError as error:
+        raise RunnerError(f"cannot start {command[0]!r}: {error.strerror}") from None
     try:
         async with await _connect(process, port) as client:
-            yield RunnerProcess(client, process.pid)
+            yield RunnerProcess(client, port, process)
     finally:
         if process.returncode is None:
             process.terminate()
@@ -75,43 +143,74 @@ async def _connect(process: asyncio.subprocess.Process, port: int) -> RunnerClie
             return await RunnerClient.connect("127.0.0.1", port)
         except ConnectionRefusedError:
             await asyncio.sleep(0.02)
-    state = "does not listen" if process.returncode is None else f"ended: {process.returncode}"
-    raise RuntimeError(f"the runner {state}")
+    if process.returncode is None:
+        raise RunnerError(f"the runner does not listen within {_START_SECONDS:.0f} s")
+    raise RunnerError(f"the runner ended with exit status {process.returncode} and did not listen")
 
 
 async def drive(
-    client: RunnerClient,
+    clients: Sequence[RunnerClient],
     function_name: str,
     params: dict[str, Any],
     *,
     in_flight: int,
-    requests: int,
     timeout: float,
+    requests: int | None = None,
+    seconds: float | None = None,
+    rate: float | None = None,
+    failures: Counter[str] | None = None,
     answered: Callable[[], object] = lambda: None,
-) -> list[float]:
+) -> array[float]:
     """Runs a function many times, and returns the seconds that each answer took.
 
     Arguments:
-        in_flight: how many requests are under way at a time.
-        requests: how many there are in all.
+        clients: connections, which take turns.
+        in_flight: how many requests are under way at a time, on all of them.
         timeout: seconds until the deadline of each.
+        requests: how many there are in all; no end to them if None.
+        seconds: how long new ones are sent; one is in any case.
+        rate: requests a second; else as many as there can be. A time counts from when its request
+            was due, so that a runner that falls behind is seen to.
+        failures: takes what did not succeed, by message.
         answered: called after each answer.
 
-    Raises RuntimeError for an outcome that is no success.
+    Raises RunnerError for an outcome that is no success, if there are no `failures` to take it, and
+    whatever RunnerClient.execute() raises but for TimeoutError.
     """
-    seconds: list[float] = []
-    left = iter(range(requests))
+    latencies = array("d")
+    start = time.perf_counter()
+    end = float("inf") if seconds is None else start + seconds
+    numbers = iter(count() if requests is None else range(requests))
 
-    async def lane() -> None:
-        for _ in left:
-            start = time.perf_counter()
-            outcome = await client.execute(function_name, params, timeout=timeout)
-            seconds.append(time.perf_counter() - start)
-            if outcome.error is not None:
-                raise RuntimeError(f"{function_name}: {outcome.error.message}")
+    async def lane(client: RunnerClient) -> None:
+        for number in numbers:
+            begun = time.perf_counter()
+            if rate is not None:
+                due = start + number / rate
+                if due < end and due > begun:
+                    await asyncio.sleep(due - begun)
+                begun = due
+            if number and max(begun, time.perf_counter()) >= end:
+                return
+            message = None
+            try:
+                outcome = await client.execute(function_name, params, timeout=timeout)
+                if outcome.status is not OutcomeStatus.SUCCESS:
+                    error = outcome.error
+                    message = f"{outcome.status}: {error.message if error else 'no message'}"
+            except TimeoutError:
+                message = "no answer"
+            latencies.append(time.perf_counter() - begun)
+            if message is not None:
+                if failures is None:
+                    raise RunnerError(f"{function_name}: {message}")
+                failures[message] += 1
             answered()
 
-    async with asyncio.TaskGroup() as lanes:
-        for _ in range(in_flight):
-            lanes.create_task(lane())
-    return seconds
+    try:
+        async with asyncio.TaskGroup() as lanes:
+            for number in range(in_flight):
+                lanes.create_task(lane(clients[number % len(clients)]))
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return latencies

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+from rrq.exc import RetryJob
 from rrq.registry import Registry
 from rrq.runner_settings import PythonRunnerSettings
 
@@ -17,8 +19,23 @@ async def echo(request: Any) -> Any:
     return request.params
 
 
+async def sleep(request: Any) -> None:
+    """Waits for params.seconds."""
+    await asyncio.sleep(request.params["seconds"])
+
+
+async def fail(request: Any) -> None:
+    """Raises."""
+    raise RuntimeError(request.params.get("message", "this handler always fails"))
+
+
+async def retry(request: Any) -> None:
+    """Asks for a retry, after params.seconds if they are given."""
+    raise RetryJob("this handler always asks for a retry", request.params.get("seconds"))
+
+
 registry = Registry()
-for handler in (noop, echo):
+for handler in (noop, echo, sleep, fail, retry):
     registry.register(handler.__name__, handler)
 
 settings = PythonRunnerSettings(registry=registry)

@@ -1,0 +1,129 @@
+"""`call`: one job, without Redis and without an orchestrator."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import click
+from rich.console import Console
+
+from .. import ExecutionOutcome, OutcomeStatus, _json
+from .driving import RunnerError
+from .showing import coloured
+from .target import Number, Target, reached, run, runner_option, split_target
+
+
+def _pair(text: str, expected: str = "KEY=VALUE") -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not (equals and key):
+        raise click.UsageError(f"expected {expected}, got {text!r}")
+    return key, value
+
+
+def _parse_params(arguments: list[str]) -> dict[str, Any]:
+    """JSON objects and KEY=VALUE, later ones over earlier ones."""
+    params: dict[str, Any] = {}
+    for argument in arguments:
+        if argument.lstrip().startswith("{"):
+            try:
+                params |= _json.loads(argument.encode())
+            except ValueError as error:
+                raise click.UsageError(f"{argument!r} is not a JSON object: {error}") from None
+            continue
+        key, text = _pair(argument, "a JSON object or KEY=VALUE")
+        try:
+            params[key] = _json.loads(text.encode())
+        except ValueError:
+            params[key] = text
+    return params
+
+
+@click.command
+@click.argument("arguments", nargs=-1, metavar="HOST:PORT FUNCTION [JSON] [KEY=VALUE]...")
+@click.option(
+    "--deadline", type=Number(), metavar="SECONDS", help="When the job is to time out, from now."
+)
+@click.option(
+    "--attempt",
+    type=click.IntRange(0, 2**32 - 1),
+    default=1,
+    metavar="N",
+    show_default=True,
+    help="Which attempt of the job this is.",
+)
+@click.option(
+    "--trace", multiple=True, metavar="KEY=VALUE", help="For the trace_context; repeatable."
+)
+@runner_option
+def command(
+    arguments: tuple[str, ...],
+    deadline: float | None,
+    attempt: int,
+    trace: tuple[str, ...],
+    runner: str | None,
+) -> int:
+    """Run one handler of a runner, and print its result.
+
+    The params are a JSON object, or KEY=VALUE, where a value that is JSON is taken as that and any
+    other as text.
+
+    The result goes to stdout as JSON. Exits with 0 only for a success; any other outcome is one
+    line on stderr, and the status is 1, as it is if the connection is lost.
+
+    Example: rrq-fastwire call 127.0.0.1:9000 greet '{"name": "Ada"}' loud=true
+    """
+    where, rest = split_target(arguments, runner)
+    if not rest:
+        raise click.UsageError("which function of the runner?")
+    function_name, params = rest[0], _parse_params(rest[1:])
+    trace_context = dict(_pair(text) for text in trace) or None
+    outcome = run(
+        _call(
+            where,
+            function_name,
+            params,
+            timeout=deadline,
+            attempt=attempt,
+            trace_context=trace_context,
+        )
+    )
+    if outcome.status is not OutcomeStatus.SUCCESS:
+        click.echo(_failure(outcome), err=True)
+        return 1
+    if sys.stdout.isatty():
+        text = json.dumps(outcome.result, ensure_ascii=False, indent=2)
+        Console(highlight=False, soft_wrap=True).print(coloured(text))
+    else:
+        print(json.dumps(outcome.result, ensure_ascii=False, separators=(",", ":")))
+    return 0
+
+
+async def _call(
+    where: Target | list[str], function_name: str, params: dict[str, Any], **options: Any
+) -> ExecutionOutcome:
+    async with reached(where) as target, await target.connect() as client:
+        try:
+            return await client.execute(function_name, params, **options)
+        except TimeoutError:
+            raise RunnerError(
+                "the runner has not answered within a second of the deadline"
+            ) from None
+
+
+def _failure(outcome: ExecutionOutcome) -> str:
+    """An outcome that is no success, on one line."""
+    text = str(outcome.status)
+    error = outcome.error
+    if error is not None:
+        names = [name for name in (error.type, error.code) if name and name != text]
+        if names:
+            text += f" ({', '.join(names)})"
+        text += f": {error.message}"
+        if error.details is not None:
+            text += f"  details: {json.dumps(error.details, ensure_ascii=False)}"
+    if outcome.retry_after_seconds is not None:
+        text += f"  retry after {outcome.retry_after_seconds:g} s"
+    # The handler's words may hold line breaks, and worse.
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)

@@ -1,0 +1,140 @@
+"""The runner that a command talks to: one that runs at HOST:PORT, or one that it starts itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import click
+
+from .. import FastwireError
+from ..client import RunnerClient
+from .driving import RunnerError, RunnerProcess, cpu_seconds, listening_pid, runner_process
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
+_LOCAL = {"127.0.0.1", "localhost", "::1"}
+
+
+class Target(NamedTuple):
+    """A runner that listens.
+
+    Attributes:
+        process: it, if the command has started it.
+    """
+
+    host: str
+    port: int
+    process: RunnerProcess | None
+
+    def cpu_seconds(self) -> float | None:
+        """The CPU time of the runner so far; None where that is not known."""
+        if self.process is not None:
+            return self.process.cpu_seconds()
+        pid = listening_pid(self.port) if self.host in _LOCAL else None
+        return None if pid is None else cpu_seconds(pid)
+
+    async def connect(self) -> RunnerClient:
+        """A connection to it. Raises RunnerError."""
+        try:
+            return await RunnerClient.connect(self.host, self.port)
+        except OSError as error:
+            raise RunnerError(f"cannot connect to {self}: {reason(error)}") from None
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@asynccontextmanager
+async def reached(where: Target | Sequence[str]) -> AsyncGenerator[Target]:
+    """The runner as it is, or the one that a command line starts, for as long as it is used."""
+    if isinstance(where, Target):
+        yield where
+    else:
+        async with runner_process(where) as process:
+            yield Target("127.0.0.1", process.port, process)
+
+
+def parse_address(text: str) -> Target:
+    """The runner at "HOST:PORT"; an IPv6 address stands in brackets. Raises UsageError."""
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
+        raise click.UsageError(f"expected HOST:PORT with a port from 1 to 65535, got {text!r}")
+    return Target(host, int(port), None)
+
+
+def parse_command(text: str) -> list[str]:
+    """The words of a command line. Raises UsageError."""
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise click.UsageError(f"cannot split {text!r} into words: {error}") from None
+    if not words:
+        raise click.UsageError("the command that starts the runner is empty")
+    return words
+
+
+def runner_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """`--runner "CMD..."`, in the place of HOST:PORT."""
+    return click.option(
+        "--runner",
+        metavar='"CMD..."',
+        help="Start this runner in the place of HOST:PORT, and stop it afterwards;"
+        " --tcp-socket is added to it.",
+    )(command)
+
+
+def split_target(
+    arguments: Sequence[str], runner: str | None
+) -> tuple[Target | list[str], list[str]]:
+    """Where the runner is, and the arguments behind that. Raises UsageError."""
+    if runner is not None:
+        return parse_command(runner), list(arguments)
+    if not arguments:
+        raise click.UsageError("which runner? give HOST:PORT, or --runner with what starts it")
+    return parse_address(arguments[0]), list(arguments[1:])
+
+
+class Number(click.types.FloatParamType):
+    """A number from `least` to ten million."""
+
+    def __init__(self, least: float = 0) -> None:
+        self.least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        number = super().convert(value, param, context)
+        if not self.least <= number <= 1e7:
+            self.fail(f"{value!r} is not from {self.least:g} to 10,000,000.", param, context)
+        return number
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Runs what talks to a runner; what goes wrong with that is said in one sentence.
+
+    Raises ClickException.
+    """
+    try:
+        return asyncio.run(work)
+    except (RunnerError, FastwireError) as error:
+        raise click.ClickException(str(error)) from None
+    except OSError as error:
+        raise click.ClickException(f"the connection is lost: {reason(error)}") from None
+
+
+def reason(error: OSError) -> str:
+    """Why the system did not do what it was asked to."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)  # asyncio's own text names the address once more
+    return error.strerror or str(error)
