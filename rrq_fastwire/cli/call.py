@@ -90,7 +90,7 @@ def command(
         )
     )
     if outcome.status is not OutcomeStatus.SUCCESS:
-        click.echo(_failure(outcome), err=True)
+        click.echo(failure(outcome), err=True)
         return 1
     if sys.stdout.isatty():
         text = json.dumps(outcome.result, ensure_ascii=False, indent=2)
@@ -112,7 +112,7 @@ async def _call(
             ) from None
 
 
-def _failure(outcome: ExecutionOutcome) -> str:
+def failure(outcome: ExecutionOutcome) -> str:
     """An outcome that is no success, on one line."""
     text = str(outcome.status)
     error = outcome.error
