@@ -650,18 +650,18 @@ async def serve(
         Runner(handlers, max_in_flight=max_in_flight, native_messages=native_messages),
         *parse_tcp_socket(tcp_socket, allow_remote=allow_remote),
         grace,
-        lambda: None,
+        lambda _: None,
     )
 
 
 async def _serve(
-    runner: Runner, host: str, port: int, grace: float, signalled: Callable[[], None]
+    runner: Runner, host: str, port: int, grace: float, signalled: Callable[[int], None]
 ) -> None:
     server = await start_server(runner.on_stream, host, port)
     _logger.info("serving on %s port %d", host, port)
     if not ip_address(host).is_loopback:
         _logger.warning("%s is not loopback: whoever reaches port %d can run jobs", host, port)
-    with _ending_signals(signalled) as ended:
+    with ending_signals(signalled) as ended:
         try:
             await ended.wait()
         finally:
@@ -670,11 +670,11 @@ async def _serve(
 
 
 @contextmanager
-def _ending_signals(signalled: Callable[[], None]) -> Generator[asyncio.Event]:
+def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]:
     """Gives an event that SIGTERM and SIGINT set; the second of them kills the process.
 
     Arguments:
-        signalled: called at the first, even while a handler keeps the event loop.
+        signalled: called with the number of the first, even while a handler keeps the event loop.
     """
     ended = asyncio.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -683,10 +683,10 @@ def _ending_signals(signalled: Callable[[], None]) -> Generator[asyncio.Event]:
     loop = asyncio.get_running_loop()
     numbers = signal.SIGTERM, signal.SIGINT
 
-    def end(*_: object) -> None:
+    def end(received: int, _: object) -> None:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
-        signalled()
+        signalled(received)
         loop.call_soon_threadsafe(ended.set)
 
     # Not loop.add_signal_handler(), which waits for the loop.
@@ -770,7 +770,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     options = parser.parse_args(argv)
 
-    def end_by_force() -> None:
+    def end_by_force(_: int) -> None:
         _exit_after(options.grace + _FORCE_SECONDS)
 
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from .. import __version__, runner
-from . import call, check, decode, demo, encode, info, load
+from . import call, check, decode, demo, encode, info, load, tap
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -18,6 +18,7 @@ commands.add_command(decode.command, "decode")
 commands.add_command(encode.command, "encode")
 commands.add_command(call.command, "call")
 commands.add_command(load.command, "load")
+commands.add_command(tap.command, "tap")
 commands.add_command(check.command, "check")
 
 

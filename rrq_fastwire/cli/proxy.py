@@ -1,0 +1,203 @@
+"""A TCP proxy that changes no byte: what one side sends, ends or resets, the other one gets.
+
+Bytes are passed on in the turn of the loop in which they arrive, and shown to others after that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import sys
+from typing import cast
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Protocol
+
+    class Watcher(Protocol):
+        """Who looks at one connection. It must not raise anything."""
+
+        def passed(self, data: bytes, *, to_runner: bool) -> None:
+            """Bytes that have been passed on."""
+
+        def was_reset(self, error: OSError, *, by_runner: bool) -> None:
+            """One side has reset the connection, or has become unreachable."""
+
+        def was_refused(self, error: OSError) -> None:
+            """The runner could not be connected to: the other side is reset."""
+
+        def over(self) -> None:
+            """The connection is closed on both sides. This is the last call."""
+
+
+# To close a socket with a reset in the place of an orderly end.
+_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+
+
+class _End(asyncio.Protocol):
+    """The proxy's end towards one side, in a pair of which each one is the other's `other`.
+
+    Attributes:
+        transport: asyncio's; None before it is connected.
+        finished: done once no more bytes come from here.
+    """
+
+    other: _End
+
+    def __init__(self, pair: _Pair, *, is_runner: bool) -> None:
+        self._pair = pair
+        self._is_runner = is_runner
+        self.transport: asyncio.Transport | None = None
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        if not self._is_runner:
+            self.transport.pause_reading()  # until there is somewhere to write to
+            self._pair.connect()
+        elif self.other.transport is None:
+            self.transport.abort()  # it has gone meanwhile
+
+    def data_received(self, data: bytes) -> None:
+        to = self.other.transport
+        assert to is not None
+        if not to.is_closing():
+            to.write(data)
+        self._pair.watcher.passed(data, to_runner=not self._is_runner)
+
+    def eof_received(self) -> bool:
+        to = self.other.transport
+        assert to is not None
+        self._finish()
+        if self.other.finished.done():
+            self.close()
+            self.other.close()
+        elif not to.is_closing():
+            to.write_eof()
+        return True  # the other direction goes on
+
+    def pause_writing(self) -> None:
+        if self.other.transport is not None:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self.other.transport is not None:
+            self.other.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._finish()
+        if isinstance(exc, OSError):
+            self._pair.watcher.was_reset(exc, by_runner=self._is_runner)
+            self.other.reset()
+        else:
+            self.other.close()
+        self._pair.lost(self)
+
+    def _finish(self) -> None:
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+    def close(self) -> None:
+        """Ends it, once what was written is handed over."""
+        if self.transport is not None:
+            self.transport.close()
+
+    def reset(self) -> None:
+        """Ends it as the peer of a reset connection sees it."""
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.get_extra_info("socket").setsockopt(
+                socket.SOL_SOCKET, socket.SO_LINGER, _RESET
+            )
+            self.transport.abort()
+
+
+class _Pair:
+    """A connection: the two ends, and who watches."""
+
+    def __init__(self, proxy: Proxy, watcher: Watcher) -> None:
+        self._proxy = proxy
+        self.watcher = watcher
+        self.front = _End(self, is_runner=False)
+        self.back = _End(self, is_runner=True)
+        self.front.other, self.back.other = self.back, self.front
+        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._connecting: asyncio.Task[None] | None = None
+
+    def connect(self) -> None:
+        self._proxy.pairs.add(self)
+        self._connecting = asyncio.create_task(self._connect())
+
+    async def _connect(self) -> None:
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: self.back, *self._proxy.target
+            )
+        except OSError as error:
+            self.watcher.was_refused(error)
+            self.front.reset()
+            return
+        assert self.front.transport is not None
+        self.front.transport.resume_reading()
+
+    def lost(self, end: _End) -> None:
+        """One end is closed; the other one closes, if it was ever connected."""
+        end.transport = None
+        if self.front.transport is None and self._connecting is not None:
+            self._connecting.cancel()
+        if self.front.transport is None and self.back.transport is None and not self.closed.done():
+            self.closed.set_result(None)
+            self._proxy.pairs.discard(self)
+            self.watcher.over()
+
+
+class Proxy:
+    """Passes connections on to a target.
+
+    Arguments:
+        target: host and port.
+        watch: called with the number of each connection, from 1, for who looks at it.
+    """
+
+    def __init__(self, target: tuple[str, int], watch: Callable[[int], Watcher]) -> None:
+        self.target = target
+        self.pairs: set[_Pair] = set()
+        self._watch = watch
+        self._count = 0
+        self._server: asyncio.Server | None = None
+
+    async def listen(self, host: str, port: int) -> None:
+        """Takes connections from now on. Raises OSError."""
+        self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
+
+    def _accept(self) -> _End:
+        self._count += 1
+        return _Pair(self, self._watch(self._count)).front
+
+    async def runner_finished(self, seconds: float) -> None:
+        """Waits until everything is passed on from a runner that has ended, but not for ever."""
+        await _wait((pair.back.finished for pair in self.pairs), seconds)
+
+    async def close(self, seconds: float) -> None:
+        """Closes everything, once what was received is handed over, but not later than that."""
+        if self._server is not None:
+            self._server.close()
+        pairs = list(self.pairs)
+        for pair in pairs:
+            pair.front.close()
+            pair.back.close()
+        await _wait((pair.closed for pair in pairs), seconds)
+        for pair in pairs:
+            pair.front.reset()
+            pair.back.reset()
+            for end in (pair.front, pair.back):
+                if end.transport is not None:
+                    end.transport.abort()
+        await _wait((pair.closed for pair in pairs), seconds)
+
+
+async def _wait(futures: Iterable[asyncio.Future[None]], seconds: float) -> None:
+    waiting = list(futures)
+    if waiting:
+        await asyncio.wait(waiting, timeout=seconds)

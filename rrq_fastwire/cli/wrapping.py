@@ -1,0 +1,132 @@
+"""A runner that another process stands in for: it gets that one's signals, and ends with it.
+
+POSIX only: process groups, and `sh`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from contextlib import asynccontextmanager, suppress
+
+import click
+
+from ..runner import ending_signals
+from .target import reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Sequence
+
+# How often it is looked whether the runner listens, and whether the parent is there.
+_LISTEN_POLL_SECONDS = 0.02
+_PARENT_POLL_SECONDS = 0.2
+
+# What a runner has to end, once its orchestrator is gone.
+_ORPHAN_SECONDS = 0.6
+
+# It reads from the process that stands in. That reaches its end however that process ends, by
+# SIGKILL, too, which nothing can be done about within it.
+_KEEPER = 'read _; kill -KILL -"$0"'
+
+
+class WrappedRunner:
+    """A runner on a port of its own. It is ended if the parent of this process goes away.
+
+    Attributes:
+        port: of 127.0.0.1.
+    """
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.port = port
+        self._process = process
+        self._ended = asyncio.ensure_future(process.wait())
+        self._watch = asyncio.create_task(self._end_as_orphan(os.getppid()))
+
+    def signal(self, number: int) -> None:
+        """Sends a signal to its process group, as the orchestrator does."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    async def listens(self) -> bool:
+        """Waits until it listens; False if it ends before."""
+        while not self._ended.done():
+            with suppress(OSError):
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                writer.close()
+                return True
+            await asyncio.sleep(_LISTEN_POLL_SECONDS)
+        return False
+
+    async def ended(self) -> int:
+        """Waits for its end. Returns the exit status, as a shell would."""
+        status = await self._ended
+        self._watch.cancel()
+        return 128 - status if status < 0 else status
+
+    async def _end_as_orphan(self, parent: int) -> None:
+        while os.getppid() == parent:
+            await asyncio.sleep(_PARENT_POLL_SECONDS)
+        self.signal(signal.SIGTERM)
+        await asyncio.wait((self._ended,), timeout=_ORPHAN_SECONDS)
+        self.signal(signal.SIGKILL)
+
+
+@asynccontextmanager
+async def wrapped_runner(command: Sequence[str]) -> AsyncGenerator[WrappedRunner]:
+    """Starts a runner, to which SIGTERM and SIGINT are passed on from now on, and ends it.
+
+    A second signal kills this process, and the runner with it.
+
+    Arguments:
+        command: the runner, to which `--tcp-socket HOST:PORT` is added.
+
+    Raises ClickException if it cannot be started.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    runner: WrappedRunner | None = None
+    early: list[int] = []
+
+    def signalled(number: int) -> None:
+        if runner is None:
+            early.append(number)
+        else:
+            runner.signal(number)
+
+    with ending_signals(signalled):
+        try:
+            # A group of its own: a signal to this process's group would reach it twice, and to a
+            # runner the second one means to end at once.
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                "--tcp-socket",
+                f"127.0.0.1:{port}",
+                stdin=asyncio.subprocess.DEVNULL,
+                process_group=0,
+            )
+        except OSError as error:
+            raise click.ClickException(f"cannot start {command[0]!r}: {reason(error)}") from None
+        keeper = await asyncio.create_subprocess_exec(
+            "sh",
+            "-c",
+            _KEEPER,
+            str(process.pid),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        runner = WrappedRunner(process, port)
+        for number in early:
+            runner.signal(number)
+        try:
+            yield runner
+        finally:
+            assert keeper.stdin is not None
+            keeper.stdin.close()
+            await keeper.wait()
+            await process.wait()
