@@ -22,6 +22,9 @@ if TYPE_CHECKING:
         def passed(self, data: bytes, *, to_runner: bool) -> None:
             """Bytes that have been passed on."""
 
+        def ended(self, *, by_runner: bool) -> None:
+            """One side sends no more."""
+
         def was_reset(self, error: OSError, *, by_runner: bool) -> None:
             """One side has reset the connection, or has become unreachable."""
 
@@ -70,12 +73,12 @@ class _End(asyncio.Protocol):
     def eof_received(self) -> bool:
         to = self.other.transport
         assert to is not None
-        self._finish()
         if self.other.finished.done():
             self.close()
             self.other.close()
         elif not to.is_closing():
             to.write_eof()
+        self._finish()
         return True  # the other direction goes on
 
     def pause_writing(self) -> None:
@@ -98,6 +101,7 @@ class _End(asyncio.Protocol):
     def _finish(self) -> None:
         if not self.finished.done():
             self.finished.set_result(None)
+            self._pair.watcher.ended(by_runner=self._is_runner)
 
     def close(self) -> None:
         """Ends it, once what was written is handed over."""

@@ -432,6 +432,16 @@ class _Connection:
             False,
         )
 
+    def ended(self, *, by_runner: bool) -> None:
+        side = self._sides[not by_runner]
+        if side.file is not None:
+            side.file.close()
+        try:
+            if side.decoder is not None:
+                side.decoder.feed_eof()
+        except FrameError as error:
+            self._say(f"ended within a frame, at offset {side.offset}: {error}", not by_runner)
+
     def was_reset(self, error: OSError, *, by_runner: bool) -> None:
         self._say(f"reset by the {'runner' if by_runner else 'other side'}", not by_runner)
 
@@ -440,14 +450,6 @@ class _Connection:
 
     def over(self) -> None:
         self._traffic.forget(self)
-        for to_runner, side in self._sides.items():
-            if side.file is not None:
-                side.file.close()
-            try:
-                if side.decoder is not None:
-                    side.decoder.feed_eof()
-            except FrameError as error:
-                self._say(f"ended within a frame, at offset {side.offset}: {error}", to_runner)
         for request in self.pending.values():
             self._never_answered(request)
         self.pending.clear()
