@@ -12,7 +12,7 @@ from rich.console import Console
 from .. import ExecutionOutcome, OutcomeStatus, _json
 from .driving import RunnerError
 from .showing import coloured
-from .target import Number, Target, reached, run, runner_option, split_target
+from .target import Number, Target, printable, reached, run, runner_option, split_target
 
 
 def _pair(text: str, expected: str = "KEY=VALUE") -> tuple[str, str]:
@@ -125,5 +125,4 @@ def failure(outcome: ExecutionOutcome) -> str:
             text += f"  details: {json.dumps(error.details, ensure_ascii=False)}"
     if outcome.retry_after_seconds is not None:
         text += f"  retry after {outcome.retry_after_seconds:g} s"
-    # The handler's words may hold line breaks, and worse.
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    return printable(text)

@@ -33,7 +33,7 @@ from .. import (
     pack_frame,
 )
 from .call import failure
-from .target import Number, Target, reached, reason, run, runner_option, split_target
+from .target import Number, Target, printable, reached, reason, run, runner_option, split_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,6 +188,11 @@ class Peer:
             )
         )
 
+    async def start(self, *requests: Request) -> None:
+        """Sends requests, and sees to it that the runner has taken them."""
+        await self.send(*requests)
+        await self.works()
+
     async def answer(self) -> ExecutionOutcome:
         """The next answer. Raises WrongError for one that should not have come like this."""
         self._runner.waits_for = "answer"
@@ -268,8 +273,7 @@ class Runner:
     async def bystander(self) -> AsyncGenerator[None]:
         """A job on a connection of its own, which what goes on meanwhile must not disturb."""
         peer = await self.connect()
-        request = Request("sleep", {"seconds": _SHORT})
-        await peer.send(request)
+        await peer.start(Request("sleep", {"seconds": _SHORT}))
         yield
         try:
             succeeded(await peer.answer())
@@ -286,11 +290,10 @@ class Runner:
         for peer in self._peers:
             peer.writer.transport.abort()
 
-    @property
-    def ended(self) -> str | None:
-        """How the process has ended, where it was started here."""
+    async def ended(self) -> str | None:
+        """How the process has ended, where it was started here; None if it goes on."""
         process = self._target.process
-        return None if process is None else process.ended
+        return None if process is None else await process.ended()
 
 
 def summary(outcome: ExecutionOutcome) -> str:
@@ -680,7 +683,7 @@ async def _(runner: Runner) -> str:
     peer = await runner.connect()
     first = Request("sleep", {"seconds": _LONG})
     other = Request("sleep", {"seconds": _SHORT}, job_id=first.job_id)
-    await peer.send(first, other)
+    await peer.start(first, other)
     await runner.send_and_leave(cancel(first.job_id, first.request_id))
     outcomes = await peer.answers(2)
     succeeded(outcomes[other.request_id])
@@ -695,9 +698,7 @@ async def _(runner: Runner) -> None:
     job_id = str(uuid.uuid4())
     for peer in peers:
         jobs = [Request("sleep", {"seconds": _LONG}, job_id=job_id) for _ in range(2)]
-        await peer.send(*jobs)
-    await peers[0].works()
-    await peers[1].works()
+        await peer.start(*jobs)
     await runner.send_and_leave(cancel(job_id))
     for peer in peers:
         for _ in range(2):
@@ -744,17 +745,18 @@ async def _(runner: Runner) -> None:
 async def _(runner: Runner) -> None:
     peer = await runner.connect()
     async with runner.bystander():
-        await peer.send(Request("sleep", {"seconds": _LONG}), Request("echo"))
-        await peer.answer()
+        await peer.start(Request("sleep", {"seconds": _LONG}))
+        linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
         connection = peer.writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         peer.writer.transport.abort()
 
 
 @check("alive at the end", "the runner runs jobs, and has not ended meanwhile")
 async def _(runner: Runner) -> None:
-    if runner.ended is not None:
-        raise WrongError(runner.ended)
+    ended = await runner.ended()
+    if ended is not None:
+        raise WrongError(ended)
     await (await runner.connect()).works()
 
 
@@ -839,5 +841,5 @@ async def judge(check: Check, target: Target, limit: float) -> Verdict:
 
 
 def _shortened(text: str) -> str:
-    text = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+    text = printable(text)
     return text if len(text) <= _SEEN_LENGTH else f"{text[:_SEEN_LENGTH]}..."

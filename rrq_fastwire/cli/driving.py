@@ -8,6 +8,7 @@ import socket
 import time
 from array import array
 from contextlib import asynccontextmanager
+from glob import iglob
 from itertools import count
 from pathlib import Path
 
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 # What a runner has to start, and to end after SIGTERM.
 _START_SECONDS = 30.0
 _END_SECONDS = 5.0
+
+# What it takes to see that a process has ended.
+_MOMENT_SECONDS = 0.3
 
 # A descriptor: stdout is for what a command prints itself.
 _STDERR = 2
@@ -53,12 +57,13 @@ class RunnerProcess:
         """The CPU time of the process so far, to the nanosecond; None where that is not known."""
         return cpu_seconds(self.pid)
 
-    @property
-    def ended(self) -> str | None:
-        """How the process has ended, in a few words; None while it runs."""
-        return (
-            None if self._process.returncode is None else f"exit status {self._process.returncode}"
-        )
+    async def ended(self) -> str | None:
+        """How the process has ended, or ends within a moment; None if it goes on."""
+        try:
+            status = await asyncio.wait_for(self._process.wait(), _MOMENT_SECONDS)
+        except TimeoutError:
+            return None
+        return f"exit status {status}"
 
 
 def cpu_seconds(pid: int) -> float | None:
@@ -67,9 +72,9 @@ def cpu_seconds(pid: int) -> float | None:
     It comes from Linux's /proc/PID/task/TID/schedstat.
     """
     nanoseconds = []
-    for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+    for schedstat in iglob(f"/proc/{pid}/task/*/schedstat"):
         try:
-            nanoseconds.append(int(task.read_text().split()[0]))
+            nanoseconds.append(int(Path(schedstat).read_text().split()[0]))
         except OSError:  # the thread has just ended
             continue
     return sum(nanoseconds) / 1e9 if nanoseconds else None
@@ -90,10 +95,10 @@ def listening_pid(port: int) -> int | None:
             _, local, _, state, *_, inode = line.split()[:10]
             if state == "0A" and int(local.rpartition(":")[2], 16) == port:
                 inodes.add(f"socket:[{inode}]")
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
+    for descriptor in iglob("/proc/[0-9]*/fd/*") if inodes else ():
         try:
             if os.readlink(descriptor) in inodes:
-                return int(descriptor.parts[2])
+                return int(descriptor.split("/")[2])
         except OSError:  # it has just been closed, or is another user's
             continue
     return None

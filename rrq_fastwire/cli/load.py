@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import click
 from rich.console import Console, Group
@@ -28,6 +28,7 @@ from .target import (
     Number,
     Target,
     parse_command,
+    printable,
     reached,
     run,
     runner_option,
@@ -191,7 +192,7 @@ def _made_up(size: int) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, in seconds.")
 @click.option(
     "--svg",
-    type=click.Path(dir_okay=False, writable=True),
+    type=click.File("w", encoding="utf-8", lazy=False),
     metavar="FILE",
     help="Write what the terminal shows to a picture, too.",
 )
@@ -206,7 +207,7 @@ def command(
     runner: str | None,
     compare: tuple[str, str] | None,
     as_json: bool,
-    svg: str | None,
+    svg: TextIO | None,
 ) -> int:
     """Send many jobs to a runner, and say how long they took and what they cost.
 
@@ -248,10 +249,7 @@ def command(
         console = Console(record=True, highlight=False, file=nowhere if as_json else None)
         console.print(shown)
     if svg is not None:
-        try:
-            console.save_svg(svg, title="rrq-fastwire load")
-        except OSError as error:
-            raise click.ClickException(f"cannot write {svg!r}: {error.strerror}") from None
+        svg.write(console.export_svg(title="rrq-fastwire load"))
     return 1 if any(measured.failures for turn in turns for measured in turn) else 0
 
 
@@ -395,7 +393,7 @@ def _failures(failures: Counter[str]) -> Table:
     table = Table("failures", "", box=None, padding=(0, 2, 0, 0), header_style="bold red")
     table.columns[0].justify = "right"
     for message, count in failures.most_common(_FAILURES_SHOWN):
-        table.add_row(f"{count:,}", Text(message))
+        table.add_row(f"{count:,}", Text(printable(message)))
     others = len(failures) - _FAILURES_SHOWN
     if others > 0:
         table.add_row("", f"and {others:,} other messages")

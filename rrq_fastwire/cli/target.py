@@ -120,13 +120,20 @@ class Number(click.types.FloatParamType):
         return number
 
 
+def printable(text: str) -> str:
+    """Text on one line, without what a terminal would act on."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs what talks to a runner; what goes wrong with that is said in one sentence.
 
-    Raises ClickException.
+    Raises ClickException, and Abort at Ctrl-C.
     """
     try:
         return asyncio.run(work)
+    except KeyboardInterrupt:
+        raise click.Abort from None  # click itself would print an empty line
     except (RunnerError, FastwireError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:

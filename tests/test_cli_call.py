@@ -1,0 +1,283 @@
+"""`call`, as a user sees it: processes on pipes and on a terminal, against real and false runners."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from rrq_fastwire import (
+    CancelRequest,
+    ExecutionError,
+    ExecutionOutcome,
+    MessageDecoder,
+    OutcomeStatus,
+    encode_frame,
+)
+
+for extra in ("click", "rich", "rrq"):
+    pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
+
+COMMAND = [sys.executable, "-m", "rrq_fastwire", "call"]
+RUNNER = shlex.join(
+    [sys.executable, "-m", "rrq_fastwire.runner", "--settings", "rrq_fastwire.cli.example.settings"]
+)
+
+
+def call(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+class FalseRunner:
+    """Takes one connection, keeps the messages that come, and does to each what it is told to.
+
+    Usage: `with FalseRunner(on_message) as runner`, where on_message gets the connection and a
+    message, and ends the connection by returning True.
+    """
+
+    def __init__(self, on_message):
+        self.on_message = on_message
+        self.messages = []
+        self.requested = threading.Event()
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.server.settimeout(60)
+        self.address = "{}:{}".format(*self.server.getsockname())
+        self.thread = threading.Thread(target=self.serve)
+
+    def serve(self):
+        connection, _ = self.server.accept()
+        decoder = MessageDecoder()
+        with connection:
+            connection.settimeout(60)
+            while data := connection.recv(65536):
+                for message in decoder.feed(data):
+                    self.messages.append(message)
+                    self.requested.set()
+                    if self.on_message(connection, message):
+                        return
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.thread.join()
+        self.server.close()
+
+
+def answering(**fields):
+    """An on_message that answers."""
+
+    def on_message(connection, request):
+        outcome = ExecutionOutcome(job_id=request.job_id, request_id=request.request_id, **fields)
+        connection.sendall(encode_frame(outcome))
+
+    return on_message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "result"),
+    [
+        ([], {}),
+        (['{"a": [1, null, "é"]}'], {"a": [1, None, "é"]}),
+        (
+            ["n=1", "f=1.5", "t=true", "o={}", 'q="1"', "text=a b=c", "empty=", "nan=NaN"],
+            {
+                "n": 1,
+                "f": 1.5,
+                "t": True,
+                "o": {},
+                "q": "1",
+                "text": "a b=c",
+                "empty": "",
+                "nan": "NaN",
+            },
+        ),
+        (['{"a": 1, "b": 2}', "b=3"], {"a": 1, "b": 3}),
+    ],
+)
+def test_the_result_of_a_runner_that_it_starts_is_printed(arguments, result):
+    status, printed, said = call("--runner", RUNNER, "echo", *arguments)
+    assert (status, json.loads(printed), said) == (0, result, "")
+    assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["fail", "message=no\nluck"], "error: no\\nluck\n"),
+        (["retry"], "retry: this handler always asks for a retry\n"),
+        (
+            ["retry", "seconds=2.5"],
+            "retry: this handler always asks for a retry  retry after 2.5 s\n",
+        ),
+        (
+            ["nonsense"],
+            "error (handler_not_found): No handler registered for function 'nonsense'\n",
+        ),
+        (["sleep", "seconds=60", "--deadline", "0.1"], "timeout: Job execution timed out.\n"),
+        (["echo", "--deadline", "0"], "timeout: Job deadline exceeded\n"),
+    ],
+)
+def test_any_other_outcome_is_one_line_on_stderr(arguments, said):
+    assert call("--runner", RUNNER, *arguments) == (1, "", said)
+
+
+def test_a_runner_that_runs_already_is_called_with_attempt_deadline_and_trace():
+    with FalseRunner(answering(status=OutcomeStatus.SUCCESS, result="é\x1b")) as runner:
+        options = ["--attempt", "3", "--trace", "traceparent=00-a", "--trace", "b=c=d"]
+        done = call(runner.address, "f", *options, "--deadline", "30")
+    assert done == (0, '"é\\u001b"\n', "")
+    [request] = runner.messages
+    context = request.context
+    assert (request.function_name, request.params, context.attempt) == ("f", {}, 3)
+    assert context.trace_context == {"traceparent": "00-a", "b": "c=d"}
+    assert (context.deadline - context.enqueue_time).total_seconds() == 30
+
+
+def test_without_options_it_is_the_first_attempt_and_has_no_deadline():
+    with FalseRunner(answering(status=OutcomeStatus.SUCCESS)) as runner:
+        assert call(runner.address, "f") == (0, "null\n", "")
+    context = runner.messages[0].context
+    assert (context.attempt, context.deadline, context.trace_context) == (1, None, None)
+
+
+def test_a_failure_tells_type_code_and_details():
+    error = ExecutionError(message="\x1b[2J", type="Declined", code="E7", details={"card": "é"})
+    with FalseRunner(answering(status=OutcomeStatus.ERROR, error=error)) as runner:
+        status, printed, said = call(runner.address, "charge")
+    assert (status, printed) == (1, "")
+    assert said == 'error (Declined, E7): \\x1b[2J  details: {"card": "é"}\n'
+
+
+def test_a_lost_connection_is_one_sentence():
+    with FalseRunner(lambda connection, request: True) as runner:
+        status, printed, said = call(runner.address, "f")
+    assert (status, printed) == (1, "")
+    assert re.fullmatch(r"rrq-fastwire: the connection is lost: .*\n", said)
+
+
+def test_an_answer_that_is_none_is_one_sentence():
+    def on_message(connection, request):
+        connection.sendall(b"\0\0\0\0")
+
+    with FalseRunner(on_message) as runner:
+        assert call(runner.address, "f") == (
+            1,
+            "",
+            "rrq-fastwire: frame of 0 bytes: a payload cannot be empty\n",
+        )
+
+
+def test_a_runner_that_does_not_keep_the_deadline_is_given_up():
+    with FalseRunner(lambda connection, request: None) as runner:
+        status, printed, said = call(runner.address, "f", "--deadline", "0.1")
+    assert (status, printed) == (1, "")
+    assert said == "rrq-fastwire: the runner has not answered within a second of the deadline\n"
+    request, cancel = runner.messages
+    assert cancel == CancelRequest(job_id=request.job_id, request_id=request.request_id)
+
+
+def test_ctrl_c_cancels_the_job_and_ends_without_a_word():
+    with FalseRunner(lambda connection, request: None) as runner:
+        with subprocess.Popen(
+            [*COMMAND, runner.address, "f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as process:
+            assert runner.requested.wait(60)
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=60) == (b"", b"")
+        assert process.returncode == 130
+    assert [type(message).__name__ for message in runner.messages] == [
+        "ExecutionRequest",
+        "CancelRequest",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, r"which runner\? .*"),
+        (["127.0.0.1:9"], 2, r"which function .*"),
+        (["nonsense", "f"], 2, r"expected HOST:PORT .* got 'nonsense'"),
+        ([":9", "f"], 2, r"expected HOST:PORT .* got ':9'"),
+        (["host:0", "f"], 2, r"expected HOST:PORT .* got 'host:0'"),
+        (["host:99999999999999999999", "f"], 2, r"expected HOST:PORT .*"),
+        (["127.0.0.1:9", "f", "word"], 2, r"expected a JSON object or KEY=VALUE, got 'word'"),
+        (["127.0.0.1:9", "f", "[1]"], 2, r"expected a JSON object or KEY=VALUE, got '\[1\]'"),
+        (["127.0.0.1:9", "f", "{1"], 2, r"'\{1' is not a JSON object: .*"),
+        (["127.0.0.1:9", "f", "--trace", "a"], 2, r"expected KEY=VALUE, got 'a'"),
+        (["127.0.0.1:9", "f", "--deadline", "nan"], 2, r".*'nan' is not from 0 .*"),
+        (["127.0.0.1:9", "f", "--deadline", "-1"], 2, r".*'-1' is not from 0 .*"),
+        (["127.0.0.1:9", "f", "--attempt", "-1"], 2, r".*-1 is not in the range .*"),
+        (["127.0.0.1:9", "f", "--nonsense"], 2, r"No such option.*"),
+        (["--runner", "", "f"], 2, r"the command that starts the runner is empty"),
+        (["--runner", "a 'b", "f"], 2, r"cannot split .*"),
+        (["--runner", "/no/such/runner", "f"], 1, r"cannot start '/no/such/runner': .*"),
+        (
+            ["--runner", f"{shlex.quote(sys.executable)} -c pass", "f"],
+            1,
+            r"the runner ended with exit status 0 and did not listen",
+        ),
+        (["127.0.0.1:9", "f"], 1, r"cannot connect to 127.0.0.1:9: .*"),
+        (["host.invalid:9", "f"], 1, r"cannot connect to host.invalid:9: .*"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(arguments, status, said):
+    done = call(*arguments)
+    assert done[:2] == (status, "")
+    assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_shows_the_result_in_colour(environment, coloured):
+    ours, theirs = pty.openpty()
+    inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    with subprocess.Popen(
+        [*COMMAND, "--runner", RUNNER, "echo", "a=1"],
+        stdout=theirs,
+        env={**inherited, "TERM": "xterm", **environment},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while data := read_until_hung_up(ours):
+            shown += data
+        os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0
+    assert ("\x1b[" in re.sub("\x1b\\[[013]*m", "", text)) == coloured
+    assert json.loads(re.sub("\x1b\\[[0-9;]*m", "", text)) == {"a": 1}
+
+
+def read_until_hung_up(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # EIO: the other side is closed
+        return b""
+
+
+def test_what_a_runner_prints_does_not_mix_with_the_result(tmp_path):
+    (tmp_path / "loud.py").write_text(
+        "async def shout(request):\n    print('loud')\n    return 1\nhandlers = {'shout': shout}\n"
+    )
+    runner = f"env PYTHONPATH={tmp_path} {sys.executable} -u -m rrq_fastwire.runner --settings loud.handlers"
+    assert call("--runner", runner, "shout") == (0, "1\n", "loud\n")
+
+
+def test_help_has_an_example():
+    status, printed, _ = call("--help")
+    assert status == 0
+    assert "Example: rrq-fastwire call 127.0.0.1:9000" in printed

@@ -1,0 +1,193 @@
+"""`check`, as a user sees it; and that it catches a runner that breaks one rule."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for extra in ("click", "rich", "rrq"):
+    pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
+
+target = pytest.importorskip("rrq_fastwire.cli.target")
+checking = pytest.importorskip("rrq_fastwire.cli.check")
+CHECKS = checking.CHECKS
+
+COMMAND = [sys.executable, "-m", "rrq_fastwire", "check"]
+SETTINGS = ["--settings", "rrq_fastwire.cli.example.settings"]
+OURS = shlex.join([sys.executable, "-m", "rrq_fastwire.runner", *SETTINGS])
+STOCK = shlex.join([sys.executable, "-m", "rrq.runner_runtime", *SETTINGS])
+SMALL = shlex.join([sys.executable, str(Path(__file__).with_name("small_runner.py"))])
+
+
+DOUBLES = f"{SMALL} 'numbers are doubles'"
+CLOSED = "the connection was closed, instead of an answer"
+
+# Rules, and the checks that must notice when they are broken.
+RULES = {
+    "half a header is waited for": {"half a frame"},
+    "empty frames are skipped": {"frame of 0 bytes"},
+    "largest frame refused": {"request of 16 MiB"},
+    "no limit": {"frame of 16 MiB + 1", "garbage"},
+    "bad frame closes all": {"frame of 16 MiB + 1", "frame of 0 bytes", "garbage"},
+    "jobs outlive their connection": {"end of a connection"},
+    "one write, one frame": {"many frames in one write"},
+    "type comes first": {"type after payload", "spaces and escapes"},
+    "any version": {"other protocol version", "cancel of another version"},
+    "strict fields": {"unknown fields"},
+    "never busy": {"busy"},
+    "one at a time": {"concurrency", "cancel by job"},
+    "no cancels": {"cancel by request", "cancel by job", "cancel behind its request", "busy"},
+    "late cancels are answered": {"cancel too late"},
+    "cancels take the whole job": {"cancel by request"},
+    "cancels are local": {"cancel by request", "cancel by job"},
+    "cancels are not answered": {"cancel by request", "cancel by job", "busy"},
+    "no deadlines": {"deadline passes", "deadline already past"},
+    "no retry": {"retry"},
+    "numbers are doubles": {"integers of 64 bits"},
+    "no astral text": {"odd unicode"},
+    "shallow": {"nested params"},
+    "failure is a status": {"fail", "unknown function"},
+    "answers name no job": {"echo"},
+    "answers are escaped": {"answer near 16 MiB"},
+    "answers come twice": {"many frames in one write", "cancel too late"},
+}
+
+
+async def verdicts(rule: str, names: set[str], limit: float) -> dict[str, str]:
+    async with target.reached([*shlex.split(SMALL), rule]) as runner:
+        found = [await checking.judge(each, runner, limit) for each in CHECKS if each.name in names]
+    return {verdict.check.name: verdict.verdict for verdict in found}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_broken_rule_is_caught(rule):
+    names = RULES[rule]
+    open_ones = {each.name for each in CHECKS if each.is_open}
+    expected = {name: "found" if name in open_ones else "FAIL" for name in names}
+    assert asyncio.run(verdicts(rule, names, 1)) == expected
+
+
+def test_rules_that_are_kept_are_not_complained_about():
+    kept = {each.name for each in CHECKS} - RULES["no cancels"]
+    found = asyncio.run(verdicts("no cancels", kept, 30))
+    assert found == dict.fromkeys(found, "pass")
+    assert set(found) == kept
+
+
+def check(*arguments: str, **environment: str) -> tuple[int, dict[str, tuple[str, str]], str]:
+    """Exit status, verdict and what was seen by check, and stderr."""
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "400", **environment},
+        timeout=110,
+        check=False,
+    )
+    rows = [line.split("│") for line in done.stdout.splitlines() if line.startswith("│")]
+    found = {row[1].strip(): (row[2].strip(), row[4].strip()) for row in rows}
+    return done.returncode, found, done.stderr
+
+
+def test_this_packages_runner_passes():
+    status, found, _ = check("--runner", OURS)
+    assert {name: seen for name, seen in found.items() if seen[0] != "pass"} == {}
+    assert list(found) == [each.name for each in CHECKS]
+    assert status == 0
+
+
+def test_what_the_stock_runner_does_otherwise_is_reported():
+    status, found, _ = check("--runner", STOCK, "--limit", "5")
+    assert {name: seen for name, seen in found.items() if seen[0] != "pass"} == {
+        # It writes every character beyond ASCII as an escape, and does not look at the size.
+        "answer near 16 MiB": (
+            "FAIL",
+            "an answer of 25,166,050 bytes, at which the orchestrator hangs up",
+        ),
+        # The job's task is cancelled before its first step, and so never gets to answering.
+        "cancel behind its request": ("FAIL", "no answer within 5 s"),
+        # It closes the connection, and cancels the other jobs on it, whose answers are lost.
+        "payload that is no JSON": ("found", CLOSED),
+        "unknown type of message": ("found", CLOSED),
+        "request without a context": ("found", CLOSED),
+    }
+    assert len(found) == len(CHECKS)
+    assert status == 1
+
+
+def test_a_runner_that_ends_is_reported():
+    runner = f"{SMALL} 'bad frame ends the runner'"
+    status, found, said = check("--runner", runner, "--limit", "5")
+    assert status == 1
+    assert found["echo"][0] == "pass"
+    assert found["frame of 16 MiB + 1"] == ("FAIL", "a connection beside it was closed, too")
+    assert found["cancel by job"] == ("FAIL", "cannot connect: Connection refused")
+    assert found["alive at the end"] == ("FAIL", "exit status 7")
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(
+    ("runner", "environment", "found"),
+    [(OURS, {}, 0), (DOUBLES, {"NO_COLOR": "1"}, 1)],
+    ids=["in colour", "NO_COLOR"],
+)
+def test_a_terminal_shows_a_bar_and_colours_and_found_alone_is_no_failure(
+    runner, environment, found
+):
+    ours, theirs = pty.openpty()
+    inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    with subprocess.Popen(
+        [*COMMAND, "--runner", runner],
+        stdout=theirs,
+        stderr=theirs,
+        env={**inherited, "TERM": "xterm", "COLUMNS": "100", **environment},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while data := read_until_hung_up(ours):
+            shown += data
+        os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0
+    assert re.search("many frames in one write ━", re.sub("\x1b\\[[0-9;]*m", "", text))
+    assert ("\x1b[32mpass" in text) == (not environment)
+    assert f"{len(CHECKS)} checks: {len(CHECKS) - found} pass, 0 fail, {found} found" in text
+
+
+def read_until_hung_up(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # EIO: the other side is closed
+        return b""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, r"which runner\? .*"),
+        (["nonsense"], 2, r"expected HOST:PORT .* got 'nonsense'"),
+        (["127.0.0.1:9", "f"], 2, r"expected nothing behind the runner, got 'f'"),
+        (["127.0.0.1:9", "--limit", "0"], 2, r".*'--limit'.*"),
+        (["--runner", "/no/such/runner"], 1, r"cannot start '/no/such/runner': .*"),
+        (["127.0.0.1:9"], 1, r"cannot connect to 127.0.0.1:9: .*"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(arguments, status, said):
+    done = check(*arguments)
+    assert done[:2] == (status, {})
+    assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
+
+
+def test_help_has_an_example():
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert 'Example: rrq-fastwire check --runner "node runner.js"' in done.stdout

@@ -1,0 +1,230 @@
+"""`load`, as a user sees it: processes on pipes and on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+for extra in ("click", "rich", "rrq"):
+    pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
+
+COMMAND = [sys.executable, "-m", "rrq_fastwire", "load"]
+SETTINGS = ["--settings", "rrq_fastwire.cli.example.settings"]
+RUNNER = shlex.join([sys.executable, "-m", "rrq_fastwire.runner", *SETTINGS])
+STOCK = shlex.join([sys.executable, "-m", "rrq.runner_runtime", *SETTINGS])
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's CPU time")
+
+
+def load(*arguments: str) -> tuple[int, str, str]:
+    """Exit status, stdout, stderr."""
+    done = subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=100, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def figures(*arguments: str) -> dict:
+    status, printed, said = load("--json", "--runner", RUNNER, *arguments)
+    assert (status, said) == (0, "")
+    return json.loads(printed)
+
+
+def test_figures_and_a_histogram_are_printed():
+    status, printed, said = load("--runner", RUNNER, "echo", "--requests", "500")
+    assert (status, said) == (0, "")
+    lines = printed.splitlines()
+    assert lines[0] == "echo, params of 100 B, 64 in flight"
+    assert re.match(r"requests +500 in ", lines[1])
+    assert re.match(r"throughput +[\d,]+ a second", lines[2])
+    assert re.match(r"latency +p50 .* ms +p90 .* ms +p99 .* ms +max ", lines[4])
+    bars = re.findall(r"^ *to [\d.]+ m?s +([\d,]+)  ?█*", printed, re.MULTILINE)
+    assert sum(int(bar.replace(",", "")) for bar in bars) == 500
+    assert "█" in printed
+    assert "\x1b" not in printed
+
+
+def test_json_has_the_same_figures():
+    found = figures("echo", "--requests", "300", "--connections", "3", "--in-flight", "6")
+    assert set(found) == {
+        "requests",
+        "seconds",
+        "throughput",
+        "cpu_seconds_each",
+        "latency",
+        "failures",
+    }
+    assert (found["requests"], found["failures"]) == (300, {})
+    assert found["throughput"] == pytest.approx(300 / found["seconds"])
+    latency = found["latency"]
+    assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
+
+
+@linux
+def test_the_runners_cpu_time_is_known():
+    assert figures("noop", "--requests", "100")["cpu_seconds_each"] > 0
+
+
+def test_it_can_run_for_some_time_instead():
+    found = figures("noop", "--seconds", "0.2")
+    assert found["requests"] >= 1
+    assert found["seconds"] >= 0.2
+
+
+def test_at_a_rate_no_request_is_sent_before_it_is_due():
+    found = figures("noop", "--requests", "21", "--rate", "100")
+    assert found["requests"] == 21
+    assert found["seconds"] >= 0.2
+
+
+def test_at_a_rate_the_wait_of_a_request_that_could_not_be_sent_counts(tmp_path):
+    params = tmp_path / "params.json"
+    params.write_text('{"seconds": 0.1}')
+    found = figures(
+        *("sleep", "--params", str(params), "--requests", "4", "--rate", "1000"),
+        *("--in-flight", "1"),
+    )
+    assert found["latency"]["max"] >= 0.39  # the fourth was due at once, and had to wait for three
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [("2", 2), ("10", 10), ("100", 100), ("101B", 101), ("2KB", 2000), ("1.5 kb", 1500)],
+)
+def test_params_of_a_size_are_made_up(size, shown):
+    _, printed, _ = load("--runner", RUNNER, "echo", "--requests", "1", "--params", size)
+    assert printed.startswith(f"echo, params of {shown:,} B,")
+
+
+def test_failures_are_counted_by_message_and_the_status_tells():
+    status, printed, _ = load("--runner", RUNNER, "fail", "--requests", "30")
+    assert status == 1
+    assert re.search(r"\n +30  error: this handler always fails", printed)
+    status, printed, _ = load("--runner", RUNNER, "nonsense", "--requests", "3", "--json")
+    assert status == 1
+    assert json.loads(printed)["failures"] == {
+        "error: No handler registered for function 'nonsense'": 3
+    }
+
+
+@linux
+def test_two_runners_are_compared():
+    status, printed, _ = load("--compare", STOCK, RUNNER, "noop", "--requests", "50", "--json")
+    found = json.loads(printed)
+    assert status == 0
+    assert [set(each) for each in found["rounds"]] == [{"A", "B"}] * 5
+    for name in ("throughput", "CPU a job", "p50", "p99"):
+        assert set(found[name]) == {"A", "B", "B/A"}
+        assert all(figure > 0 for figure in found[name].values())
+
+
+def test_a_comparison_is_a_table():
+    status, printed, _ = load("--compare", RUNNER, RUNNER, "fail", "--requests", "10")
+    assert status == 1
+    for name in ("throughput", "CPU a job", "p50", "p99", "B to A"):
+        assert name in printed
+    assert printed.count("50  error: this handler always fails") == 2
+
+
+def test_the_terminal_can_be_kept_as_a_picture(tmp_path):
+    picture = tmp_path / "load.svg"
+    status, printed, _ = load(
+        "--runner", RUNNER, "noop", "--requests", "5", "--json", "--svg", str(picture)
+    )
+    assert status == 0
+    assert json.loads(printed)["requests"] == 5
+    drawn = picture.read_text(encoding="utf-8")
+    assert drawn.startswith("<svg")
+    assert "throughput" in drawn
+
+
+@pytest.mark.skipif(os.name != "posix", reason="there are no pseudo-terminals")
+@pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_shows_a_bar_and_colours(environment, coloured):
+    ours, theirs = pty.openpty()
+    inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
+    with subprocess.Popen(
+        [*COMMAND, "--runner", RUNNER, "noop", "--seconds", "0.5"],
+        stdout=theirs,
+        stderr=theirs,
+        env={**inherited, "TERM": "xterm", **environment},
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        while data := read_until_hung_up(ours):
+            shown += data
+        os.close(ours)
+    text = shown.decode()
+    assert process.returncode == 0
+    assert re.search("noop ━+ ", re.sub("\x1b\\[[0-9;]*m", "", text))
+    assert "throughput" in text
+    assert ("\x1b[36m" in text) == coloured  # the histogram
+
+
+def read_until_hung_up(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 65536)
+    except OSError:  # EIO: the other side is closed
+        return b""
+
+
+def test_a_runner_that_goes_away_is_one_sentence(tmp_path):
+    (tmp_path / "leaving.py").write_text(
+        "import os\nasync def leave(request):\n    os._exit(3)\nhandlers = {'leave': leave}\n"
+    )
+    runner = f"env PYTHONPATH={tmp_path} {sys.executable} -m rrq_fastwire.runner --settings leaving.handlers"
+    status, printed, said = load("--runner", runner, "leave")
+    assert (status, printed) == (1, "")
+    assert re.fullmatch(r"rrq-fastwire: the connection is lost: .*\n", said)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        ([], 2, r"which runner\? .*"),
+        (["127.0.0.1:9"], 2, r"expected one function, got 0"),
+        (["127.0.0.1:9", "f", "g"], 2, r"expected one function, got 2"),
+        (["--compare", "a"], 2, r".*'--compare' requires 2 arguments.*"),
+        (["--compare", "a", "b"], 2, r"expected one function, got 0"),
+        (["--compare", "a", "b", "--runner", "c", "f"], 2, r"give --runner or --compare, .*"),
+        (["127.0.0.1:9", "f", "--requests", "1", "--seconds", "1"], 2, r"give --requests or .*"),
+        (["127.0.0.1:9", "f", "--requests", "0"], 2, r".*'--requests'.*"),
+        (["127.0.0.1:9", "f", "--rate", "0"], 2, r".*'--rate'.*"),
+        (["127.0.0.1:9", "f", "--rate", "inf"], 2, r".*'--rate'.*"),
+        (["127.0.0.1:9", "f", "--in-flight", "x"], 2, r".*'--in-flight'.*"),
+        (["127.0.0.1:9", "f", "--connections", "65"], 2, r"64 in flight are too few for .*"),
+        (["127.0.0.1:9", "f", "--params", "1"], 2, r"--params: '1' is not from 2 B to 15 MB"),
+        (
+            ["127.0.0.1:9", "f", "--params", "1GB"],
+            2,
+            r"--params: '1GB' is no size, and as a file.*",
+        ),
+        (["127.0.0.1:9", "f", "--params", "99MB"], 2, r"--params: '99MB' is not from .*"),
+        (["127.0.0.1:9", "f", "--params", "{file}"], 2, r"--params: .* is not JSON: .*"),
+        (["127.0.0.1:9", "f", "--params", "{list}"], 2, r"--params: .* not hold a JSON object"),
+        (["127.0.0.1:9", "f", "--svg", "/no/such/folder/x"], 2, r".*'--svg'.*"),
+        (["--runner", "/no/such/runner", "f"], 1, r"cannot start '/no/such/runner': .*"),
+        (["127.0.0.1:9", "f"], 1, r"cannot connect to 127.0.0.1:9: .*"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_sentence(arguments, status, said, tmp_path):
+    files = {"{file}": "{1", "{list}": "[1]"}
+    for name, content in files.items():
+        Path(tmp_path / name[1:-1]).write_text(content)
+    done = load(*(str(tmp_path / text[1:-1]) if text in files else text for text in arguments))
+    assert done[:2] == (status, "")
+    assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
+
+
+def test_help_has_an_example():
+    status, printed, _ = load("--help")
+    assert status == 0
+    assert "Example: rrq-fastwire load 127.0.0.1:9000" in printed
