@@ -78,14 +78,14 @@ class _Line(NamedTuple):
     Attributes:
         moment: when it passed.
         where: the connection and direction.
-        remark: what stands behind it.
+        remark: gives what stands behind it, when it is printed.
         payload: the frame's, of which the envelope's payload is printed below.
     """
 
     moment: float
     where: str
     message: RunnerMessage | MessageError | None
-    remark: Text
+    remark: Callable[[], Text]
     payload: bytes
 
 
@@ -106,27 +106,33 @@ class _Printer(threading.Thread):
         self._queue: SimpleQueue[_Line | Table | None] = SimpleQueue()
         self._given = self._taken = 0  # bytes: each counter is written by one thread
         self._left_out = 0
+        self._lock = threading.Lock()  # for that count
         self._finishing = threading.Event()
         self._rested = 0.0  # the thread's CPU time at its last rest
 
     def put(self, line: _Line) -> None:
         """Prints a line, unless too many wait already."""
-        if self._queue.qsize() >= _MOST_WAITING or self._given - self._taken > _MOST_HELD:
-            self._left_out += 1
+        waiting, held = self._queue.qsize(), self._given - self._taken
+        # What is left out is left out in long runs, so that what is printed is in long runs, too.
+        most = 1 if self._left_out == 0 else 0.2
+        if waiting >= most * _MOST_WAITING or held > most * _MOST_HELD:
+            with self._lock:
+                self._left_out += 1
             return
-        self._tell_left_out()
+        self._queue_left_out()
         self._given += len(line.payload)
         self._queue.put(line)
 
-    def _tell_left_out(self) -> None:
-        if self._left_out:
-            text = f"{self._left_out} lines are left out: they came faster than they are printed"
-            self._queue.put(_Line(time.time(), "", None, Text(text, "yellow"), b""))
-            self._left_out = 0
+    def _queue_left_out(self) -> None:
+        with self._lock:
+            count, self._left_out = self._left_out, 0
+        if count:
+            text = f"{count} lines are left out: they came faster than they are printed"
+            self._queue.put(_Line(time.time(), "", None, partial(Text, text, "yellow"), b""))
 
     def finish(self, table: Table | None) -> bool:
         """Prints what waits, and a table behind it; False if that takes too long."""
-        self._tell_left_out()
+        self._queue_left_out()
         if table is not None:
             self._queue.put(table)
         self._queue.put(None)
@@ -143,38 +149,39 @@ class _Printer(threading.Thread):
                         continue
                     self._print(item)
                     self._taken += len(item.payload)
+                    if self._queue.empty():
+                        self._queue_left_out()  # nothing may follow for a long time
                     self._rest()
         except (OSError, SystemExit):  # a terminal that is gone; rich's way to end at a closed pipe
             with suppress(RuntimeError):  # the event loop has ended before
                 self.failed()
 
     def _rest(self) -> None:
-        """Leaves the interpreter to those who pass bytes on, four fifths of the time."""
+        """Leaves the interpreter to those who pass bytes on, nine tenths of the time."""
         spent = time.thread_time() - self._rested
         if spent > _TURN_SECONDS:
-            self._finishing.wait(4 * spent)
+            self._finishing.wait(9 * spent)
             self._rested = time.thread_time()
 
     def _print(self, line: _Line) -> None:
         moment = datetime.fromtimestamp(line.moment).time().isoformat("milliseconds")
-        text = Text(f"{moment}  {line.where}", "dim")
+        text = Text.assemble((f"{moment}  {line.where}", "dim"))
         if isinstance(line.message, MessageError):
             # The reason may quote a value.
             wrong = (line.message.path or "the document") if self._redact else str(line.message)
-            text.append(f"no message: {wrong}", "not dim red")
+            text.append(f"no message: {wrong}", "red")
         elif line.message is not None:
-            text = Text.assemble(text, title(line.message), "  " if line.remark else "")
-        self.console.print(Text.assemble(text, line.remark))
-        if not line.payload:
-            return
+            text.append_text(title(line.message))
+        text.append_text(line.remark())
         if len(line.payload) > _LONGEST_PAYLOAD:
-            self.console.print(Text(f"  {_size(len(line.payload))}: too long to show", "dim"))
-            return
-        payload = on_one_line(members(line.payload.decode())["payload"])
-        document = redacted_text(payload, self._redact)
-        # Finding out what to colour takes three times as long as all the rest.
-        shown = coloured(document) if self.console.color_system else Text(document)
-        self.console.print(Text("  ").append_text(shown))
+            text.append(f"\n  {_size(len(line.payload))}: too long to show", "dim")
+        elif line.payload:
+            payload = on_one_line(members(line.payload.decode())["payload"])
+            document = redacted_text(payload, self._redact)
+            # Finding out what to colour takes three times as long as all the rest.
+            shown = coloured(document) if self.console.color_system else Text(document)
+            text.append("\n  ").append_text(shown)
+        self.console.print(text)
 
 
 class _Latencies:
@@ -246,11 +253,11 @@ class Traffic:
         live: bool,
     ) -> None:
         self.functions: dict[str, _Function] = {}
-        self.put = put
+        self._put = put
         self.slow = slow
         self.only_errors = only_errors
-        self.live = live
         self.filtering = slow is not None or only_errors
+        self.show = put if not live else lambda line: None
         self._connections: set[_Connection] = set()
         start = datetime.now().strftime("%Y%m%dT%H%M%S")
         self._record = record and record / f"{start}-{os.getpid()}"
@@ -274,7 +281,7 @@ class Traffic:
 
     def say(self, text: str, where: str = "", style: str = "") -> None:
         """Prints a remark, also where no messages are printed."""
-        self.put(_Line(time.time(), where, None, Text(text, style), b""))
+        self._put(_Line(time.time(), where, None, partial(Text, text, style), b""))
 
     def finish(self) -> None:
         """Tells what has not ended."""
@@ -366,62 +373,62 @@ class _Connection:
             message = decode_frame(pack_frame(payload))
         except MessageError as error:
             message = error
-        line = partial(_Line, now, self._where(to_runner), message)
+        traffic = self._traffic
+        line = _Line(now, self._where(to_runner), message, Text, payload)
         if isinstance(message, ExecutionRequest):
-            self._requested(message, line, payload)
+            self._requested(message, line)
         elif isinstance(message, ExecutionOutcome):
-            self._answered(message, line, payload)
+            self._answered(message, line)
         elif isinstance(message, CancelRequest):
-            if self._traffic.slow is None:
-                self._put(line(self._cancelled(message), payload))
+            if traffic.slow is None:
+                traffic.show(line._replace(remark=partial(Text, self._cancels(message), "yellow")))
         else:
-            self._put(line(Text(), b""))
+            traffic.show(line._replace(payload=b""))
 
-    def _requested(
-        self, request: ExecutionRequest, line: Callable[[Text, bytes], _Line], payload: bytes
-    ) -> None:
-        function = self._traffic.functions.setdefault(request.function_name, _Function())
+    def _requested(self, request: ExecutionRequest, line: _Line) -> None:
+        traffic = self._traffic
+        function = traffic.functions.get(request.function_name)
+        if function is None:
+            function = traffic.functions[request.function_name] = _Function()
         function.requests += 1
-        function.bytes_to += FRAME_HEADER_LEN + len(payload)
+        function.bytes_to += FRAME_HEADER_LEN + len(line.payload)
         if request.request_id in self.pending:
             self._never_answered(self.pending[request.request_id])
-        shown = line(Text(), payload)
-        later = self._traffic.filtering
+        if not traffic.filtering:
+            traffic.show(line)
         self.pending[request.request_id] = _Pending(
-            time.perf_counter(), request, shown if later else None
+            time.perf_counter(), request, line if traffic.filtering else None
         )
-        if not later:
-            self._put(shown)
 
-    def _answered(
-        self, outcome: ExecutionOutcome, line: Callable[[Text, bytes], _Line], payload: bytes
-    ) -> None:
+    def _answered(self, outcome: ExecutionOutcome, line: _Line) -> None:
+        traffic = self._traffic
         request = self.pending.pop(outcome.request_id or "", None)
         if request is None:
-            self._put(line(Text("answers no request", "red"), payload))
+            traffic.show(line._replace(remark=partial(Text, "  answers no request", "red")))
             return
         seconds = time.perf_counter() - request.start
         name = request.message.function_name
         failed = outcome.status is not OutcomeStatus.SUCCESS
-        function = self._traffic.functions[name]
+        function = traffic.functions[name]
         function.answers += 1
         function.failures += failed
-        function.bytes_from += FRAME_HEADER_LEN + len(payload)
+        function.bytes_from += FRAME_HEADER_LEN + len(line.payload)
         function.latencies.add(seconds)
-        slow, only_errors = self._traffic.slow, self._traffic.only_errors
-        if (slow is not None and seconds * 1000 <= slow) or (only_errors and not failed):
+        if traffic.slow is not None and seconds * 1000 <= traffic.slow:
+            return
+        if traffic.only_errors and not failed:
             return
         if request.line is not None:
-            self._put(request.line)
-        self._put(line(_answer_remark(name, seconds, outcome), payload))
+            traffic.show(request.line)
+        traffic.show(line._replace(remark=partial(_took, name, seconds, outcome)))
 
-    def _cancelled(self, cancel: CancelRequest) -> Text:
+    def _cancels(self, cancel: CancelRequest) -> str:
         now = time.perf_counter()
         meant = [
             f"{_printable(request.message.function_name)} after {duration(now - request.start)}"
             for request in self._traffic.cancelled_by(cancel)
         ]
-        return Text(f"cancels {', '.join(meant) or 'nothing in flight'}", "yellow")
+        return f"  cancels {', '.join(meant) or 'nothing in flight'}"
 
     def _never_answered(self, request: _Pending) -> None:
         message = request.message
@@ -457,16 +464,13 @@ class _Connection:
     def _where(self, to_runner: bool) -> str:
         return f"#{self._number} {'->' if to_runner else '<-'} "
 
-    def _put(self, line: _Line) -> None:
-        if not self._traffic.live:
-            self._traffic.put(line)
-
     def _say(self, text: str, to_runner: bool) -> None:
         self._traffic.say(text, self._where(to_runner), "red")
 
 
-def _answer_remark(name: str, seconds: float, outcome: ExecutionOutcome) -> Text:
-    text = Text.assemble((_printable(name), "bold"), f" took {duration(seconds)}")
+def _took(name: str, seconds: float, outcome: ExecutionOutcome) -> Text:
+    """What is said of an answer: whose it is, how long it took, and what is special about it."""
+    text = Text.assemble("  ", (_printable(name), "bold"), f" took {duration(seconds)}")
     if outcome.error is not None and outcome.error.message.startswith(_BUSY):
         text.append("  busy", "bold red")
     elif outcome.type not in (OutcomeType.SUCCESS, OutcomeType.FAILURE):
