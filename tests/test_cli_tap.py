@@ -412,6 +412,17 @@ def test_a_payload_of_a_megabyte_is_named_and_not_shown(start):
     assert "xxx" not in tap.output
 
 
+def test_a_payload_that_is_nested_too_deep_is_not_shown_and_the_next_one_is(start):
+    tap = start("--redact", "x")
+    orchestrator, runner = tap.connection()
+    nested = b'{"type":"response","payload":{"status":"success","result":%s}}'
+    with orchestrator, runner:
+        passes(runner, orchestrator, pack_frame(nested % (b"[" * 1000 + b"]" * 1000)))
+        passes(orchestrator, runner, request())
+        tap.says("nested too deep to show")
+        tap.says("request echo")
+
+
 def test_values_are_redacted_everywhere(start):
     tap = start("--redact", "card,params")
     orchestrator, runner = tap.connection()

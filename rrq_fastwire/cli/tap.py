@@ -62,8 +62,9 @@ _LONGEST_PAYLOAD = 64 * 1024
 # Seconds of printing at a stretch, for which bytes may have to wait.
 _TURN_SECONDS = 0.001
 
-# Seconds at the end: what is under way has to be handed over, and a terminal to take its lines.
+# Seconds at the end: for what is under way to be handed over, and for the lines to be printed.
 _END_SECONDS = 1.0
+_PRINT_SECONDS = 5.0
 
 # Latencies are counted in steps of one percent.
 _STEP = math.log(1.01)
@@ -137,7 +138,7 @@ class _Printer(threading.Thread):
             self._queue.put(table)
         self._queue.put(None)
         self._finishing.set()
-        self.join(_END_SECONDS)
+        self.join(_PRINT_SECONDS)
         return not self.is_alive()
 
     def run(self) -> None:
@@ -176,12 +177,18 @@ class _Printer(threading.Thread):
         if len(line.payload) > _LONGEST_PAYLOAD:
             text.append(f"\n  {_size(len(line.payload))}: too long to show", "dim")
         elif line.payload:
-            payload = on_one_line(members(line.payload.decode())["payload"])
-            document = redacted_text(payload, self._redact)
-            # Finding out what to colour takes three times as long as all the rest.
-            shown = coloured(document) if self.console.color_system else Text(document)
-            text.append("\n  ").append_text(shown)
+            text.append("\n  ").append_text(self._payload(line.payload))
         self.console.print(text)
+
+    def _payload(self, payload: bytes) -> Text:
+        try:
+            document = redacted_text(
+                on_one_line(members(payload.decode())["payload"]), self._redact
+            )
+        except RecursionError:
+            return Text("nested too deep to show", "dim")
+        # Finding out what to colour takes three times as long as all the rest.
+        return coloured(document) if self.console.color_system else Text(document)
 
 
 class _Latencies:
@@ -434,7 +441,7 @@ class _Connection:
         message = request.message
         self._say(
             f"never answered: {_printable(message.function_name)}"
-            f"  job {message.job_id}  request {message.request_id}"
+            f"  job {_printable(message.job_id)}  request {_printable(message.request_id)}"
             f", sent {duration(time.perf_counter() - request.start)} ago",
             False,
         )
