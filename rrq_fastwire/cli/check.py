@@ -322,14 +322,14 @@ def succeeded(outcome: ExecutionOutcome, *result: Any) -> None:
 
 def same(value: Any, expected: Any) -> bool:
     """Whether two JSON values are equal: doubles to the last two units, as the orchestrator's."""
+    if isinstance(expected, float) and type(value) in (int, float):
+        return bool(abs(value - expected) <= 2 * math.ulp(expected))
     if isinstance(value, dict) and isinstance(expected, dict):
         return value.keys() == expected.keys() and all(
             same(value[key], expected[key]) for key in value
         )
     if isinstance(value, list) and isinstance(expected, list):
         return len(value) == len(expected) and all(map(same, value, expected))
-    if isinstance(expected, float) and type(value) in (int, float):
-        return bool(abs(value - expected) <= 2 * math.ulp(expected))
     return type(value) is type(expected) and bool(value == expected)
 
 
@@ -771,7 +771,7 @@ async def _(runner: Runner) -> None:
     type=Number(0.1),
     default=10,
     metavar="SECONDS",
-    show_default="10",
+    show_default=True,
     help="What a check may take.",
 )
 def command(arguments: tuple[str, ...], runner: str | None, limit: float) -> int:

@@ -152,7 +152,7 @@ def _made_up(size: int) -> dict[str, Any]:
     type=click.IntRange(1, 100_000),
     default=64,
     metavar="N",
-    show_default="64",
+    show_default=True,
     help="Requests under way at a time.",
 )
 @click.option(
@@ -165,7 +165,7 @@ def _made_up(size: int) -> dict[str, Any]:
     "--params",
     default="100",
     metavar="FILE|SIZE",
-    show_default="100",
+    show_default=True,
     help="A JSON file, or a size such as 100, 2KB, 100KB to make some up.",
 )
 @click.option(
@@ -173,7 +173,7 @@ def _made_up(size: int) -> dict[str, Any]:
     type=click.IntRange(1, 1000),
     default=1,
     metavar="N",
-    show_default="1",
+    show_default=True,
     help="Connections, which share what is in flight.",
 )
 @click.option(
@@ -225,7 +225,7 @@ def command(
         raise click.UsageError("give --requests or --seconds, not both")
     if connections > in_flight:
         raise click.UsageError(f"{in_flight} in flight are too few for {connections} connections")
-    wheres: list[Target | list[str]]
+    wheres: Sequence[Target | list[str]]
     if compare is not None:
         wheres, rest = [parse_command(text) for text in compare], list(arguments)
     else:
@@ -254,7 +254,7 @@ def command(
 
 
 async def _measure(
-    wheres: list[Target | list[str]], plan: Plan, rounds: int
+    wheres: Sequence[Target | list[str]], plan: Plan, rounds: int
 ) -> list[list[Measured]]:
     """What each runner made of the plan, in each round."""
     async with AsyncExitStack() as stack:

@@ -111,12 +111,10 @@ class Number(click.types.FloatParamType):
     def __init__(self, least: float = 0) -> None:
         self.least = least
 
-    def convert(
-        self, value: Any, param: click.Parameter | None, context: click.Context | None
-    ) -> Any:
-        number = super().convert(value, param, context)
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
         if not self.least <= number <= 1e7:
-            self.fail(f"{value!r} is not from {self.least:g} to 10,000,000.", param, context)
+            self.fail(f"{value!r} is not from {self.least:g} to 10,000,000.", param, ctx)
         return number
 
 
