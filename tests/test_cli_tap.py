@@ -256,7 +256,7 @@ def test_a_reset_is_passed_on_behind_what_was_sent(start, by_runner):
 def test_a_runner_that_is_not_there_is_a_reset_connection(start):
     tap = start()
     tap.runner.close()
-    with tap.connect() as orchestrator, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), tap.connect() as orchestrator:
         orchestrator.recv(1)
     tap.says("the runner cannot be reached: Connection refused")
 

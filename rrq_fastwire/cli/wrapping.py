@@ -1,6 +1,6 @@
 """A runner that another process stands in for: it gets that one's signals, and ends with it.
 
-POSIX only: process groups, and `sh`.
+POSIX only, for its process groups.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from contextlib import asynccontextmanager, suppress
 
 import click
@@ -27,9 +28,9 @@ _PARENT_POLL_SECONDS = 0.2
 # What a runner has to end, once its orchestrator is gone.
 _ORPHAN_SECONDS = 0.6
 
-# It reads from the process that stands in. That reaches its end however that process ends, by
-# SIGKILL, too, which nothing can be done about within it.
-_KEEPER = 'read _; kill -KILL -"$0"'
+# Kills a process group when what it reads from has ended: the process that stands in, which can do
+# nothing itself about SIGKILL.
+_KEEPER = "import os, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), 9)"
 
 
 class WrappedRunner:
@@ -111,8 +112,8 @@ async def wrapped_runner(command: Sequence[str]) -> AsyncGenerator[WrappedRunner
         except OSError as error:
             raise click.ClickException(f"cannot start {command[0]!r}: {reason(error)}") from None
         keeper = await asyncio.create_subprocess_exec(
-            "sh",
-            "-c",
+            sys.executable,
+            "-ISc",
             _KEEPER,
             str(process.pid),
             stdin=asyncio.subprocess.PIPE,
