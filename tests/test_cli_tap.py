@@ -693,6 +693,7 @@ def test_it_listens_once_the_runner_does(start, tmp_path):
     assert not can_connect(tap.port)
     go.touch()
     until(lambda: can_connect(tap.port))
+    assert asyncio.run(outcome(tap.port, "echo", {"a": 1})).result == {"a": 1}
     assert tap.ends(signal.SIGTERM) == 0
 
 
