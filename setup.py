@@ -38,12 +38,12 @@ if choice == "0" or (not choice and sys.implementation.name == "cpython"):
         [
             Extension(
                 f"rrq_fastwire._c.{name}",
-                [f"rrq_fastwire/_c/{name}.pyx"],
+                [f"rrq_fastwire/_c/{name}.pyx", *sources],
                 include_dirs=["rrq_fastwire/_c"],
-                depends=["rrq_fastwire/_c/scan.h"],
+                depends=["rrq_fastwire/_c/scan.h", "rrq_fastwire/_c/plain.h"],
                 extra_compile_args=[] if sys.platform == "win32" else ["-O2", "-fno-plt"],
             )
-            for name in ("frames", "messages")
+            for name, sources in [("frames", []), ("messages", ["rrq_fastwire/_c/plain.c"])]
         ],
         build_dir="build/cython",
     )

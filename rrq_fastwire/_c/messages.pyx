@@ -94,6 +94,8 @@ cdef extern from "scan.h":
     bint orchestrators_time(
         const unsigned char* at, const unsigned char* end, int* fields
     ) noexcept
+
+cdef extern from "plain.h":
     bint is_plain(object value, int levels) noexcept
 
 cdef int MAX_LEVELS = MAX_NESTING

@@ -1,5 +1,5 @@
-/* What runs for each byte of a frame or each item of a result. Every function stays within the
-   pointers it is given, raises nothing and runs nobody's code. */
+/* What runs for each byte of a frame. Every function stays within the pointers it is given, raises
+   nothing and runs nobody's code. */
 
 #ifndef RRQ_FASTWIRE_SCAN_H
 #define RRQ_FASTWIRE_SCAN_H
@@ -160,45 +160,6 @@ static inline int orchestrators_time(const unsigned char *at, const unsigned cha
     fields[6] = ((part[0] * 10 + part[1]) * 10 + part[2]) * 1000 +
                 (part[3] * 10 + part[4]) * 10 + part[5];
     return 1;
-}
-
-static inline int is_leaf(PyObject *value) {
-    const PyTypeObject *const type = Py_TYPE(value);
-    return type == &PyUnicode_Type || type == &PyLong_Type || type == &PyFloat_Type ||
-           type == &PyBool_Type || value == Py_None;
-}
-
-/* Whether nothing but Python's own types is in a value, nested at most `levels` deep: _json.is_plain. */
-static int is_plain(PyObject *value, int levels) {
-    PyObject *key, *item;
-    Py_ssize_t at = 0;
-    if (is_leaf(value))
-        return 1;
-    if (levels == 0)
-        return 0;
-    if (PyDict_CheckExact(value)) {
-        while (PyDict_Next(value, &at, &key, &item))
-            if (!is_leaf(item) && !is_plain(item, levels - 1))
-                return 0;
-        return 1;
-    }
-    if (PyList_CheckExact(value)) {
-        for (; at < PyList_GET_SIZE(value); at++) {
-            item = PyList_GET_ITEM(value, at);
-            if (!is_leaf(item) && !is_plain(item, levels - 1))
-                return 0;
-        }
-        return 1;
-    }
-    if (PyTuple_CheckExact(value)) {
-        for (; at < PyTuple_GET_SIZE(value); at++) {
-            item = PyTuple_GET_ITEM(value, at);
-            if (!is_leaf(item) && !is_plain(item, levels - 1))
-                return 0;
-        }
-        return 1;
-    }
-    return 0;
 }
 
 #endif
