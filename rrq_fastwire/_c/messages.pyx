@@ -1335,6 +1335,7 @@ def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
             Py_XDECREF(writer.owned[at])
 
 
+@cython.binding(False)
 def decode_frame(frame, /):
     """The message in one whole frame, header included.
 
