@@ -90,6 +90,9 @@ cdef extern from "scan.h":
         const unsigned char* at, const unsigned char* end, int* fields
     ) noexcept
 
+    enum:
+        SMALL_JSON
+
     ctypedef struct Span:
         const unsigned char* start
         Py_ssize_t size
@@ -112,7 +115,8 @@ cdef extern from "scan.h":
     PyObject* text_like(PyObject* known, Span span)
     PyObject* recall(PyObject** last, Span span)
     PyObject* date_time(const int* fields)
-    PyObject* call_with_bytes(PyObject* function, Span span)
+    PyObject* call(PyObject* function, PyObject* argument)
+    PyObject* call_with_bytes(PyObject* function, Span json)
     int raise_it() except -1
 
 cdef extern from "plain.h":
@@ -705,8 +709,6 @@ cdef Message read_fields(Layout* layout, dict source):
 
 
 cdef enum:
-    # Copying a document of this size is cheaper than a memoryview.
-    SMALL = 4096
     # In a payload of more than this the envelope is not worth looking at.
     LARGE = 16384
 
@@ -714,7 +716,7 @@ cdef enum:
 cdef object load(const unsigned char* text, Py_ssize_t size):
     """The value of one JSON document. Raises ValueError."""
     cdef Span json
-    if size <= SMALL:
+    if size <= SMALL_JSON:
         json.start = text
         json.size = size
         return owned(call_with_bytes(<PyObject*>loads, json))
@@ -843,7 +845,6 @@ cdef Message make_request(RequestSpans* found, dict params):
 
 cdef Message recognise_success(const unsigned char* at, const unsigned char* end):
     cdef Span json
-    cdef Values values
     if not skip(&at, end, b'{"type":"response","payload":{"job_id":"'):
         return None
     job_id = take_span(&at, end)
@@ -860,14 +861,8 @@ cdef Message recognise_success(const unsigned char* at, const unsigned char* end
     result = slice_of(json, RESULT_DEPTH)
     if result is NOTHING:
         return None
-    values.count = 0
-    take(&values, text_of(job_id))
-    take(&values, text_of(request_id))
-    add(&values, SUCCESS)
-    add(&values, result)
-    add(&values, None)
-    add(&values, None)
-    return build(&OUTCOME.layout, &values)
+    first, second = owned(text_of(job_id)), owned(text_of(request_id))
+    return outcome(first, second, SUCCESS, result, None, None)
 
 
 cdef object slice_of(Span json, Py_ssize_t levels):
@@ -878,7 +873,7 @@ cdef object slice_of(Span json, Py_ssize_t levels):
     # Where it may be nested too deep, counting what is around it, the general way decides.
     if json.size > 2 * levels and openers(json.start, json.start + json.size) > levels:
         return NOTHING
-    if json.size > SMALL:
+    if json.size > SMALL_JSON:
         return large_slice(json)
     value = call_with_bytes(<PyObject*>loads, json)
     if value is not NULL:
@@ -1117,6 +1112,7 @@ cdef bytes encode_success(ExecutionOutcome message, uint32_t limit):
     cdef const unsigned char* job_id
     cdef const unsigned char* request_id
     cdef Py_ssize_t job_size, request_size, size
+    cdef PyObject* made
     cdef bytes body, frame
     cdef unsigned char* out
     if not KNOWS_OUTCOME or DUMPS is None:
@@ -1141,10 +1137,13 @@ cdef bytes encode_success(ExecutionOutcome message, uint32_t limit):
     result = message.result
     if not is_plain(result, MAX_LEVELS - 2):
         return None
-    try:
-        body = DUMPS(result)
-    except TypeError:
+    made = call(<PyObject*>DUMPS, <PyObject*>result)
+    if made is NULL:
+        if not PyErr_ExceptionMatches(TypeError):
+            raise_it()
+        PyErr_Clear()
         return None
+    body = owned(made)
     size = SUCCESS_TEXT + job_size + request_size + PyBytes_GET_SIZE(body)
     if <uint64_t>size > limit:
         return None

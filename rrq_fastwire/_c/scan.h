@@ -370,15 +370,42 @@ SHARED PyObject *date_time(const int *fields) {
     return (PyObject *)made;
 }
 
-/* Calls a function with bytes; one in C without the detour through the interpreter. */
-static PyObject *call_with_bytes(PyObject *function, Span span) {
-    PyObject *result, *const bytes = PyBytes_FromStringAndSize((const char *)span.start, span.size);
+/* Calls a function of one argument; one in C without the detour through the interpreter. */
+static inline PyObject *call(PyObject *function, PyObject *argument) {
+    if (PyCFunction_CheckExact(function)) {
+        PyCFunction const run = PyCFunction_GET_FUNCTION(function);
+        PyObject *const self = PyCFunction_GET_SELF(function);
+        const int flags = PyCFunction_GET_FLAGS(function);
+        if (flags == METH_O)
+            return run(self, argument);
+        if (flags == (METH_FASTCALL | METH_KEYWORDS))
+            return ((_PyCFunctionFastWithKeywords)(void (*)(void))run)(self, &argument, 1, NULL);
+    }
+    return PyObject_CallOneArg(function, argument);
+}
+
+/* What a document of at most this size is handed over in, to a function that reads it and lets it
+   go: bytes that are used again and again, unless somebody has kept them or is still reading. */
+#define SMALL_JSON 4096
+
+static PyObject *call_with_bytes(PyObject *function, Span json) {
+    static PyObject *spare = NULL;
+    PyObject *result, *bytes = spare;
+    spare = NULL;
+    if (bytes == NULL)
+        bytes = PyBytes_FromStringAndSize(NULL, SMALL_JSON);
     if (bytes == NULL)
         return NULL;
-    if (PyCFunction_CheckExact(function) && PyCFunction_GET_FLAGS(function) == METH_O)
-        result = PyCFunction_GET_FUNCTION(function)(PyCFunction_GET_SELF(function), bytes);
-    else
-        result = PyObject_CallOneArg(function, bytes);
+    Py_SET_SIZE((PyVarObject *)bytes, json.size);
+    memcpy(PyBytes_AS_STRING(bytes), json.start, (size_t)json.size);
+    PyBytes_AS_STRING(bytes)[json.size] = 0;
+    result = call(function, bytes);
+#ifndef Py_GIL_DISABLED
+    if (Py_REFCNT(bytes) == 1 && spare == NULL) {
+        spare = bytes;
+        return result;
+    }
+#endif
     Py_DECREF(bytes);
     return result;
 }
