@@ -6,7 +6,8 @@
 #define Py_BUILD_CORE_MODULE 1
 #include <Python.h>
 
-#if defined(__has_include) && PY_VERSION_HEX < 0x030F0000 && !defined(Py_GIL_DISABLED)
+/* Where that was compiled and tried; elsewhere it asks. */
+#if defined(__GNUC__) && PY_VERSION_HEX < 0x030E0000 && !defined(Py_GIL_DISABLED)
 #if __has_include("internal/pycore_dict.h")
 #include "internal/pycore_dict.h"
 #define LOOKS_INTO_DICTS
