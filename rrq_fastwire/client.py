@@ -109,23 +109,23 @@ class RunnerClient:
                 worker_id=worker_id,
             ),
         )
-        await self.stream.drain()
-        if self._lost is not None:
-            raise self._lost
-        if request_id in self._waiting:
-            raise ValueError(f"a request with the id {request_id!r} is in flight already")
-        self.stream.send_nowait(request)
-        answer: asyncio.Future[ExecutionOutcome] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = answer
-        try:
-            async with asyncio.timeout(None if timeout is None else timeout + _ANSWER_SECONDS):
+        async with asyncio.timeout(None if timeout is None else timeout + _ANSWER_SECONDS):
+            await self.stream.drain()
+            if self._lost is not None:
+                raise self._lost
+            if request_id in self._waiting:
+                raise ValueError(f"a request with the id {request_id!r} is in flight already")
+            self.stream.send_nowait(request)
+            answer: asyncio.Future[ExecutionOutcome] = asyncio.get_running_loop().create_future()
+            self._waiting[request_id] = answer
+            try:
                 return await answer
-        except (TimeoutError, asyncio.CancelledError):
-            if not self.stream.is_closing():
-                self.stream.send_nowait(CancelRequest(job_id=job_id, request_id=request_id))
-            raise
-        finally:
-            del self._waiting[request_id]
+            except asyncio.CancelledError:
+                if not self.stream.is_closing():
+                    self.stream.send_nowait(CancelRequest(job_id=job_id, request_id=request_id))
+                raise
+            finally:
+                del self._waiting[request_id]
 
     async def cancel(self, job_id: str, request_id: str | None = None) -> None:
         """Cancels one request, or, without `request_id`, all that the runner has of a job.
@@ -159,7 +159,10 @@ class RunnerClient:
         try:
             while True:
                 try:
-                    await self.stream.deliver(self._answered)
+                    # Not deliver(), which holds answers back while requests cannot be sent: the
+                    # runner may take no requests before its answers are taken.
+                    async for message in self.stream:
+                        self._answered(message)
                     break
                 except MessageError as error:
                     answer = self._take(error.request_id)

@@ -49,7 +49,7 @@ class MessageStream(asyncio.BufferedProtocol):
       - ConnectionError, or another OSError, if the connection was lost.
 
     Attributes:
-        transport: asyncio's transport, for abort(), get_extra_info() and the like.
+        transport: asyncio's transport, for get_extra_info() and the like.
     """
 
     __slots__ = (
@@ -114,7 +114,9 @@ class MessageStream(asyncio.BufferedProtocol):
     def receive_nowait(self) -> RunnerMessage | None:
         """The next message if it has arrived, else None. Raises MessageError and FrameError."""
         try:
-            return next(self._decoder, None)
+            # uvloop may have asked for memory and not used it. Until the decoder is told, it gives
+            # no memory back.
+            return next(self._decoder.buffer_updated(0), None)
         except FrameError:
             self.transport.pause_reading()
             raise
@@ -146,7 +148,7 @@ class MessageStream(asyncio.BufferedProtocol):
         """
         while True:
             if self.congested:
-                await self.drain()
+                await self._wait_while_congested()
             message = self.receive_nowait()
             if message is not None:
                 on_message(message)
@@ -237,14 +239,17 @@ class MessageStream(asyncio.BufferedProtocol):
     async def drain(self) -> None:
         """Waits while more is on its way to the peer than should be.
 
-        Raises ConnectionError, or another OSError, if the connection is lost.
+        Raises ConnectionError, or another OSError, if the connection is closed or lost.
         """
-        while self.congested and not self._closed.done():
+        await self._wait_while_congested()
+        if self.is_closing():
+            raise self._lost or ConnectionResetError(_CLOSED)
+
+    async def _wait_while_congested(self) -> None:
+        while self.congested and not self.is_closing():
             drained = self._loop.create_future()
             self._drained.append(drained)
             await drained
-        if self._closed.done():
-            raise self._lost or ConnectionResetError(_CLOSED)
 
     def _write(self) -> None:
         self._write_due = False
@@ -286,7 +291,7 @@ class MessageStream(asyncio.BufferedProtocol):
                 {
                     "message": "unhandled exception in on_stream",
                     "exception": error,
-                    "task": self._task,
+                    "protocol": self,  # not the task, in whose context this runs already
                 }
             )
         finally:
@@ -307,6 +312,13 @@ class MessageStream(asyncio.BufferedProtocol):
         if not self.is_closing():
             self._write()
             self.transport.close()
+            self._wake_senders()
+
+    def abort(self) -> None:
+        """Closes the connection at once, whatever is still to be handed over."""
+        # asyncio's own abort() fails on a transport that has closed after a wait.
+        if not self._closed.done():
+            self.transport.abort()
 
     async def wait_closed(self) -> None:
         """Waits until the connection is closed and everything is handed over, or it is lost."""
