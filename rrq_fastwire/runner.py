@@ -825,12 +825,17 @@ def main(argv: list[str] | None = None) -> None:
         handlers = load_handlers(options.settings)
         runner = Runner(handlers, native_messages=options.native_messages)
         host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
-        asyncio.run(_serve(runner, host, port, options.grace, end_by_force))
     except (TypeError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    try:
+        asyncio.run(_serve(runner, host, port, options.grace, end_by_force))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        parser.exit(2, f"{parser.prog}: cannot listen on {options.tcp_socket}: {reason}\n")
+        parser.exit(
+            2,
+            f"{parser.prog}: cannot listen on {options.tcp_socket}: {reason};"
+            " choose another --tcp-socket, or end what listens there\n",
+        )
 
 
 def _seconds(text: str) -> float:

@@ -487,7 +487,10 @@ def test_a_port_in_use_gets_one_line_and_status_2(command_for_errors):
         tcp_socket = f"127.0.0.1:{server.getsockname()[1]}"
         done = command_for_errors.run(tcp_socket=tcp_socket)
     reason = os.strerror(errno.EADDRINUSE)
-    assert done.stderr == f"rrq-fastwire-runner: cannot listen on {tcp_socket}: {reason}\n"
+    assert done.stderr == (
+        f"rrq-fastwire-runner: cannot listen on {tcp_socket}: {reason};"
+        " choose another --tcp-socket, or end what listens there\n"
+    )
     assert done.returncode == 2
 
 
