@@ -87,7 +87,7 @@ class RunnerClient:
           - TimeoutError if the runner has not answered a second after the deadline; the job is
             cancelled;
           - EncodeError if the request cannot be sent, MessageError if the answer is no outcome;
-          - ConnectionError, or another OSError or FrameError, if the connection is lost;
+          - ConnectionError or FrameError if the connection is lost;
           - ValueError if a request of the same request_id is in flight.
         """
         now = datetime.now(timezone.utc)
@@ -132,7 +132,7 @@ class RunnerClient:
 
         What is in flight is still answered: with an outcome of type cancelled, as a rule.
 
-        Raises ConnectionError, or another OSError, if the connection is closed or lost.
+        Raises ConnectionError if the connection is closed or lost.
         """
         await self.stream.send(CancelRequest(job_id=job_id, request_id=request_id))
 
@@ -168,7 +168,7 @@ class RunnerClient:
                     answer = self._take(error.request_id)
                     if answer is not None:
                         answer.set_exception(error)
-        except (FrameError, OSError) as error:
+        except (FrameError, ConnectionError) as error:
             lost = error
         self._lost = lost
         self.stream.close()

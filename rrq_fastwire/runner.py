@@ -41,36 +41,40 @@ from . import (
 from .errors import describe
 from .streams import start_server
 
-try:
-    from . import _rrq as stock
-except ModuleNotFoundError as error:
-    if error.name not in ("rrq", "pydantic"):  # which comes with rrq
-        raise
-    stock = None  # type: ignore[assignment]
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
     from contextvars import Context
     from typing import Any, NoReturn, TypeAlias
 
+    from rrq.registry import Registry
+    from rrq.telemetry import RunnerSpan
+
     from . import RunnerMessage
+    from . import _rrq as stock
     from .streams import MessageStream
 
     Handler: TypeAlias = Callable[[Any], Awaitable[Any]]
-    Handlers: TypeAlias = "Mapping[str, Handler] | stock.Registry"
+    Handlers: TypeAlias = Mapping[str, Handler] | Registry
+else:
+    try:
+        from . import _rrq as stock
+    except ModuleNotFoundError as error:
+        if error.name not in ("rrq", "pydantic"):  # which comes with rrq
+            raise
+        stock = None
 
 __all__ = ["main", "serve"]
 
 _logger = logging.getLogger(__name__)
 
+_HAS_RRQ: bool = stock is not None
+
 # The types of most results, which are no outcome: isinstance() is slow with pydantic's classes.
 _RESULTS = frozenset((dict, list, str, int, float, bool, type(None)))
 
 # What a handler can return instead of a result.
-_OUTCOMES: tuple[type, ...] = (ExecutionOutcome,)
-if stock is not None:
-    _OUTCOMES += (stock.StockOutcome,)
+_OUTCOMES = (ExecutionOutcome, stock.StockOutcome) if _HAS_RRQ else (ExecutionOutcome,)
 
 _TIMED_OUT = "Job execution timed out."
 
@@ -227,7 +231,7 @@ class Runner:
             _logger.debug("%s: disconnected", connection.name)
         except FrameError as error:
             _logger.warning("%s: closed, this is not RRQ's protocol: %s", connection.name, error)
-        except OSError as error:
+        except ConnectionError as error:
             _logger.debug("%s: lost: %s", connection.name, error)
         finally:
             self._connections.discard(connection)
@@ -342,7 +346,7 @@ class Runner:
                 )
             else:
                 given = request if self._convert is None else self._convert(request)
-                span = None if stock is None else stock.span(given)
+                span = stock.span(given) if _HAS_RRQ else None
                 if span is None:
                     result = await handler(given)
                 else:
@@ -366,9 +370,7 @@ class Runner:
         if job.deadline is not None:
             self._deadlines.add(job, job.deadline.timestamp() - time.time())
 
-    async def _traced(
-        self, span: stock.RunnerSpan, job: _Job, handler: Handler, request: Any
-    ) -> Any:
+    async def _traced(self, span: RunnerSpan, job: _Job, handler: Handler, request: Any) -> Any:
         """Runs a handler within a span of telemetry, which is told how the job ended."""
         start = time.monotonic()
         failed: BaseException | None = None
@@ -413,7 +415,7 @@ class Runner:
         """Sends what has come of the function `name`."""
         try:
             connection.stream.send_nowait(outcome)
-        except OSError:
+        except ConnectionError:
             pass  # nobody is there
         except BaseException as error:
             self._send_instead(connection, outcome, name, error)
@@ -425,7 +427,7 @@ class Runner:
         send = connection.stream.send_nowait
         # Without a path, or another error as its cause, it is the size that is at fault.
         encoding = isinstance(reason, EncodeError) and (reason.path or reason.__cause__)
-        if stock is not None and encoding:
+        if _HAS_RRQ and encoding:
             try:
                 stock.as_stock_writes(outcome)
                 send(outcome)
@@ -445,7 +447,10 @@ class Runner:
         )
         try:
             send(instead)
-        except (EncodeError, OSError) as error:  # ids of 16 MiB, or nobody is there any more
+        except (
+            EncodeError,
+            ConnectionError,
+        ) as error:  # ids of 16 MiB, or nobody is there any more
             _logger.warning("%s: a request cannot be answered: %s", connection.name, error)
 
     # Ending
@@ -544,7 +549,7 @@ def _raised(job: _Job, error: BaseException) -> ExecutionOutcome:
     if isinstance(error, asyncio.CancelledError):
         return _cancelled(job)
     text = _text(error, job.function_name)
-    if stock is not None and isinstance(error, stock.RetryJob):
+    if _HAS_RRQ and isinstance(error, stock.RetryJob):
         return ExecutionOutcome.retry_after(
             job.job_id,
             job.request_id,
@@ -577,7 +582,7 @@ def _text(error: BaseException, name: str) -> str:
 
 
 def _report(
-    span: stock.RunnerSpan,
+    span: RunnerSpan,
     name: str,
     seconds: float,
     error: BaseException | None,
@@ -751,8 +756,8 @@ def load_handlers(path: str) -> Handlers:
         # Some, like pydantic's, have a text of many lines.
         text = " ".join(str(error).split())
         raise ValueError(f"cannot load {path!r}: {type(error).__name__}: {text}") from error
-    if stock is not None and isinstance(settings, stock.PythonRunnerSettings):
-        registry: stock.Registry = settings.registry
+    if _HAS_RRQ and isinstance(settings, stock.PythonRunnerSettings):
+        registry: Registry = settings.registry
         return registry
     if isinstance(settings, Mapping):
         return settings

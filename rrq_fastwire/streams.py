@@ -46,7 +46,7 @@ class MessageStream(asyncio.BufferedProtocol):
     messages before it,
       - MessageError for a payload that is no message; iterating again goes on behind it;
       - FrameError if the stream is broken or ends inside a frame: nothing more can be received;
-      - ConnectionError, or another OSError, if the connection was lost.
+      - ConnectionError if the connection was lost.
 
     Attributes:
         transport: asyncio's transport, for get_extra_info() and the like.
@@ -239,7 +239,7 @@ class MessageStream(asyncio.BufferedProtocol):
     async def drain(self) -> None:
         """Waits while more is on its way to the peer than should be.
 
-        Raises ConnectionError, or another OSError, if the connection is closed or lost.
+        Raises ConnectionError if the connection is closed or lost.
         """
         await self._wait_while_congested()
         if self.is_closing():
@@ -298,6 +298,9 @@ class MessageStream(asyncio.BufferedProtocol):
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not isinstance(exc, ConnectionError):
+            # ETIMEDOUT, for one, is a TimeoutError, which is something else for who waits.
+            exc = ConnectionAbortedError(f"the connection is lost: {exc}")
         self._lost = exc
         self._closed.set_result(None)
         self._wake_receiver()

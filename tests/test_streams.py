@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import itertools
 import os
@@ -13,6 +14,7 @@ import sys
 import tracemalloc
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +33,7 @@ from rrq_fastwire import (
     encode_frame,
 )
 from rrq_fastwire.streams import (
+    MessageStream,
     open_connection,
     open_unix_connection,
     start_server,
@@ -296,6 +299,22 @@ def test_a_reset_comes_behind_the_messages_that_arrived_before(run, connected, r
             await stream.wait_closed()
             assert await everything(stream, receive) == ["b", "c", ConnectionError]
             assert await everything(stream, receive) == [ConnectionError]
+
+    run(scenario())
+
+
+def test_a_connection_that_has_timed_out_is_no_timeout_of_who_waits(run):
+    async def scenario():
+        stream = MessageStream()
+        stream.connection_made(Mock())
+        receiver = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        # What the kernel reports once a peer has not been heard of for long.
+        stream.connection_lost(OSError(errno.ETIMEDOUT, "timed out"))
+        with pytest.raises(ConnectionError, match="timed out"):
+            await receiver
+        with pytest.raises(ConnectionError, match="timed out"):
+            await stream.drain()
 
     run(scenario())
 
