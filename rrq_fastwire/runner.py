@@ -450,7 +450,7 @@ class Runner:
         except (
             EncodeError,
             ConnectionError,
-        ) as error:  # ids of 16 MiB, or nobody is there any more
+        ) as error:  # ids of 16 MiB; nobody is there
             _logger.warning("%s: a request cannot be answered: %s", connection.name, error)
 
     # Ending
