@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from ipaddress import ip_address
+from operator import attrgetter
 
 from . import (
     PROTOCOL_VERSION,
@@ -83,6 +84,12 @@ _JOBS_A_TURN = 64
 
 # Turns of the loop in which what was accepted before is given to on_stream(): asyncio takes four.
 _TURNS_TO_ACCEPT = 5
+
+# Whether a handler that has not waited has cancelled the task that it ran in. Up to CPython 3.12
+# that comes to pass even if it was taken back, of which cancelling() knows nothing.
+_is_to_be_cancelled: Callable[[asyncio.Task[None]], object] = (
+    attrgetter("_must_cancel") if hasattr(asyncio.Task, "_must_cancel") else asyncio.Task.cancelling
+)
 
 # Characters of why an answer could not be sent.
 _LONGEST_REASON = 1000
@@ -210,6 +217,7 @@ class Runner:
         self._max_in_flight = max_in_flight
         self._connections: set[_Connection] = set()
         self._queue: deque[_Job] = deque()  # jobs that no task has begun
+        self._verbose = False  # whether jobs are logged: asked a turn of the loop, not a job
         self._starting = 0  # tasks that are about to take from the queue
         self._deadlines = _Deadlines(self._overdue)
         self._cancelled: set[asyncio.Task[None]] = set()  # answered, and not at their end yet
@@ -238,12 +246,30 @@ class Runner:
             self._hang_up(connection)
 
     def _take(self, connection: _Connection, message: RunnerMessage) -> None:
-        if type(message) is ExecutionRequest:
-            self._enqueue(connection, message)
-        elif type(message) is CancelRequest:
-            self._cancel(message)
+        """Puts a request into the queue, or answers it at once; sees to what else there is."""
+        if type(message) is not ExecutionRequest:
+            if type(message) is CancelRequest:
+                self._cancel(message)
+            else:
+                _logger.warning("%s: sent a response, which a runner ignores", connection.name)
+            return
+        jobs = connection.jobs
+        request_id = message.request_id
+        if message.protocol_version != PROTOCOL_VERSION:
+            wrong = "Unsupported protocol version"
+        elif len(jobs) >= self._max_in_flight:
+            wrong = "Runner busy: too many in-flight requests"
+        elif request_id in jobs:
+            wrong = "Request already in flight"
         else:
-            _logger.warning("%s: sent a response, which a runner ignores", connection.name)
+            jobs[request_id] = job = _Job(connection, message)
+            self._queue.append(job)
+            if not self._starting:
+                self._start_workers()
+                connection.stream.write_soon()
+            return
+        outcome = ExecutionOutcome.failure(message.job_id, request_id, wrong)
+        self._send(connection, outcome, message.function_name)
 
     def _refuse(self, connection: _Connection, error: MessageError) -> None:
         """Answers what is no message, if it was meant to be a request."""
@@ -256,25 +282,6 @@ class Runner:
         ):
             outcome = ExecutionOutcome.failure(error.job_id, error.request_id, str(error))
             self._send(connection, outcome, "a request")
-
-    def _enqueue(self, connection: _Connection, request: ExecutionRequest) -> None:
-        jobs = connection.jobs
-        request_id = request.request_id
-        if request.protocol_version != PROTOCOL_VERSION:
-            wrong = "Unsupported protocol version"
-        elif len(jobs) >= self._max_in_flight:
-            wrong = "Runner busy: too many in-flight requests"
-        elif request_id in jobs:
-            wrong = "Request already in flight"
-        else:
-            jobs[request_id] = job = _Job(connection, request)
-            self._queue.append(job)
-            if not self._starting:
-                self._start_workers()
-                connection.stream.write_soon()
-            return
-        outcome = ExecutionOutcome.failure(request.job_id, request_id, wrong)
-        self._send(connection, outcome, request.function_name)
 
     def _cancel(self, cancel: CancelRequest) -> None:
         """Cancels one request, or all of a job, on whichever connections."""
@@ -294,6 +301,7 @@ class Runner:
 
     def _start_workers(self) -> None:
         """Starts a task for every job in the queue that has none in sight."""
+        self._verbose = _logger.isEnabledFor(logging.DEBUG)
         loop = asyncio.get_running_loop()
         while self._starting < len(self._queue):
             self._starting += 1
@@ -310,9 +318,7 @@ class Runner:
         task = asyncio.current_task()
         assert task is not None
         for _ in range(_JOBS_A_TURN):
-            # A handler may have cancelled the task that it ran in; up to CPython 3.12 that comes
-            # to pass even if it was taken back.
-            if not self._queue or task.cancelling() or getattr(task, "_must_cancel", False):
+            if not self._queue or _is_to_be_cancelled(task):
                 break
             job = self._queue.popleft()
             if job.connection is None:
@@ -333,7 +339,8 @@ class Runner:
     async def _run(self, job: _Job, connection: _Connection, request: ExecutionRequest) -> None:
         """Runs the handler of a job, and answers."""
         name, deadline = job.function_name, job.deadline
-        _logger.debug("%s: job %s: starts", connection.name, job.job_id)
+        if self._verbose:
+            _logger.debug("%s: job %s: starts", connection.name, job.job_id)
         try:
             if deadline is not None and deadline.timestamp() <= time.time():
                 raise TimeoutError("Job deadline exceeded")
@@ -409,7 +416,8 @@ class Runner:
         job.connection = None
         del job.request, connection.jobs[job.request_id]
         self._send(connection, outcome, job.function_name)
-        _logger.debug("%s: job %s: %s", connection.name, outcome.job_id, outcome.status)
+        if self._verbose:
+            _logger.debug("%s: job %s: %s", connection.name, outcome.job_id, outcome.status)
 
     def _send(self, connection: _Connection, outcome: ExecutionOutcome, name: str) -> None:
         """Sends what has come of the function `name`."""

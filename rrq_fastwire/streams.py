@@ -184,13 +184,15 @@ class MessageStream(asyncio.BufferedProtocol):
             self._wake_receiver()
         else:
             try:
-                while not self.congested:
-                    message = self.receive_nowait()
+                while not (self._write_paused or self._unsent_size > _HIGH_WATER):
+                    message = next(self._decoder, None)
                     if message is None:
                         return
                     on_message(message)
                 self._wake_receiver()
             except Exception as error:
+                if isinstance(error, FrameError):
+                    self.transport.pause_reading()
                 self._wake_receiver(error)
 
     def eof_received(self) -> bool:
