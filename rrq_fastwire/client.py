@@ -110,9 +110,9 @@ class RunnerClient:
             ),
         )
         async with asyncio.timeout(None if timeout is None else timeout + _ANSWER_SECONDS):
-            await self.stream.drain()
             if self._lost is not None:
-                raise self._lost
+                raise self._lost.with_traceback(None)
+            await self.stream.drain()
             if request_id in self._waiting:
                 raise ValueError(f"a request with the id {request_id!r} is in flight already")
             self.stream.send_nowait(request)

@@ -136,12 +136,17 @@ class _Job:
 
 
 class _Connection:
-    """A stream, the jobs that it waits for, by request_id, and its name in the log."""
+    """A stream, the jobs that it waits for, by request_id, and its name in the log.
 
-    __slots__ = ("jobs", "name", "stream")
+    Attributes:
+        hung_up: requests are not taken any more: nobody would get the answers.
+    """
+
+    __slots__ = ("hung_up", "jobs", "name", "stream")
 
     def __init__(self, stream: MessageStream) -> None:
         self.stream = stream
+        self.hung_up = False
         self.jobs: dict[str, _Job] = {}
         peer = stream.transport.get_extra_info("peername")
         self.name = "{}:{}".format(*peer) if isinstance(peer, tuple) else "Unix socket"
@@ -253,6 +258,8 @@ class Runner:
             else:
                 _logger.warning("%s: sent a response, which a runner ignores", connection.name)
             return
+        if connection.hung_up:
+            return
         jobs = connection.jobs
         request_id = message.request_id
         if message.protocol_version != PROTOCOL_VERSION:
@@ -273,7 +280,7 @@ class Runner:
 
     def _refuse(self, connection: _Connection, error: MessageError) -> None:
         """Answers what is no message, if it was meant to be a request."""
-        _logger.warning("%s: job %s: %s", connection.name, error.job_id, error)
+        _logger.warning("%s: job %s: %s", connection.name, describe(error.job_id), error)
         if (
             error.job_id is not None
             and error.request_id is not None
@@ -403,10 +410,13 @@ class Runner:
         job.overtaken = outcome
         self._answer(job, outcome)
         if job.task is not None:
-            job.task.set_name(f"{describe(job.function_name)} of job {job.job_id}")
+            job.task.set_name(f"{describe(job.function_name)} of job {describe(job.job_id)}")
             self._cancelled.add(job.task)
             job.task.add_done_callback(self._cancelled.discard)
-            job.task.cancel()
+            try:
+                job.task.cancel()
+            except BaseException as error:  # of what the handler waits for
+                _logger.debug("%s cannot be cancelled", job.task.get_name(), exc_info=error)
 
     def _answer(self, job: _Job, outcome: ExecutionOutcome) -> None:
         """Sends the answer to a job, unless it has one."""
@@ -465,6 +475,7 @@ class Runner:
 
     def _hang_up(self, connection: _Connection) -> None:
         """Cancels the jobs of a connection, and closes it once it has their answers."""
+        connection.hung_up = True
         for job in list(connection.jobs.values()):
             self._overtake(job, _cancelled(job))
         connection.stream.close()
@@ -618,7 +629,10 @@ def _report(
 
 def _is_not_async(handler: object) -> bool:
     """Whether awaiting it cannot work. Callable objects and compiled functions may be async."""
-    handler = inspect.unwrap(handler)  # type: ignore[arg-type]
+    handler = inspect.unwrap(
+        handler,  # type: ignore[arg-type]
+        stop=lambda each: inspect.iscoroutinefunction(each) or not inspect.isfunction(each),
+    )
     while isinstance(handler, partial):
         handler = handler.func
     if inspect.isfunction(handler) or inspect.ismethod(handler):
@@ -682,7 +696,8 @@ async def serve(
     Arguments:
         handlers: a mapping of names to async functions of one argument, the request, or an
             `rrq.registry.Registry` of them. What they return is the result, or an
-            ExecutionOutcome, this package's or rrq's, in which the ids do not matter.
+            ExecutionOutcome, this package's or rrq's, in which the ids do not matter. Handlers that
+            never wait may share a task, so none should keep its current_task() beyond the job.
         tcp_socket: "host:port" to listen on.
         max_in_flight: requests of one connection that run at a time; more are told to be busy.
         native_messages: whether the handlers of a Registry get this package's ExecutionRequest

@@ -10,6 +10,7 @@ import contextvars
 import dataclasses
 import enum
 import fractions
+import functools
 import gc
 import ipaddress
 import itertools
@@ -2516,6 +2517,98 @@ def test_what_a_peer_does_wrong_is_logged_with_its_connection(run, caplog):
     with caplog.at_level(logging.INFO, "rrq_fastwire"):
         name = run(running())
     wrong, response, broken = (record.getMessage() for record in caplog.records)
-    assert wrong == f"{name}: job j: payload.params: expected an object, got 1"
+    assert wrong == f"{name}: job 'j': payload.params: expected an object, got 1"
     assert response == f"{name}: sent a response, which a runner ignores"
     assert broken.startswith(f"{name}: closed, this is not RRQ's protocol: ")
+
+
+def decorated(function):
+    """An async handler that runs a sync function, as decorators make them."""
+
+    @functools.wraps(function)
+    async def handler(request):
+        return function(request)
+
+    return handler
+
+
+class Callable:
+    """A callable object that stands for a sync function, and is async."""
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+
+    async def __call__(self, request):
+        return self.__wrapped__(request)
+
+
+@pytest.mark.parametrize("wrap", [decorated, Callable])
+def test_what_is_async_may_wrap_what_is_not(run, wrap):
+    answers = call(run, {"report": wrap(lambda request: 5)}, request("report", id="r"))
+    assert answers["r"].result == 5
+
+
+class NotToBeCancelled(asyncio.Future):
+    def cancel(self, msg=None):
+        raise LookupError
+
+
+def test_a_handler_that_cannot_be_cancelled_takes_no_other_deadline_down(run):
+    async def report(request):
+        await NotToBeCancelled()
+
+    async def running():
+        async with serving({"report": report, "forever": forever}) as connect:
+            peer = await connect()
+            peer.send(
+                request("report", id="r", deadline=0.05),
+                request("forever", id="beside", deadline=0.1),
+            )
+            answers = await peer.answers(2)
+            peer.send(request("forever", id="behind", deadline=0.05))
+            answers |= await peer.answers(1)
+            assert {each.type for each in answers.values()} == {OutcomeType.TIMEOUT}
+            for task in asyncio.all_tasks():
+                waiting = getattr(task, "_fut_waiter", None)
+                if isinstance(waiting, NotToBeCancelled):
+                    waiting.set_result(None)
+
+    run(running())
+
+
+def test_requests_that_were_held_back_are_not_run_once_the_runner_ends(run):
+    began = []
+
+    async def large(request):
+        return "x" * 2**23
+
+    async def count(request):
+        began.append(request.request_id)
+
+    async def running():
+        runner = Runner({"large": large, "count": count})
+        server = await start_server(runner.on_stream, "127.0.0.1", 0)
+        host, port = server.sockets[0].getsockname()
+        _, writer = await asyncio.open_connection(host, port, limit=2**10)
+        writer.write(request("large", id="large"))
+        await until(lambda: any(each.stream.congested for each in runner._connections))
+        writer.write(b"".join(request("count", id=str(number)) for number in range(50)))
+        await until(lambda: any(each.stream._decoder.buffered for each in runner._connections))
+        server.close()
+        await runner.stop(0.1)
+        writer.transport.abort()
+        await until(lambda: len(asyncio.all_tasks()) == 1)
+
+    run(running())
+    assert began == []
+
+
+def test_a_peer_does_not_decide_how_long_a_line_of_the_log_is(run, caplog):
+    frame = pack_frame(
+        json.dumps(
+            {"type": "request", "payload": {"job_id": "x\n" * 10_000, "request_id": "r"}}
+        ).encode()
+    )
+    call(run, {"echo": echo}, frame)
+    assert all(len(record.getMessage()) < 1000 for record in caplog.records)
+    assert not any("\n" in record.getMessage() for record in caplog.records)

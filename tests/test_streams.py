@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import traceback
 import tracemalloc
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
@@ -402,6 +403,68 @@ def test_a_peer_that_has_ended_its_half_still_gets_answers(run, connected, recei
             answer = asyncio.create_task(stream.send(message("last")))
             assert await read(peer, 2) == ["large", "last"]
             await answer
+
+    run(scenario())
+
+
+def test_an_error_is_told_later_to_who_was_cancelled_when_it_came(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            receiver = asyncio.create_task(stream.deliver(lambda _: receiver.cancel()))
+            await asyncio.sleep(0)
+            await write(peer, frames("a") + NO_MESSAGE)
+            with pytest.raises(asyncio.CancelledError):
+                await receiver
+            with pytest.raises(MessageError):
+                await stream.deliver(print)
+
+    run(scenario())
+
+
+def test_polling_goes_on_where_reading_has_paused(run, connected):
+    sent = list(map(str, range(5000)))
+
+    async def scenario():
+        async with connected() as (stream, peer):
+            writing = asyncio.create_task(write(peer, frames(*sent)))
+            found = []
+            while len(found) < len(sent):
+                received = stream.receive_nowait()
+                if received is None:
+                    await asyncio.sleep(0)
+                else:
+                    found.append(name(received))
+            await writing
+            assert found == sent
+
+    run(scenario())
+
+
+def test_who_gives_up_sending_leaves_nothing_behind(run, connected):
+    async def scenario():
+        async with connected() as (stream, _):
+            await fill(stream)
+            for _ in range(10):
+                sender = asyncio.create_task(stream.drain())
+                await asyncio.sleep(0)
+                sender.cancel()
+                await asyncio.wait([sender])
+            assert not stream._drained
+            stream.abort()
+
+    run(scenario())
+
+
+def test_an_error_that_is_raised_often_does_not_grow(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            await stream.send(message("unread"))
+            await reset(peer)
+            await until(stream.is_closing)
+            for _ in range(100):
+                with pytest.raises(ConnectionError) as caught:
+                    stream.send_nowait(message("a"))
+            assert len(list(traceback.walk_tb(caught.tb))) < 10
 
     run(scenario())
 
