@@ -46,7 +46,7 @@ typecheck: $(READY)  ## mypy and pyright, both strict
 	$(RUN)/mypy tests/typing_examples.py
 	$(RUN)/pyright
 
-e2e: $(READY)  ## run real jobs: Redis, the published orchestrators, the stock runner and the codec
+e2e: $(READY)  ## run real jobs: Redis, the published orchestrators, every runner; kill them, lose nothing
 	$(PYTEST) tests/e2e
 
 bench: $(READY)  ## time everything in benchmarks/, and write benchmarks/results/

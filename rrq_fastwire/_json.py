@@ -14,7 +14,7 @@ from .errors import EncodeError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     loads: Callable[[bytes | memoryview], Any]
@@ -91,20 +91,25 @@ def _plain(value: Any, levels: int, big: Callable[[int], Any]) -> Any:
     try:
         if isinstance(value, dict):
             plain = {}
-            for key, item in value.items():
+            for key, item in dict.items(value):
                 step = ""
                 name = _key(key)
                 step = f".{name}"
                 plain[name] = _plain(item, levels - 1, big)
             return plain
         items: list[Any] = []
-        for item in value:
+        for item in _items(value):
             step = f"[{len(items)}]"
             items.append(_plain(item, levels - 1, big))
         return items
     except _NoJsonError as error:
         error.path = step + error.path
         raise
+
+
+def _items(value: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
+    """The items that are there, whatever a subclass would give."""
+    return list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value)
 
 
 def _text(value: str) -> str:

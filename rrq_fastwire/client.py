@@ -87,7 +87,7 @@ class RunnerClient:
           - TimeoutError if the runner has not answered a second after the deadline; the job is
             cancelled;
           - EncodeError if the request cannot be sent, MessageError if the answer is no outcome;
-          - ConnectionError, or another OSError or FrameError, if the connection is lost;
+          - ConnectionError or FrameError if the connection is lost;
           - ValueError if a request of the same request_id is in flight.
         """
         now = datetime.now(timezone.utc)
@@ -109,30 +109,30 @@ class RunnerClient:
                 worker_id=worker_id,
             ),
         )
-        await self.stream.drain()
-        if self._lost is not None:
-            raise self._lost
-        if request_id in self._waiting:
-            raise ValueError(f"a request with the id {request_id!r} is in flight already")
-        self.stream.send_nowait(request)
-        answer: asyncio.Future[ExecutionOutcome] = asyncio.get_running_loop().create_future()
-        self._waiting[request_id] = answer
-        try:
-            async with asyncio.timeout(None if timeout is None else timeout + _ANSWER_SECONDS):
+        async with asyncio.timeout(None if timeout is None else timeout + _ANSWER_SECONDS):
+            if self._lost is not None:
+                raise self._lost.with_traceback(None)
+            await self.stream.drain()
+            if request_id in self._waiting:
+                raise ValueError(f"a request with the id {request_id!r} is in flight already")
+            self.stream.send_nowait(request)
+            answer: asyncio.Future[ExecutionOutcome] = asyncio.get_running_loop().create_future()
+            self._waiting[request_id] = answer
+            try:
                 return await answer
-        except (TimeoutError, asyncio.CancelledError):
-            if not self.stream.is_closing():
-                self.stream.send_nowait(CancelRequest(job_id=job_id, request_id=request_id))
-            raise
-        finally:
-            del self._waiting[request_id]
+            except asyncio.CancelledError:
+                if not self.stream.is_closing():
+                    self.stream.send_nowait(CancelRequest(job_id=job_id, request_id=request_id))
+                raise
+            finally:
+                del self._waiting[request_id]
 
     async def cancel(self, job_id: str, request_id: str | None = None) -> None:
         """Cancels one request, or, without `request_id`, all that the runner has of a job.
 
         What is in flight is still answered: with an outcome of type cancelled, as a rule.
 
-        Raises ConnectionError, or another OSError, if the connection is closed or lost.
+        Raises ConnectionError if the connection is closed or lost.
         """
         await self.stream.send(CancelRequest(job_id=job_id, request_id=request_id))
 
@@ -159,13 +159,16 @@ class RunnerClient:
         try:
             while True:
                 try:
-                    await self.stream.deliver(self._answered)
+                    # Not deliver(), which holds answers back while requests cannot be sent: the
+                    # runner may take no requests before its answers are taken.
+                    async for message in self.stream:
+                        self._answered(message)
                     break
                 except MessageError as error:
                     answer = self._take(error.request_id)
                     if answer is not None:
                         answer.set_exception(error)
-        except (FrameError, OSError) as error:
+        except (FrameError, ConnectionError) as error:
             lost = error
         self._lost = lost
         self.stream.close()

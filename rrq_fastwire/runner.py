@@ -24,6 +24,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial
 from ipaddress import ip_address
+from operator import attrgetter
 
 from . import (
     PROTOCOL_VERSION,
@@ -41,41 +42,54 @@ from . import (
 from .errors import describe
 from .streams import start_server
 
-try:
-    from . import _rrq as stock
-except ModuleNotFoundError as error:
-    if error.name != "rrq":
-        raise
-    stock = None  # type: ignore[assignment]
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
     from contextvars import Context
-    from typing import Any, TypeAlias
+    from typing import Any, NoReturn, TypeAlias
+
+    from rrq.registry import Registry
+    from rrq.telemetry import RunnerSpan
 
     from . import RunnerMessage
+    from . import _rrq as stock
     from .streams import MessageStream
 
     Handler: TypeAlias = Callable[[Any], Awaitable[Any]]
-    Handlers: TypeAlias = "Mapping[str, Handler] | stock.Registry"
+    Handlers: TypeAlias = Mapping[str, Handler] | Registry
+else:
+    try:
+        from . import _rrq as stock
+    except ModuleNotFoundError as error:
+        if error.name not in ("rrq", "pydantic"):  # which comes with rrq
+            raise
+        stock = None
 
 __all__ = ["main", "serve"]
 
 _logger = logging.getLogger(__name__)
 
+_HAS_RRQ: bool = stock is not None
+
 # The types of most results, which are no outcome: isinstance() is slow with pydantic's classes.
 _RESULTS = frozenset((dict, list, str, int, float, bool, type(None)))
 
 # What a handler can return instead of a result.
-_OUTCOMES: tuple[type, ...] = (ExecutionOutcome,)
-if stock is not None:
-    _OUTCOMES += (stock.StockOutcome,)
+_OUTCOMES = (ExecutionOutcome, stock.StockOutcome) if _HAS_RRQ else (ExecutionOutcome,)
 
 _TIMED_OUT = "Job execution timed out."
 
 # Jobs that one task runs before answers are written and others have their turn.
 _JOBS_A_TURN = 64
+
+# Turns of the loop in which what was accepted before is given to on_stream(): asyncio takes four.
+_TURNS_TO_ACCEPT = 5
+
+# Whether a handler that has not waited has cancelled the task that it ran in. Up to CPython 3.12
+# that comes to pass even if it was taken back, of which cancelling() knows nothing.
+_is_to_be_cancelled: Callable[[asyncio.Task[None]], object] = (
+    attrgetter("_must_cancel") if hasattr(asyncio.Task, "_must_cancel") else asyncio.Task.cancelling
+)
 
 # Characters of why an answer could not be sent.
 _LONGEST_REASON = 1000
@@ -94,26 +108,45 @@ class _Job:
 
     Attributes:
         connection: where its answer goes; None once it is answered, and the request is gone then.
+        request: what a handler may be given, and may change; what the runner needs of it follows.
         task: what runs the handler, once that waits for something.
         overtaken: the answer, if the handler was not waited for.
     """
 
-    __slots__ = ("connection", "overtaken", "request", "task")
+    __slots__ = (
+        "connection",
+        "deadline",
+        "function_name",
+        "job_id",
+        "overtaken",
+        "request",
+        "request_id",
+        "task",
+    )
 
     def __init__(self, connection: _Connection, request: ExecutionRequest) -> None:
         self.connection: _Connection | None = connection
         self.request = request
+        self.job_id = request.job_id
+        self.request_id = request.request_id
+        self.function_name = request.function_name
+        self.deadline = request.context.deadline
         self.task: asyncio.Task[None] | None = None
         self.overtaken: ExecutionOutcome | None = None
 
 
 class _Connection:
-    """A stream, the jobs that it waits for, by request_id, and its name in the log."""
+    """A stream, the jobs that it waits for, by request_id, and its name in the log.
 
-    __slots__ = ("jobs", "name", "stream")
+    Attributes:
+        hung_up: requests are not taken any more: nobody would get the answers.
+    """
+
+    __slots__ = ("hung_up", "jobs", "name", "stream")
 
     def __init__(self, stream: MessageStream) -> None:
         self.stream = stream
+        self.hung_up = False
         self.jobs: dict[str, _Job] = {}
         peer = stream.transport.get_extra_info("peername")
         self.name = "{}:{}".format(*peer) if isinstance(peer, tuple) else "Unix socket"
@@ -189,6 +222,7 @@ class Runner:
         self._max_in_flight = max_in_flight
         self._connections: set[_Connection] = set()
         self._queue: deque[_Job] = deque()  # jobs that no task has begun
+        self._verbose = False  # whether jobs are logged: asked a turn of the loop, not a job
         self._starting = 0  # tasks that are about to take from the queue
         self._deadlines = _Deadlines(self._overdue)
         self._cancelled: set[asyncio.Task[None]] = set()  # answered, and not at their end yet
@@ -210,23 +244,43 @@ class Runner:
             _logger.debug("%s: disconnected", connection.name)
         except FrameError as error:
             _logger.warning("%s: closed, this is not RRQ's protocol: %s", connection.name, error)
-        except OSError as error:
+        except ConnectionError as error:
             _logger.debug("%s: lost: %s", connection.name, error)
         finally:
             self._connections.discard(connection)
             self._hang_up(connection)
 
     def _take(self, connection: _Connection, message: RunnerMessage) -> None:
-        if type(message) is ExecutionRequest:
-            self._enqueue(connection, message)
-        elif type(message) is CancelRequest:
-            self._cancel(message)
+        """Puts a request into the queue, or answers it at once; sees to what else there is."""
+        if type(message) is not ExecutionRequest:
+            if type(message) is CancelRequest:
+                self._cancel(message)
+            else:
+                _logger.warning("%s: sent a response, which a runner ignores", connection.name)
+            return
+        if connection.hung_up:
+            return
+        jobs = connection.jobs
+        request_id = message.request_id
+        if message.protocol_version != PROTOCOL_VERSION:
+            wrong = "Unsupported protocol version"
+        elif len(jobs) >= self._max_in_flight:
+            wrong = "Runner busy: too many in-flight requests"
+        elif request_id in jobs:
+            wrong = "Request already in flight"
         else:
-            _logger.warning("%s: sent a response, which a runner ignores", connection.name)
+            jobs[request_id] = job = _Job(connection, message)
+            self._queue.append(job)
+            if not self._starting:
+                self._start_workers()
+                connection.stream.write_soon()
+            return
+        outcome = ExecutionOutcome.failure(message.job_id, request_id, wrong)
+        self._send(connection, outcome, message.function_name)
 
     def _refuse(self, connection: _Connection, error: MessageError) -> None:
         """Answers what is no message, if it was meant to be a request."""
-        _logger.warning("%s: job %s: %s", connection.name, error.job_id, error)
+        _logger.warning("%s: job %s: %s", connection.name, describe(error.job_id), error)
         if (
             error.job_id is not None
             and error.request_id is not None
@@ -236,25 +290,6 @@ class Runner:
             outcome = ExecutionOutcome.failure(error.job_id, error.request_id, str(error))
             self._send(connection, outcome, "a request")
 
-    def _enqueue(self, connection: _Connection, request: ExecutionRequest) -> None:
-        jobs = connection.jobs
-        request_id = request.request_id
-        if request.protocol_version != PROTOCOL_VERSION:
-            wrong = "Unsupported protocol version"
-        elif len(jobs) >= self._max_in_flight:
-            wrong = "Runner busy: too many in-flight requests"
-        elif request_id in jobs:
-            wrong = "Request already in flight"
-        else:
-            jobs[request_id] = job = _Job(connection, request)
-            self._queue.append(job)
-            if not self._starting:
-                self._start_workers()
-                connection.stream.write_soon()
-            return
-        outcome = ExecutionOutcome.failure(request.job_id, request_id, wrong)
-        self._send(connection, outcome, request.function_name)
-
     def _cancel(self, cancel: CancelRequest) -> None:
         """Cancels one request, or all of a job, on whichever connections."""
         if cancel.protocol_version != PROTOCOL_VERSION:
@@ -262,17 +297,18 @@ class Runner:
         for connection in self._connections:
             if cancel.request_id is None:
                 jobs = list(connection.jobs.values())
-                overtaken = [job for job in jobs if job.request.job_id == cancel.job_id]
+                overtaken = [job for job in jobs if job.job_id == cancel.job_id]
             else:
                 job = connection.jobs.get(cancel.request_id)
                 overtaken = [] if job is None else [job]
             for job in overtaken:
-                self._overtake(job, _cancelled(job.request))
+                self._overtake(job, _cancelled(job))
 
     # Running
 
     def _start_workers(self) -> None:
         """Starts a task for every job in the queue that has none in sight."""
+        self._verbose = _logger.isEnabledFor(logging.DEBUG)
         loop = asyncio.get_running_loop()
         while self._starting < len(self._queue):
             self._starting += 1
@@ -289,8 +325,7 @@ class Runner:
         task = asyncio.current_task()
         assert task is not None
         for _ in range(_JOBS_A_TURN):
-            # A handler may have cancelled the task that it ran in.
-            if not self._queue or task.cancelling():
+            if not self._queue or _is_to_be_cancelled(task):
                 break
             job = self._queue.popleft()
             if job.connection is None:
@@ -310,49 +345,46 @@ class Runner:
 
     async def _run(self, job: _Job, connection: _Connection, request: ExecutionRequest) -> None:
         """Runs the handler of a job, and answers."""
-        name = request.function_name
-        deadline = request.context.deadline
-        _logger.debug("%s: job %s: starts", connection.name, request.job_id)
+        name, deadline = job.function_name, job.deadline
+        if self._verbose:
+            _logger.debug("%s: job %s: starts", connection.name, job.job_id)
         try:
             if deadline is not None and deadline.timestamp() <= time.time():
                 raise TimeoutError("Job deadline exceeded")
             handler = self._find(name)
             if handler is None:
                 outcome = ExecutionOutcome.handler_not_found(
-                    request.job_id,
-                    request.request_id,
+                    job.job_id,
+                    job.request_id,
                     f"No handler registered for function '{name}'",
                 )
             else:
                 given = request if self._convert is None else self._convert(request)
-                span = None if stock is None else stock.span(given)
+                span = stock.span(given) if _HAS_RRQ else None
                 if span is None:
                     result = await handler(given)
                 else:
                     result = await self._traced(span, job, handler, given)
                 if type(result) in _RESULTS or not isinstance(result, _OUTCOMES):
-                    outcome = ExecutionOutcome.success(request.job_id, request.request_id, result)
+                    outcome = ExecutionOutcome.success(job.job_id, job.request_id, result)
                 else:
-                    outcome = _returned(result, request)
+                    outcome = _returned(result, job)
         except BaseException as error:
-            outcome = _failure(request, error)
+            outcome = _failure(job, error)
             _logger.debug(
                 "%s: job %s: %s raised",
                 connection.name,
-                request.job_id,
+                job.job_id,
                 describe(name),
                 exc_info=error,
             )
         self._answer(job, outcome)
 
     def _watch_deadline(self, job: _Job) -> None:
-        deadline = job.request.context.deadline
-        if deadline is not None:
-            self._deadlines.add(job, deadline.timestamp() - time.time())
+        if job.deadline is not None:
+            self._deadlines.add(job, job.deadline.timestamp() - time.time())
 
-    async def _traced(
-        self, span: stock.RunnerSpan, job: _Job, handler: Handler, request: Any
-    ) -> Any:
+    async def _traced(self, span: RunnerSpan, job: _Job, handler: Handler, request: Any) -> Any:
         """Runs a handler within a span of telemetry, which is told how the job ended."""
         start = time.monotonic()
         failed: BaseException | None = None
@@ -371,35 +403,37 @@ class Runner:
     # Answering
 
     def _overdue(self, job: _Job) -> None:
-        self._overtake(job, _timeout(job.request, _TIMED_OUT))
+        self._overtake(job, _timeout(job, _TIMED_OUT))
 
     def _overtake(self, job: _Job, outcome: ExecutionOutcome) -> None:
         """Answers a job that has not ended, and cancels its handler, whatever that makes of it."""
-        request = job.request
         job.overtaken = outcome
         self._answer(job, outcome)
         if job.task is not None:
-            job.task.set_name(f"{describe(request.function_name)} of job {request.job_id}")
+            job.task.set_name(f"{describe(job.function_name)} of job {describe(job.job_id)}")
             self._cancelled.add(job.task)
             job.task.add_done_callback(self._cancelled.discard)
-            job.task.cancel()
+            try:
+                job.task.cancel()
+            except BaseException as error:  # of what the handler waits for
+                _logger.debug("%s cannot be cancelled", job.task.get_name(), exc_info=error)
 
     def _answer(self, job: _Job, outcome: ExecutionOutcome) -> None:
         """Sends the answer to a job, unless it has one."""
         connection = job.connection
         if connection is None:
             return
-        request = job.request
         job.connection = None
-        del job.request, connection.jobs[request.request_id]
-        self._send(connection, outcome, request.function_name)
-        _logger.debug("%s: job %s: %s", connection.name, outcome.job_id, outcome.status)
+        del job.request, connection.jobs[job.request_id]
+        self._send(connection, outcome, job.function_name)
+        if self._verbose:
+            _logger.debug("%s: job %s: %s", connection.name, outcome.job_id, outcome.status)
 
     def _send(self, connection: _Connection, outcome: ExecutionOutcome, name: str) -> None:
         """Sends what has come of the function `name`."""
         try:
             connection.stream.send_nowait(outcome)
-        except OSError:
+        except ConnectionError:
             pass  # nobody is there
         except BaseException as error:
             self._send_instead(connection, outcome, name, error)
@@ -409,8 +443,9 @@ class Runner:
     ) -> None:
         """Sends what could not be encoded: as rrq writes it, or why that does not help."""
         send = connection.stream.send_nowait
-        # Without a path it is the size that is at fault.
-        if stock is not None and isinstance(reason, EncodeError) and reason.path:
+        # Without a path, or another error as its cause, it is the size that is at fault.
+        encoding = isinstance(reason, EncodeError) and (reason.path or reason.__cause__)
+        if _HAS_RRQ and encoding:
             try:
                 stock.as_stock_writes(outcome)
                 send(outcome)
@@ -422,21 +457,27 @@ class Runner:
         # What other code's exceptions say may itself be unfit, or long.
         text = text[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
         _logger.debug("%s: job %s: %s", connection.name, outcome.job_id, text)
-        send(
-            ExecutionOutcome(
-                job_id=outcome.job_id,
-                request_id=outcome.request_id,
-                status=OutcomeStatus.ERROR,
-                error=ExecutionError(message=text),
-            )
+        instead = ExecutionOutcome(
+            job_id=outcome.job_id,
+            request_id=outcome.request_id,
+            status=OutcomeStatus.ERROR,
+            error=ExecutionError(message=text),
         )
+        try:
+            send(instead)
+        except (
+            EncodeError,
+            ConnectionError,
+        ) as error:  # ids of 16 MiB; nobody is there
+            _logger.warning("%s: a request cannot be answered: %s", connection.name, error)
 
     # Ending
 
     def _hang_up(self, connection: _Connection) -> None:
         """Cancels the jobs of a connection, and closes it once it has their answers."""
+        connection.hung_up = True
         for job in list(connection.jobs.values()):
-            self._overtake(job, _cancelled(job.request))
+            self._overtake(job, _cancelled(job))
         connection.stream.close()
 
     async def stop(self, grace: float) -> None:
@@ -445,6 +486,9 @@ class Runner:
         Arguments:
             grace: seconds that handlers have to end, and peers to take their answers.
         """
+        # asyncio takes some turns from accepting a connection to on_stream().
+        for _ in range(_TURNS_TO_ACCEPT):
+            await asyncio.sleep(0)
         streams = [connection.stream for connection in self._connections]
         for connection in self._connections:
             self._hang_up(connection)
@@ -453,7 +497,7 @@ class Runner:
         if closed or self._cancelled:
             await asyncio.wait({*closed, *self._cancelled}, timeout=grace)
         for stream in streams:
-            stream.transport.abort()
+            stream.abort()
         for task in self._cancelled:
             _logger.warning("%s goes on though it is cancelled", task.get_name())
 
@@ -475,51 +519,65 @@ def _rest(
             else:
                 waits_for = context.run(steps.throw, thrown)
         except StopIteration:
+            # What was thrown refers to this frame, and what raised it to that.
+            waits_for = thrown = None
             return
 
 
-def _timeout(request: ExecutionRequest, message: str) -> ExecutionOutcome:
-    return ExecutionOutcome.timeout(request.job_id, request.request_id, message)
+def _timeout(job: _Job, message: str) -> ExecutionOutcome:
+    return ExecutionOutcome.timeout(job.job_id, job.request_id, message)
 
 
-def _cancelled(request: ExecutionRequest) -> ExecutionOutcome:
-    return ExecutionOutcome.cancelled(request.job_id, request.request_id)
+def _cancelled(job: _Job) -> ExecutionOutcome:
+    return ExecutionOutcome.cancelled(job.job_id, job.request_id)
 
 
-def _returned(outcome: Any, request: ExecutionRequest) -> ExecutionOutcome:
+def _returned(outcome: Any, job: _Job) -> ExecutionOutcome:
     """The answer where a handler returned an outcome: a copy, with the request's ids."""
-    error = outcome.error
-    if error is not None:
-        error = ExecutionError(
-            message=error.message, type=error.type, code=error.code, details=error.details
+    try:
+        error = outcome.error
+        if error is not None:
+            error = ExecutionError(
+                message=error.message, type=error.type, code=error.code, details=error.details
+            )
+        return ExecutionOutcome(
+            job_id=job.job_id,
+            request_id=job.request_id,
+            status=outcome.status,
+            result=outcome.result,
+            error=error,
+            retry_after_seconds=outcome.retry_after_seconds,
         )
-    return ExecutionOutcome(
-        job_id=request.job_id,
-        request_id=request.request_id,
-        status=outcome.status,
-        result=outcome.result,
-        error=error,
-        retry_after_seconds=outcome.retry_after_seconds,
-    )
+    except Exception as error:  # made without validation, or something that poses as an outcome
+        name = job.function_name
+        text = f"outcome of {describe(name)} cannot be sent: {_text(error, name)}"
+        return ExecutionOutcome.failure(job.job_id, job.request_id, text)
 
 
-def _failure(request: ExecutionRequest, error: BaseException) -> ExecutionOutcome:
-    """What an exception amounts to that a handler raised."""
+def _failure(job: _Job, error: BaseException) -> ExecutionOutcome:
+    """What an exception amounts to that a handler raised, even where its own code fails."""
+    try:
+        return _raised(job, error)
+    except BaseException as second:
+        raised = f"{describe(job.function_name)} raised {type(error).__name__}"
+        text = f"{raised}, whose own code raised {type(second).__name__}"
+        return ExecutionOutcome.failure(job.job_id, job.request_id, text)
+
+
+def _raised(job: _Job, error: BaseException) -> ExecutionOutcome:
     if isinstance(error, asyncio.CancelledError):
-        return _cancelled(request)
-    text = _text(error, request.function_name)
-    if stock is not None and isinstance(error, stock.RetryJob):
+        return _cancelled(job)
+    text = _text(error, job.function_name)
+    if _HAS_RRQ and isinstance(error, stock.RetryJob):
         return ExecutionOutcome.retry_after(
-            request.job_id,
-            request.request_id,
+            job.job_id,
+            job.request_id,
             text or "Job requested retry",
             _delay(error.defer_seconds),
         )
     if isinstance(error, TimeoutError):
-        return _timeout(request, text or _TIMED_OUT)
-    return ExecutionOutcome.failure(
-        request.job_id, request.request_id, text or "Unhandled handler error"
-    )
+        return _timeout(job, text or _TIMED_OUT)
+    return ExecutionOutcome.failure(job.job_id, job.request_id, text or "Unhandled handler error")
 
 
 def _delay(seconds: Any) -> Any:
@@ -543,7 +601,7 @@ def _text(error: BaseException, name: str) -> str:
 
 
 def _report(
-    span: stock.RunnerSpan,
+    span: RunnerSpan,
     name: str,
     seconds: float,
     error: BaseException | None,
@@ -571,7 +629,10 @@ def _report(
 
 def _is_not_async(handler: object) -> bool:
     """Whether awaiting it cannot work. Callable objects and compiled functions may be async."""
-    handler = inspect.unwrap(handler)  # type: ignore[arg-type]
+    handler = inspect.unwrap(
+        handler,  # type: ignore[arg-type]
+        stop=lambda each: inspect.iscoroutinefunction(each) or not inspect.isfunction(each),
+    )
     while isinstance(handler, partial):
         handler = handler.func
     if inspect.isfunction(handler) or inspect.ismethod(handler):
@@ -635,7 +696,8 @@ async def serve(
     Arguments:
         handlers: a mapping of names to async functions of one argument, the request, or an
             `rrq.registry.Registry` of them. What they return is the result, or an
-            ExecutionOutcome, this package's or rrq's, in which the ids do not matter.
+            ExecutionOutcome, this package's or rrq's, in which the ids do not matter. Handlers that
+            never wait may share a task, so none should keep its current_task() beyond the job.
         tcp_socket: "host:port" to listen on.
         max_in_flight: requests of one connection that run at a time; more are told to be busy.
         native_messages: whether the handlers of a Registry get this package's ExecutionRequest
@@ -714,9 +776,11 @@ def load_handlers(path: str) -> Handlers:
     try:
         settings = getattr(importlib.import_module(module_name), attribute)
     except Exception as error:
-        raise ValueError(f"cannot load {path!r}: {type(error).__name__}: {error}") from error
-    if stock is not None and isinstance(settings, stock.PythonRunnerSettings):
-        registry: stock.Registry = settings.registry
+        # Some, like pydantic's, have a text of many lines.
+        text = " ".join(str(error).split())
+        raise ValueError(f"cannot load {path!r}: {type(error).__name__}: {text}") from error
+    if _HAS_RRQ and isinstance(settings, stock.PythonRunnerSettings):
+        registry: Registry = settings.registry
         return registry
     if isinstance(settings, Mapping):
         return settings
@@ -726,9 +790,16 @@ def load_handlers(path: str) -> Handlers:
     )
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
 def main(argv: list[str] | None = None) -> None:
     """`rrq-fastwire-runner`: serves the handlers of a settings object."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rrq-fastwire-runner",
         description="Runs RRQ jobs, in the place of rrq-runner.",
         epilog="example: rrq-fastwire-runner --settings myapp.runner.settings"
@@ -773,24 +844,35 @@ def main(argv: list[str] | None = None) -> None:
     def end_by_force(_: int) -> None:
         _exit_after(options.grace + _FORCE_SECONDS)
 
+    # Ctrl-C kills like SIGTERM wherever _ending_signals() does not see to both: before something
+    # runs, and as the second signal while asyncio and the interpreter wait for threads.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if options.parent_watch:
+        threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
     try:
         handlers = load_handlers(options.settings)
         runner = Runner(handlers, native_messages=options.native_messages)
         host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
-        if options.parent_watch:
-            threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
-        asyncio.run(_serve(runner, host, port, options.grace, end_by_force))
     except (TypeError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    try:
+        asyncio.run(_serve(runner, host, port, options.grace, end_by_force))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        parser.exit(2, f"{parser.prog}: cannot listen on {options.tcp_socket}: {reason}\n")
+        parser.exit(
+            2,
+            f"{parser.prog}: cannot listen on {options.tcp_socket}: {reason};"
+            " choose another --tcp-socket, or end what listens there\n",
+        )
 
 
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0 <= seconds < 3600:
-        raise argparse.ArgumentTypeError("must be from 0 to 3600")
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 3600, got {text!r}")
     return seconds
 
 

@@ -46,10 +46,10 @@ class MessageStream(asyncio.BufferedProtocol):
     messages before it,
       - MessageError for a payload that is no message; iterating again goes on behind it;
       - FrameError if the stream is broken or ends inside a frame: nothing more can be received;
-      - ConnectionError, or another OSError, if the connection was lost.
+      - ConnectionError if the connection was lost.
 
     Attributes:
-        transport: asyncio's transport, for abort(), get_extra_info() and the like.
+        transport: asyncio's transport, for get_extra_info() and the like.
     """
 
     __slots__ = (
@@ -58,6 +58,7 @@ class MessageStream(asyncio.BufferedProtocol):
         "_decoder",
         "_drained",
         "_eof",
+        "_failure",
         "_loop",
         "_lost",
         "_on_message",
@@ -81,11 +82,12 @@ class MessageStream(asyncio.BufferedProtocol):
         self._on_stream = on_stream
         self._task: asyncio.Task[None] | None = None  # runs on_stream
         self._closed = self._loop.create_future()
-        self._lost: Exception | None = None  # why, if it was not closed here
+        self._lost: ConnectionError | None = None  # why, if it was not closed here
         # Receiving
         self._decoder = MessageDecoder(max_frame_size)
         self._receiver: asyncio.Future[None] | None = None  # set when there is something for it
         self._on_message: Callable[[RunnerMessage], object] | None = None  # given to deliver()
+        self._failure: Exception | None = None  # of a message or of _on_message(), for deliver()
         self._suspended = False  # too much is undelivered: reading is paused
         self._eof = False
         # Sending
@@ -93,7 +95,7 @@ class MessageStream(asyncio.BufferedProtocol):
         self._unsent_size = 0
         self._write_due = False  # the loop is about to call _write()
         self._write_paused = False  # the transport holds more than it should
-        self._drained: list[asyncio.Future[None]] = []  # those who wait in drain()
+        self._drained: set[asyncio.Future[None]] = set()  # those who wait in drain()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed.done() else "closing" if self.is_closing() else "open"
@@ -114,10 +116,16 @@ class MessageStream(asyncio.BufferedProtocol):
     def receive_nowait(self) -> RunnerMessage | None:
         """The next message if it has arrived, else None. Raises MessageError and FrameError."""
         try:
-            return next(self._decoder, None)
+            # uvloop may have asked for memory and not used it. Until the decoder is told, it gives
+            # no memory back.
+            message = next(self._decoder.buffer_updated(0), None)
         except FrameError:
             self.transport.pause_reading()
             raise
+        if message is None and self._suspended:
+            self._suspended = False
+            self.transport.resume_reading()
+        return message
 
     async def _more(self) -> None:
         """Waits for more bytes, when what has arrived is taken. Raises what ends the iteration."""
@@ -127,10 +135,7 @@ class MessageStream(asyncio.BufferedProtocol):
             self._decoder.feed_eof()
             raise StopAsyncIteration
         if self._closed.done():
-            raise self._lost or StopAsyncIteration
-        if self._suspended:
-            self._suspended = False
-            self.transport.resume_reading()
+            raise StopAsyncIteration if self._lost is None else self._closing_error()
         self._receiver = self._loop.create_future()
         try:
             await self._receiver
@@ -145,8 +150,11 @@ class MessageStream(asyncio.BufferedProtocol):
         It holds back what arrives while drain() would wait.
         """
         while True:
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
             if self.congested:
-                await self.drain()
+                await self._wait_while_congested()
             message = self.receive_nowait()
             if message is not None:
                 on_message(message)
@@ -159,14 +167,9 @@ class MessageStream(asyncio.BufferedProtocol):
             finally:
                 self._on_message = None
 
-    def _wake_receiver(self, error: Exception | None = None) -> None:
-        receiver = self._receiver
-        if receiver is None or receiver.done():
-            return
-        if error is None:
-            receiver.set_result(None)
-        else:
-            receiver.set_exception(error)
+    def _wake_receiver(self) -> None:
+        if self._receiver is not None and not self._receiver.done():
+            self._receiver.set_result(None)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.get_buffer(sizehint)
@@ -182,14 +185,16 @@ class MessageStream(asyncio.BufferedProtocol):
             self._wake_receiver()
         else:
             try:
-                while not self.congested:
-                    message = self.receive_nowait()
+                while not (self._write_paused or self._unsent_size > _HIGH_WATER):
+                    message = next(self._decoder, None)
                     if message is None:
                         return
                     on_message(message)
-                self._wake_receiver()
             except Exception as error:
-                self._wake_receiver(error)
+                if isinstance(error, FrameError):
+                    self.transport.pause_reading()
+                self._failure = error
+            self._wake_receiver()
 
     def eof_received(self) -> bool:
         self._eof = True
@@ -213,7 +218,7 @@ class MessageStream(asyncio.BufferedProtocol):
         Raises EncodeError, and ConnectionError if the connection is closed or lost.
         """
         if self.transport.is_closing():
-            raise self._lost or ConnectionResetError(_CLOSED)
+            raise self._closing_error()
         frame = encode_frame(message)
         self.write_soon()
         self._unsent.append(frame)
@@ -237,14 +242,20 @@ class MessageStream(asyncio.BufferedProtocol):
     async def drain(self) -> None:
         """Waits while more is on its way to the peer than should be.
 
-        Raises ConnectionError, or another OSError, if the connection is lost.
+        Raises ConnectionError if the connection is closed or lost.
         """
-        while self.congested and not self._closed.done():
+        await self._wait_while_congested()
+        if self.is_closing():
+            raise self._closing_error()
+
+    async def _wait_while_congested(self) -> None:
+        while self.congested and not self.is_closing():
             drained = self._loop.create_future()
-            self._drained.append(drained)
-            await drained
-        if self._closed.done():
-            raise self._lost or ConnectionResetError(_CLOSED)
+            self._drained.add(drained)
+            try:
+                await drained
+            finally:
+                self._drained.discard(drained)
 
     def _write(self) -> None:
         self._write_due = False
@@ -259,8 +270,7 @@ class MessageStream(asyncio.BufferedProtocol):
             self._wake_senders()
 
     def _wake_senders(self) -> None:
-        waiting, self._drained = self._drained, []
-        for drained in waiting:
+        for drained in self._drained:
             if not drained.done():
                 drained.set_result(None)
 
@@ -286,17 +296,25 @@ class MessageStream(asyncio.BufferedProtocol):
                 {
                     "message": "unhandled exception in on_stream",
                     "exception": error,
-                    "task": self._task,
+                    "protocol": self,  # not the task, in whose context this runs already
                 }
             )
         finally:
             self.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not isinstance(exc, ConnectionError):
+            # ETIMEDOUT, for one, is a TimeoutError, which is something else for who waits.
+            exc = ConnectionAbortedError(f"the connection is lost: {exc}")
         self._lost = exc
         self._closed.set_result(None)
         self._wake_receiver()
         self._wake_senders()
+
+    def _closing_error(self) -> ConnectionError:
+        if self._lost is None:
+            return ConnectionResetError(_CLOSED)
+        return self._lost.with_traceback(None)  # raised often, it would keep all that it saw
 
     def is_closing(self) -> bool:
         """Whether the connection is closed, or about to be: nothing can be sent."""
@@ -307,6 +325,13 @@ class MessageStream(asyncio.BufferedProtocol):
         if not self.is_closing():
             self._write()
             self.transport.close()
+            self._wake_senders()
+
+    def abort(self) -> None:
+        """Closes the connection at once, whatever is still to be handed over."""
+        # asyncio's own abort() fails on a transport that has closed after a wait.
+        if not self._closed.done():
+            self.transport.abort()
 
     async def wait_closed(self) -> None:
         """Waits until the connection is closed and everything is handed over, or it is lost."""

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import importlib
+import socket
 import sys
+from contextlib import asynccontextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable, Coroutine
+    from contextlib import AbstractAsyncContextManager
     from types import ModuleType
+    from typing import Any
+
+    from rrq_fastwire.streams import MessageStream
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,6 +53,61 @@ def wire(request: pytest.FixtureRequest) -> ModuleType:
 def captures() -> dict[str, bytes]:
     """What the real orchestrator and the stock runner sent each other: file names to bytes."""
     return {path.stem: path.read_bytes() for path in Path(__file__).parent.glob("captures/*.bin")}
+
+
+@pytest.fixture(scope="session", params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
+    """Runs a coroutine on an event loop, in which no exception may remain that nobody sees to."""
+    try:
+        loops = importlib.import_module(request.param)
+    except ImportError as error:
+        pytest.skip(f"uvloop is not installed: {error}")
+
+    def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+        unhandled: list[dict[str, Any]] = []
+        with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
+            runner.get_loop().set_exception_handler(lambda _, context: unhandled.append(context))
+            result = runner.run(coroutine)
+            gc.collect(1)  # what the run has left, and not the whole heap
+        assert unhandled == []
+        return result
+
+    return run
+
+
+@pytest.fixture(scope="session", params=["tcp", "unix"])
+def connected(
+    request: pytest.FixtureRequest,
+) -> Callable[..., AbstractAsyncContextManager[tuple[MessageStream, socket.socket]]]:
+    """Gives a MessageStream, opened with some options, and the plain socket at its other end."""
+    is_unix = request.param == "unix"
+    if is_unix and not hasattr(socket, "AF_UNIX"):
+        pytest.skip("there are no Unix sockets here")
+
+    @asynccontextmanager
+    async def connected(**options: Any) -> AsyncGenerator[tuple[MessageStream, socket.socket]]:
+        from rrq_fastwire.streams import open_connection, open_unix_connection
+
+        family = socket.AF_UNIX if is_unix else socket.AF_INET
+        with TemporaryDirectory() as folder, socket.socket(family) as listener:
+            listener.bind(f"{folder}/socket" if is_unix else ("127.0.0.1", 0))
+            listener.listen()
+            listener.setblocking(False)
+            address = listener.getsockname()
+            if is_unix:
+                stream = await open_unix_connection(address, **options)
+            else:
+                stream = await open_connection(*address, **options)
+            peer, _ = await asyncio.get_running_loop().sock_accept(listener)
+            peer.setblocking(False)
+            try:
+                yield stream, peer
+            finally:
+                peer.close()
+                stream.close()
+                await stream.wait_closed()
+
+    return connected
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

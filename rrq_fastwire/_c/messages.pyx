@@ -26,10 +26,10 @@ from cpython.datetime cimport (
     PyDateTime_GET_MONTH,
     PyDateTime_GET_YEAR,
     PyDateTime_TimeZone_UTC,
-    datetime_new,
     import_datetime,
 )
 from cpython.dict cimport PyDict_GetItemWithError
+from cpython.exc cimport PyErr_Clear, PyErr_ExceptionMatches
 from cpython.mem cimport PyMem_Calloc
 from cpython.memoryview cimport PyMemoryView_FromMemory
 from cpython.object cimport PyObject, PyTypeObject
@@ -68,9 +68,9 @@ cdef extern from "Python.h":
     PyObject* PyType_GenericAlloc(PyTypeObject* cls, Py_ssize_t items)
     void PyObject_GC_Track(PyObject*)
     void PyObject_GC_Del(void*)
+    PyObject* PyLong_FromUnsignedLongLong(uint64_t)
     bint PyUnicode_CheckExact(object)
     bint PyUnicode_IS_COMPACT_ASCII(object)
-    str PyUnicode_New(Py_ssize_t size, Py_UCS4 maxchar)
 
 cdef extern from *:
     """
@@ -85,15 +85,41 @@ cdef extern from *:
 cdef extern from "scan.h":
     const unsigned char* plain_end(const unsigned char* at, const unsigned char* end) noexcept
     bint skip(const unsigned char** at, const unsigned char* end, const char* literal) noexcept
-    bint skip_known(
-        const unsigned char** at, const unsigned char* end, const void* text, Py_ssize_t size
-    ) noexcept
-    const unsigned char* last_brace(const unsigned char* at, const unsigned char* end) noexcept
     Py_ssize_t openers(const unsigned char* at, const unsigned char* end) noexcept
-    int number_of(const unsigned char* at, int count) noexcept
-    bint orchestrators_time(
+    const unsigned char* time_end(
         const unsigned char* at, const unsigned char* end, int* fields
     ) noexcept
+
+    enum:
+        SMALL_JSON
+
+    ctypedef struct Span:
+        const unsigned char* start
+        Py_ssize_t size
+
+    ctypedef struct RequestSpans:
+        Span request_id, job_id, function_name, params
+        Span context_job_id, queue_name, worker_id, trace_context, correlation_context
+        uint64_t attempt
+        int[7] enqueue_time, deadline
+        bint has_deadline
+
+    Span take_span(const unsigned char** at, const unsigned char* end) noexcept
+    bint scan_request(
+        const unsigned char* at,
+        const unsigned char* end,
+        Py_ssize_t* distance,
+        RequestSpans* found,
+    ) noexcept
+    PyObject* text_of(Span span)
+    PyObject* text_like(PyObject* known, Span span)
+    PyObject* recall(PyObject** last, Span span)
+    PyObject* date_time(const int* fields)
+    PyObject* call(PyObject* function, PyObject* argument)
+    PyObject* call_with_bytes(PyObject* function, Span json)
+    int raise_it() except -1
+
+cdef extern from "plain.h":
     bint is_plain(object value, int levels) noexcept
 
 cdef int MAX_LEVELS = MAX_NESTING
@@ -104,8 +130,6 @@ cdef enum:
     # Nested containers that the JSON library decodes at the most, less those around the value.
     PARAMS_DEPTH = 1024 - 2
     RESULT_DEPTH = 1024 - 2
-    # The length of ,"context":
-    CONTEXT_KEY = 11
     # What a success has around its ids and its result.
     SUCCESS_TEXT = 40 + 16 + 30 + 2
 
@@ -172,6 +196,7 @@ cdef struct Layout:
     PyTypeObject* cls
     Rule* rules
     Rule* end
+    Py_ssize_t offsets[MAX_FIELDS]  # those of the rules
     const char* head            # what stands before its fields in a frame
     Py_ssize_t head_size        # 0 where it is nested
     int depth                   # containers around its fields, its own included
@@ -248,6 +273,7 @@ cdef class Schema:
         rule.key = PyBytes_AS_STRING(row.key)
         rule.key_size = PyBytes_GET_SIZE(row.key) - 2
         rule.offset = slot_offset(probe, row.name)
+        self.layout.offsets[rule - self.layout.rules] = rule.offset
         rule.kind = KINDS[row.field.kind]
         rule.nullable = row.field.nullable
         rule.required = row.default is MISSING
@@ -293,10 +319,24 @@ cdef inline void add(Values* values, object value) noexcept:
     values.count += 1
 
 
+cdef inline void take(Values* values, PyObject* made) noexcept:
+    """Adds a reference that is its own already; NULL is found by build()."""
+    values.objects[values.count] = made
+    values.count += 1
+
+
 cdef inline void drop(Values* values) noexcept:
     while values.count:
         values.count -= 1
         Py_XDECREF(values.objects[values.count])
+
+
+cdef inline object owned(PyObject* made):
+    if made is NULL:
+        raise_it()
+    value = <object>made
+    Py_DECREF(value)  # the cast took one more
+    return value
 
 
 cdef Message build(Layout* layout, Values* values):
@@ -305,6 +345,7 @@ cdef Message build(Layout* layout, Values* values):
     cdef PyObject* made
     cdef int at
     cdef bint again = layout.spares > 0
+    cdef bint whole = True
     if again:
         layout.spares -= 1
         made = layout.spare[layout.spares]
@@ -315,13 +356,16 @@ cdef Message build(Layout* layout, Values* values):
             drop(values)
             raise MemoryError
     for at in range(values.count):
-        slots = <PyObject**>(<char*>made + layout.rules[at].offset)
+        slots = <PyObject**>(<char*>made + layout.offsets[at])
         slots[0] = values.objects[at]
+        whole &= values.objects[at] is not NULL
     values.count = 0
     if again:
         PyObject_GC_Track(made)
     message = <Message>made
     Py_DECREF(message)  # the cast took one more
+    if not whole:
+        raise_it()
     return message
 
 
@@ -583,79 +627,12 @@ cdef dict TYPES = {"request": REQUEST, "response": OUTCOME, "cancel": CANCEL}
 # ---- decoding --------------------------------------------------------------------------------------
 
 
-cdef object scan_date_time(
-    const unsigned char* text, const unsigned char* end, const unsigned char** stop
-):
-    """The datetime of an RFC 3339 text in UTC ("Z"), and where the text stops, `end` at the latest.
-
-    None for everything else, at which the pure twin has to look.
-    """
-    cdef int[7] fields
-    cdef Py_ssize_t size = 30
-    if not orchestrators_time(text, end, fields):
-        size = rfc3339_utc(text, end, fields)
-    if size == 0 or fields[0] < 1 or not 1 <= fields[1] <= 12:
-        return None
-    if not 1 <= fields[2] <= days_in(fields[0], fields[1]):
-        return None
-    if fields[3] > 23 or fields[4] > 59 or fields[5] > 59:
-        return None
-    stop[0] = text + size
-    return datetime_new(
-        fields[0],
-        fields[1],
-        fields[2],
-        fields[3],
-        fields[4],
-        fields[5],
-        fields[6],
-        <object>PyDateTime_TimeZone_UTC,
-    )
-
-
-cdef Py_ssize_t rfc3339_utc(const unsigned char* text, const unsigned char* end, int* fields) noexcept:
-    """The size of a date-time in UTC with any fraction, and its numbers; 0 if it is none."""
-    cdef const unsigned char* at = text + 20
-    cdef int place, digits
-    if end - text < 20:
-        return 0
-    if text[4] != c"-" or text[7] != c"-" or text[13] != c":" or text[16] != c":":
-        return 0
-    if text[10] != c"T" and text[10] != c"t" and text[10] != c" ":
-        return 0
-    fields[0] = number_of(text, 4)
-    for place in range(1, 6):
-        fields[place] = number_of(text + 2 + 3 * place, 2)
-        if fields[place] < 0:
-            return 0
-    fields[6] = 0
-    if text[19] == c".":
-        while at < end and c"0" <= at[0] <= c"9":
-            at += 1
-        digits = <int>min(at - text - 20, 6)
-        if digits == 0 or at == end:
-            return 0
-        fields[6] = number_of(text + 20, digits)
-        while digits < 6:
-            fields[6] *= 10
-            digits += 1
-    else:
-        at -= 1
-    return at + 1 - text if at[0] == c"Z" or at[0] == c"z" else 0
-
-
-cdef inline int days_in(int year, int month) noexcept:
-    if month == 2:
-        return 29 if year % 4 == 0 and (year % 100 != 0 or year % 400 == 0) else 28
-    return 30 if month == 4 or month == 6 or month == 9 or month == 11 else 31
-
-
 cdef object read_value(Rule* rule, object value):
     """The attribute for a decoded value of a field. Raises FieldError, ValueError."""
     cdef Kind kind = rule.kind
     cdef const unsigned char* text
     cdef const unsigned char* end
-    cdef const unsigned char* stop
+    cdef int[7] moment
     if kind == ANY:
         return value
     if value is None and rule.nullable:
@@ -665,14 +642,12 @@ cdef object read_value(Rule* rule, object value):
             return value
     elif kind == DATE_TIME:
         if type(value) is str:
-            moment = None
             if PyUnicode_IS_COMPACT_ASCII(value):
                 text = <const unsigned char*>PyUnicode_1BYTE_DATA(value)
                 end = text + PyUnicode_GET_LENGTH(value)
-                moment = scan_date_time(text, end, &stop)
-                if moment is not None and stop != end:
-                    raise ValueError
-            return parse_date_time(value) if moment is None else moment
+                if time_end(text, end, moment) == end:
+                    return owned(date_time(moment))
+            return parse_date_time(value)
     elif kind == INTEGER:
         if type(value) is int and 0 <= value <= 0xFFFFFFFF:
             return value
@@ -734,16 +709,17 @@ cdef Message read_fields(Layout* layout, dict source):
 
 
 cdef enum:
-    # Copying a document of this size is cheaper than a memoryview.
-    SMALL = 4096
     # In a payload of more than this the envelope is not worth looking at.
     LARGE = 16384
 
 
 cdef object load(const unsigned char* text, Py_ssize_t size):
     """The value of one JSON document. Raises ValueError."""
-    if size <= SMALL:
-        return loads(PyBytes_FromStringAndSize(<const char*>text, size))
+    cdef Span json
+    if size <= SMALL_JSON:
+        json.start = text
+        json.size = size
+        return owned(call_with_bytes(<PyObject*>loads, json))
     view = PyMemoryView_FromMemory(<char*>text, size, PyBUF_READ)
     try:
         return loads(view)
@@ -793,34 +769,23 @@ cdef Message decode_payload(const unsigned char* payload, Py_ssize_t size):
 # What is taken is a sequence of complete JSON values between literal keys and brackets, and JSON can
 # be read in one way only: so it is what the general way reads.
 
-cdef inline str ascii_text(const unsigned char* start, Py_ssize_t size):
-    cdef str text = PyUnicode_New(size, 127)
-    memcpy(PyUnicode_1BYTE_DATA(text), start, size)
-    return text
-
-
-cdef str take_text(const unsigned char** at, const unsigned char* end):
-    """A plain text, and steps up to its end; a closing quote is there only if it is whole."""
-    cdef const unsigned char* start = at[0]
-    at[0] = plain_end(start, end)
-    return ascii_text(start, at[0] - start)
-
-
-cdef inline str take_known(const unsigned char** at, const unsigned char* end, str known):
-    """The same; the object `known` if it is that text, which has to be plain."""
-    if skip_known(at, end, PyUnicode_1BYTE_DATA(known), PyUnicode_GET_LENGTH(known)):
-        return known
-    return take_text(at, end)
-
-
-cdef str take_recurring(const unsigned char** at, const unsigned char* end, PyObject** last):
-    """The same; the object of the last time if it is that text, as it is frame after frame."""
-    cdef str text = take_known(at, end, <str>last[0])
-    if <PyObject*>text != last[0] and PyUnicode_GET_LENGTH(text) <= 64 and not FREE_THREADED:
-        Py_INCREF(text)
-        Py_XDECREF(last[0])
-        last[0] = <PyObject*>text
-    return text
+cdef dict strings_of(Span span):
+    """The flat object of plain texts that was found there; None for null."""
+    cdef const unsigned char* at
+    cdef const unsigned char* stop
+    cdef dict strings
+    if span.start is NULL:
+        return None
+    at = span.start + 2
+    stop = span.start + span.size
+    strings = {}
+    # Each text is followed by three characters, ":" or ",", and the last one by two.
+    while at < stop:
+        key = owned(text_of(take_span(&at, stop)))
+        at += 3
+        strings[key] = owned(text_of(take_span(&at, stop)))
+        at += 3
+    return strings
 
 
 cdef struct Recurring:
@@ -839,178 +804,92 @@ cdef str VERSION = PROTOCOL_VERSION
 
 
 cdef Message recognise_request(const unsigned char* at, const unsigned char* end):
-    cdef Values fields, context
-    fields.count = context.count = 0
-    try:
-        if take_request(at, end, &fields, &context):
-            add(&fields, build(&CONTEXT.layout, &context))
-            return build(&REQUEST.layout, &fields)
+    cdef RequestSpans found
+    if not scan_request(at, end, &LAST.context_size, &found):
         return None
-    finally:
-        drop(&fields)
-        drop(&context)
+    params = slice_of(found.params, PARAMS_DEPTH)
+    return make_request(&found, params) if type(params) is dict else None
 
 
-cdef int take_request(
-    const unsigned char* at, const unsigned char* end, Values* fields, Values* context
-) except -1:
-    """1 with all fields but the context, and the context's; 0 for another layout."""
-    cdef const unsigned char* stop
-    if not skip(
-        &at, end, b'{"type":"request","payload":{"protocol_version":"2","request_id":"'
-    ):
-        return 0
-    add(fields, VERSION)
-    add(fields, take_text(&at, end))
-    if not skip(&at, end, b'","job_id":"'):
-        return 0
-    job_id = take_text(&at, end)
-    add(fields, job_id)
-    if not skip(&at, end, b'","function_name":"'):
-        return 0
-    add(fields, take_recurring(&at, end, &LAST.function_name))
-    if not skip(&at, end, b'","params":'):
-        return 0
-    stop = context_start(at, end)
-    if stop is NULL:
-        return 0
-    params = slice_of(at, stop, PARAMS_DEPTH)
-    if type(params) is not dict:
-        return 0
-    add(fields, params)
-    at = stop
-    if not skip(&at, end, b',"context":{"job_id":"'):
-        return 0
-    add(context, take_known(&at, end, job_id))
-    if not skip(&at, end, b'","attempt":'):
-        return 0
-    attempt = take_integer(&at, end)
-    if attempt is None or not skip(&at, end, b',"enqueue_time":"'):
-        return 0
-    add(context, attempt)
-    moment = scan_date_time(at, end, &at)
-    if moment is None or not skip(&at, end, b'","queue_name":"'):
-        return 0
-    add(context, moment)
-    add(context, take_recurring(&at, end, &LAST.queue_name))
-    moment = None
-    if skip(&at, end, b'","deadline":"'):
-        moment = scan_date_time(at, end, &at)
-        if moment is None or not skip(&at, end, b'"'):
-            return 0
-    elif not skip(&at, end, b'","deadline":null'):
-        return 0
-    add(context, moment)
-    strings = None
-    if not skip(&at, end, b',"trace_context":null'):
-        strings = take_strings(&at, end) if skip(&at, end, b',"trace_context":') else None
-        if strings is None:
-            return 0
-    add(context, strings)
-    strings = None
-    # Orchestrators up to 0.9.18 do not send it.
-    if not skip(&at, end, b',"correlation_context":null'):
-        if skip(&at, end, b',"correlation_context":'):
-            strings = take_strings(&at, end)
-            if strings is None:
-                return 0
-    add(context, strings)
-    worker_id = None
-    if skip(&at, end, b',"worker_id":"'):
-        worker_id = take_recurring(&at, end, &LAST.worker_id)
-        if not skip(&at, end, b'"'):
-            return 0
-    elif not skip(&at, end, b',"worker_id":null'):
-        return 0
-    add(context, worker_id)
-    return skip(&at, end, b"}}}") and at == end
+cdef Message make_request(RequestSpans* found, dict params):
+    cdef Values fields, context
+    job_id = owned(text_of(found.job_id))
+    trace_context = strings_of(found.trace_context)
+    correlation_context = strings_of(found.correlation_context)
+    # From here on only build() raises, which drops what there is.
+    context.count = 0
+    take(&context, text_like(<PyObject*>job_id, found.context_job_id))
+    take(&context, PyLong_FromUnsignedLongLong(found.attempt))
+    take(&context, date_time(found.enqueue_time))
+    take(&context, recall(&LAST.queue_name, found.queue_name))
+    if found.has_deadline:
+        take(&context, date_time(found.deadline))
+    else:
+        add(&context, None)
+    add(&context, trace_context)
+    add(&context, correlation_context)
+    if found.worker_id.start is NULL:
+        add(&context, None)
+    else:
+        take(&context, recall(&LAST.worker_id, found.worker_id))
+    message = build(&CONTEXT.layout, &context)
+    fields.count = 0
+    add(&fields, VERSION)
+    take(&fields, text_of(found.request_id))
+    add(&fields, job_id)
+    take(&fields, recall(&LAST.function_name, found.function_name))
+    add(&fields, params)
+    add(&fields, message)
+    return build(&REQUEST.layout, &fields)
 
 
 cdef Message recognise_success(const unsigned char* at, const unsigned char* end):
+    cdef Span json
     if not skip(&at, end, b'{"type":"response","payload":{"job_id":"'):
         return None
-    job_id = take_text(&at, end)
+    job_id = take_span(&at, end)
     if not skip(&at, end, b'","request_id":"'):
         return None
-    request_id = take_text(&at, end)
+    request_id = take_span(&at, end)
     if not skip(&at, end, b'","status":"success","result":') or end - at < 3:
         return None
     end -= 2
     if end[0] != c"}" or end[1] != c"}":
         return None
-    result = slice_of(at, end, RESULT_DEPTH)
+    json.start = at
+    json.size = end - at
+    result = slice_of(json, RESULT_DEPTH)
     if result is NOTHING:
         return None
-    return outcome(job_id, request_id, SUCCESS, result, None, None)
+    first, second = owned(text_of(job_id)), owned(text_of(request_id))
+    return outcome(first, second, SUCCESS, result, None, None)
 
 
-cdef const unsigned char* context_start(
-    const unsigned char* at, const unsigned char* end
-) noexcept:
-    """Where the key of the last object of that name seems to begin, with its comma.
-
-    If it only looks like it, what is before it is no JSON.
-    """
-    cdef const unsigned char* key
-    cdef const unsigned char* brace = end
-    if LAST.context_size <= end - at:
-        key = end - LAST.context_size
-        if skip(&key, end, b',"context":{'):
-            return end - LAST.context_size
-    while True:
-        brace = last_brace(at, brace)
-        if brace is NULL or brace - at < CONTEXT_KEY:
-            return NULL
-        key = brace - CONTEXT_KEY
-        if skip(&key, brace, b',"context":'):
-            LAST.context_size = end - (brace - CONTEXT_KEY)
-            return brace - CONTEXT_KEY
-
-
-cdef inline object slice_of(
-    const unsigned char* start, const unsigned char* stop, Py_ssize_t levels
-):
-    """The value of the JSON between; NOTHING if there is none."""
-    if stop - start == 2 and start[0] == c"{" and start[1] == c"}":
+cdef object slice_of(Span json, Py_ssize_t levels):
+    """The value of the JSON there; NOTHING if there is none."""
+    cdef PyObject* value
+    if json.size == 2 and json.start[0] == c"{" and json.start[1] == c"}":
         return {}
     # Where it may be nested too deep, counting what is around it, the general way decides.
-    if stop - start > 2 * levels and openers(start, stop) > levels:
+    if json.size > 2 * levels and openers(json.start, json.start + json.size) > levels:
         return NOTHING
+    if json.size > SMALL_JSON:
+        return large_slice(json)
+    value = call_with_bytes(<PyObject*>loads, json)
+    if value is not NULL:
+        return owned(value)
+    # A try statement would cost those that are JSON, too.
+    if not PyErr_ExceptionMatches(ValueError):
+        raise_it()
+    PyErr_Clear()
+    return NOTHING
+
+
+cdef object large_slice(Span json):
     try:
-        return load(start, stop - start)
+        return load(json.start, json.size)
     except ValueError:
         return NOTHING
-
-
-cdef inline object take_integer(const unsigned char** at, const unsigned char* end):
-    """An unsigned integer of 32 bits, and steps over it; None if it is none."""
-    cdef const unsigned char* start = at[0]
-    cdef uint64_t number = 0
-    while at[0] < end and c"0" <= at[0][0] <= c"9" and at[0] - start < 10:
-        number = number * 10 + (at[0][0] - c"0")
-        at[0] += 1
-    if number > 0xFFFFFFFF or at[0] == start or (start[0] == c"0" and at[0] - start > 1):
-        return None
-    return number
-
-
-cdef dict take_strings(const unsigned char** at, const unsigned char* end):
-    """A flat object of plain texts, and steps over it; None if it is none."""
-    cdef dict strings = {}
-    if not skip(at, end, b"{"):
-        return None
-    if skip(at, end, b"}"):
-        return strings
-    while skip(at, end, b'"'):
-        key = take_text(at, end)
-        if not skip(at, end, b'":"'):
-            return None
-        strings[key] = take_text(at, end)
-        if skip(at, end, b'"}'):
-            return strings
-        if not skip(at, end, b'",'):
-            return None
-    return None
 
 
 # ---- encoding --------------------------------------------------------------------------------------
@@ -1233,6 +1112,7 @@ cdef bytes encode_success(ExecutionOutcome message, uint32_t limit):
     cdef const unsigned char* job_id
     cdef const unsigned char* request_id
     cdef Py_ssize_t job_size, request_size, size
+    cdef PyObject* made
     cdef bytes body, frame
     cdef unsigned char* out
     if not KNOWS_OUTCOME or DUMPS is None:
@@ -1257,10 +1137,13 @@ cdef bytes encode_success(ExecutionOutcome message, uint32_t limit):
     result = message.result
     if not is_plain(result, MAX_LEVELS - 2):
         return None
-    try:
-        body = DUMPS(result)
-    except TypeError:
+    made = call(<PyObject*>DUMPS, <PyObject*>result)
+    if made is NULL:
+        if not PyErr_ExceptionMatches(TypeError):
+            raise_it()
+        PyErr_Clear()
         return None
+    body = owned(made)
     size = SUCCESS_TEXT + job_size + request_size + PyBytes_GET_SIZE(body)
     if <uint64_t>size > limit:
         return None
@@ -1333,6 +1216,7 @@ def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
             Py_XDECREF(writer.owned[at])
 
 
+@cython.binding(False)
 def decode_frame(frame, /):
     """The message in one whole frame, header included.
 

@@ -4,14 +4,18 @@ It runs in the orchestrator's virtual environment, so nothing of the suite can b
 """
 
 import asyncio
+import os
+import signal
 import time
 from pathlib import Path
 
+from redis.asyncio import Redis
 from rrq.exc import RetryJob
 from rrq.registry import Registry
 from rrq.runner import ExecutionError, ExecutionOutcome
 from rrq.runner_settings import PythonRunnerSettings
 
+database = Redis.from_url(os.environ["DATABASE"], socket_timeout=None)
 overdue_ended = asyncio.Event()
 
 
@@ -32,6 +36,11 @@ async def describe(request):
         "request and worker have ids": bool(request.request_id and context.worker_id),
         "the deadline lies ahead": context.enqueue_time < context.deadline,
     }
+
+
+async def name_type(request):
+    """Whose requests the handlers get."""
+    return type(request).__module__.partition(".")[0]
 
 
 async def correlate(request):
@@ -80,7 +89,41 @@ async def outlive(request):
     return "alive"
 
 
-HANDLERS = (echo, describe, correlate, fail, refuse, time_out, retry_once, overdue, outlive)
+async def count(request):
+    """Leaves in Redis how often each job has run."""
+    await database.hincrby("runs", request.job_id)
+
+
+async def linger(request):
+    """Never ends by itself, unless `released` is set in Redis before it starts."""
+    await count(request)
+    if not await database.exists("released"):
+        await asyncio.Event().wait()
+
+
+async def kill_runner(request):
+    """Kills the runner that it runs in, once, and with it the jobs that linger."""
+    while not all(await database.hmget("runs", request.params["lingering"])):
+        await asyncio.sleep(0.01)
+    if await database.set("released", 1, nx=True):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+HANDLERS = (
+    echo,
+    describe,
+    name_type,
+    correlate,
+    fail,
+    refuse,
+    time_out,
+    retry_once,
+    overdue,
+    outlive,
+    count,
+    linger,
+    kill_runner,
+)
 
 registry = Registry()
 for handler in HANDLERS:

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.timeout(900)
 RUNNERS = {
     "stock": ["rrq-runner"],
     "codec": ["python", str(Path(__file__).with_name("codec_runner.py"))],
+    "ours": ["rrq-fastwire-runner"],
+    "native": ["rrq-fastwire-runner", "--native-messages"],
 }
 
 VALUES = {
@@ -105,6 +107,9 @@ JOBS = {
     "outlives it": job("outlive", {"job_timeout_seconds": 30}, result="alive"),
 }
 
+# Whose requests the handlers get from each of RUNNERS.
+REQUESTS = {"stock": "rrq", "codec": "rrq", "ours": "rrq", "native": "rrq_fastwire"}
+
 CORRELATION = {"0.11.1": {"tenant": "ключ"}, "0.9.18": None}
 
 
@@ -113,6 +118,7 @@ def run(orchestrator):
     """What becomes of the jobs with one of RUNNERS. They run once, all of them together."""
     jobs = {id: (function_name, options) for id, (function_name, options, _) in JOBS.items()}
     jobs["correlation"] = ("correlate", {"params": {"tenant": "ключ"}})
+    jobs["request"] = ("name_type", {})
     return functools.cache(lambda runner: orchestrator.run(RUNNERS[runner], jobs))
 
 
@@ -129,11 +135,15 @@ def test_correlation_context_arrives_if_it_is_sent(orchestrator, run, runner):
     assert run(runner).jobs["correlation"]["result"] == CORRELATION[orchestrator.version]
 
 
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_handlers_get_rrqs_requests_unless_native_ones_are_asked_for(run, runner):
+    assert run(runner).jobs["request"]["result"] == REQUESTS[runner]
+
+
 @pytest.mark.parametrize("runner", [runner for runner in RUNNERS if runner != "stock"])
 def test_jobs_end_as_with_the_stock_runner(run, runner):
     stock, ours = (
-        {id: comparable(state) for id, state in run(name).jobs.items()}
-        for name in ("stock", runner)
+        {id: comparable(run(name).jobs[id]) for id in JOBS} for name in ("stock", runner)
     )
     assert ours == stock
 
