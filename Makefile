@@ -33,7 +33,7 @@ test-wheel: $(READY)
 	rm -rf build/wheel && mkdir -p build/wheel
 	RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
 	$(PYTHON) -m venv --clear build/wheel/venv
-	build/wheel/venv/bin/python -m pip install --quiet "$$(echo build/wheel/*.whl)[test]"
+	build/wheel/venv/bin/python -m pip install --quiet "$$(echo build/wheel/*.whl)[cli,test]"
 	cp -r tests pyproject.toml README.md build/wheel
 	cd build/wheel && venv/bin/python -m pytest
 

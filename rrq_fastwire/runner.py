@@ -844,7 +844,7 @@ def main(argv: list[str] | None = None) -> None:
     def end_by_force(_: int) -> None:
         _exit_after(options.grace + _FORCE_SECONDS)
 
-    # Ctrl-C kills like SIGTERM wherever _ending_signals() does not see to both: before something
+    # Ctrl-C kills like SIGTERM wherever ending_signals() does not see to both: before something
     # runs, and as the second signal while asyncio and the interpreter wait for threads.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if options.parent_watch:

@@ -267,3 +267,18 @@ def test_without_the_extra_it_says_what_to_install():
     (message,) = done.stderr.splitlines()
     assert message.endswith("pip install 'rrq-fastwire[cli]'")
     assert done.returncode == 2
+
+
+def test_a_name_does_not_reach_the_terminal_as_an_escape():
+    request = REQUEST.replace(b'"charge"', b'"f\\u001b]0;owned\\u0007"').replace(b'"j"', b'"\\n"')
+    shown = run("decode", "-", input=pack_frame(request)).stdout.decode()
+    assert r"request f\x1b]0;owned\x07  job \n" in shown
+    assert "\x1b" not in shown
+
+
+@pytest.mark.parametrize("arguments", [[], ["--json"], ["--redact", "card"]])
+def test_what_is_nested_too_deep_to_be_shown_is_named_and_the_rest_is_shown(arguments):
+    deep = b'{"type":"response","payload":{"status":"success","result":' + b"[" * 1000 + b"]" * 1000
+    done = run("decode", *arguments, "-", input=pack_frame(deep + b"}}") + pack_frame(REQUEST))
+    assert (done.stderr, done.returncode) == (b"", 0)
+    assert b"charge" in done.stdout

@@ -91,7 +91,7 @@ def test_info_prints_what_runs():
 def test_the_command_line_explains_itself(arguments):
     status, printed = run("-m", "rrq_fastwire", *arguments)
     assert status == (0 if arguments == ["--help"] else 2)
-    assert "usage: python -m rrq_fastwire" in printed
+    assert "rrq-fastwire" in printed
     assert "Traceback" not in printed
 
 

@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     except click.ClickException as error:
         print(f"rrq-fastwire: {error.format_message()}", file=sys.stderr)
         return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+    except click.Abort:
         return 130
     except BrokenPipeError:
         # Python flushes stdout once more at its end.

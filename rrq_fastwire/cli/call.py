@@ -11,8 +11,8 @@ from rich.console import Console
 
 from .. import ExecutionOutcome, OutcomeStatus, _json
 from .driving import RunnerError
-from .showing import coloured
-from .target import Number, Target, printable, reached, run, runner_option, split_target
+from .showing import coloured, printable
+from .target import Number, Target, reached, run, runner_option, split_target
 
 
 def _pair(text: str, expected: str = "KEY=VALUE") -> tuple[str, str]:

@@ -33,7 +33,8 @@ from .. import (
     pack_frame,
 )
 from .call import failure
-from .target import Number, Target, printable, reached, reason, run, runner_option, split_target
+from .showing import printable
+from .target import Number, Target, reached, reason, run, runner_option, split_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from .. import __version__, runner
 from . import call, check, decode, demo, encode, info, load, tap
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    """Ends without a word at Ctrl-C, where click writes an empty line."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            ctx.exit(130)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="rrq-fastwire %(version)s")
 def commands() -> None:
     """See and use the wire between RRQ's orchestrator and its runners."""

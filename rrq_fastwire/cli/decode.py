@@ -47,6 +47,9 @@ def decoded(frame: Frame) -> Decoded:
         fields = members(frame.payload.decode())
     except MessageError as error:
         return Decoded(frame, None, error, "null", "null")
+    except RecursionError:
+        deep = MessageError("nested too deep to be shown", frame.payload)
+        return Decoded(frame, None, deep, "null", "null")
     return Decoded(frame, message, None, fields["type"], on_one_line(fields["payload"]))
 
 

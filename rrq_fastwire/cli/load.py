@@ -23,12 +23,11 @@ from rich.text import Text
 
 from .. import _json
 from .driving import drive
-from .showing import duration
+from .showing import duration, printable
 from .target import (
     Number,
     Target,
     parse_command,
-    printable,
     reached,
     run,
     runner_option,

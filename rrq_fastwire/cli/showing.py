@@ -61,7 +61,7 @@ def title(message: RunnerMessage) -> Text:
     """What a message is, whose, and how its times stand."""
     if isinstance(message, ExecutionRequest):
         context = message.context
-        text = Text.assemble(("request ", "bold blue"), (message.function_name, "bold"))
+        text = Text.assemble(("request ", "bold blue"), (printable(message.function_name), "bold"))
         _append_ids(text, message.job_id, message.request_id)
         now = datetime.now(timezone.utc)
         text.append(f"  attempt {context.attempt}, enqueued {_away(now, context.enqueue_time)}")
@@ -80,12 +80,17 @@ def title(message: RunnerMessage) -> Text:
 
 
 def _append_ids(text: Text, job_id: str | None, request_id: str | None) -> None:
-    text.append(f"  job {job_id or '-'}  request {request_id or '-'}", "dim")
+    text.append(f"  job {printable(job_id or '-')}  request {printable(request_id or '-')}", "dim")
 
 
 def _away(now: datetime, moment: datetime) -> str:
     seconds = (moment - now).total_seconds()
     return f"in {duration(seconds)}" if seconds > 0 else f"{duration(-seconds)} ago"
+
+
+def printable(text: str) -> str:
+    """Text on one line, without what a terminal would act on."""
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def duration(seconds: float) -> str:

@@ -40,7 +40,7 @@ from .. import (
 )
 from ..runner import ending_signals, parse_tcp_socket
 from .proxy import Proxy
-from .showing import coloured, duration, redact_option, redacted_text, title
+from .showing import coloured, duration, printable, redact_option, redacted_text, title
 from .target import Target, parse_address, reason
 from .wire import members, on_one_line
 from .wrapping import wrapped_runner
@@ -307,7 +307,7 @@ class Traffic:
             column.no_wrap = True
         for name, function in sorted(self.functions.items()):
             table.add_row(
-                Text(_printable(name)),
+                Text(printable(name)),
                 f"{function.requests:,}",
                 f"{function.failures:,}",
                 f"{function.requests - function.answers:,}",
@@ -432,7 +432,7 @@ class _Connection:
     def _cancels(self, cancel: CancelRequest) -> str:
         now = time.perf_counter()
         meant = [
-            f"{_printable(request.message.function_name)} after {duration(now - request.start)}"
+            f"{printable(request.message.function_name)} after {duration(now - request.start)}"
             for request in self._traffic.cancelled_by(cancel)
         ]
         return f"  cancels {', '.join(meant) or 'nothing in flight'}"
@@ -440,8 +440,8 @@ class _Connection:
     def _never_answered(self, request: _Pending) -> None:
         message = request.message
         self._say(
-            f"never answered: {_printable(message.function_name)}"
-            f"  job {_printable(message.job_id)}  request {_printable(message.request_id)}"
+            f"never answered: {printable(message.function_name)}"
+            f"  job {printable(message.job_id)}  request {printable(message.request_id)}"
             f", sent {duration(time.perf_counter() - request.start)} ago",
             False,
         )
@@ -477,7 +477,7 @@ class _Connection:
 
 def _took(name: str, seconds: float, outcome: ExecutionOutcome) -> Text:
     """What is said of an answer: whose it is, how long it took, and what is special about it."""
-    text = Text.assemble("  ", (_printable(name), "bold"), f" took {duration(seconds)}")
+    text = Text.assemble("  ", (printable(name), "bold"), f" took {duration(seconds)}")
     if outcome.error is not None and outcome.error.message.startswith(_BUSY):
         text.append("  busy", "bold red")
     elif outcome.type not in (OutcomeType.SUCCESS, OutcomeType.FAILURE):
@@ -487,10 +487,6 @@ def _took(name: str, seconds: float, outcome: ExecutionOutcome) -> Text:
 
 def _size(count: int) -> str:
     return decimal(count).replace("bytes", "B")
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else repr(text)
 
 
 def _read_by(parse: Callable[[str], Target]) -> Callable[..., Target | None]:

@@ -118,11 +118,6 @@ class Number(click.types.FloatParamType):
         return number
 
 
-def printable(text: str) -> str:
-    """Text on one line, without what a terminal would act on."""
-    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
-
-
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Runs what talks to a runner; what goes wrong with that is said in one sentence.
 

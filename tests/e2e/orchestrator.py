@@ -49,7 +49,7 @@ cwd = "{directory}"
 {socket}
 pool_size = 1
 max_in_flight = 64
-env = {{ PYTHONPATH = "{here}", RRQ_FASTWIRE_PURE = "0", DATABASE = "{database}" }}
+env = {{ PATH = "{path}", PYTHONPATH = "{here}", RRQ_FASTWIRE_PURE = "0", DATABASE = "{database}" }}
 """
 
 # Function and options, by id.
@@ -107,6 +107,7 @@ class Orchestrator:
                 directory=directory,
                 socket=SOCKETS[self.version].format(port=free_port()),
                 here=HERE,
+                path=f"{self.bin}{os.pathsep}{os.environ['PATH']}",  # for what a command starts
             )
         )
         return Deployment(self.bin, self.database, directory)

@@ -19,6 +19,7 @@ RUNNERS = {
     "codec": ["python", str(Path(__file__).with_name("codec_runner.py"))],
     "ours": ["rrq-fastwire-runner"],
     "native": ["rrq-fastwire-runner", "--native-messages"],
+    "tapped": ["rrq-fastwire", "tap", "--wrap", "--", "rrq-runner"],
 }
 
 VALUES = {
@@ -108,7 +109,13 @@ JOBS = {
 }
 
 # Whose requests the handlers get from each of RUNNERS.
-REQUESTS = {"stock": "rrq", "codec": "rrq", "ours": "rrq", "native": "rrq_fastwire"}
+REQUESTS = {
+    "stock": "rrq",
+    "codec": "rrq",
+    "ours": "rrq",
+    "native": "rrq_fastwire",
+    "tapped": "rrq",
+}
 
 CORRELATION = {"0.11.1": {"tenant": "ключ"}, "0.9.18": None}
 
