@@ -30,9 +30,13 @@ def redact_option(command: Callable[..., Any]) -> Callable[..., Any]:
         "--redact",
         metavar="KEY,...",
         default="",
-        callback=lambda _context, _option, text: frozenset(filter(None, text.split(","))),
+        callback=_split_keys,
         help="Hide the values of these keys, at any depth.",
     )(command)
+
+
+def _split_keys(_context: click.Context, _option: click.Parameter, text: str) -> frozenset[str]:
+    return frozenset(filter(None, text.split(",")))
 
 
 def redacted(value: Any, keys: frozenset[str]) -> Any:

@@ -264,7 +264,7 @@ class Traffic:
         self.slow = slow
         self.only_errors = only_errors
         self.filtering = slow is not None or only_errors
-        self.show = put if not live else lambda line: None
+        self.show = put if not live else _show_nothing
         self._connections: set[_Connection] = set()
         start = datetime.now().strftime("%Y%m%dT%H%M%S")
         self._record = record and record / f"{start}-{os.getpid()}"
@@ -485,12 +485,19 @@ def _took(name: str, seconds: float, outcome: ExecutionOutcome) -> Text:
     return text
 
 
+def _show_nothing(_line: _Line) -> None:
+    """With --live there is the table alone."""
+
+
 def _size(count: int) -> str:
     return decimal(count).replace("bytes", "B")
 
 
 def _read_by(parse: Callable[[str], Target]) -> Callable[..., Target | None]:
-    return lambda _context, _option, text: None if text is None else parse(text)
+    def read(_context: click.Context, _option: click.Parameter, text: str | None) -> Target | None:
+        return None if text is None else parse(text)
+
+    return read
 
 
 def _loopback(text: str) -> Target:
@@ -637,7 +644,6 @@ async def _listening(traffic: Traffic, listen: Target, to: Target) -> Proxy:
 
 def _take_tcp_socket(arguments: tuple[str, ...]) -> tuple[list[str], Target]:
     """The runner's command, and the address that the orchestrator appends. Raises UsageError."""
-    *command, option, address = ("", "", *arguments)
-    if option != "--tcp-socket" or not any(command):
+    if len(arguments) < 3 or arguments[-2] != "--tcp-socket":
         raise click.UsageError("--wrap needs a runner, and --tcp-socket HOST:PORT behind it")
-    return command[2:], _loopback(address)
+    return list(arguments[:-2]), _loopback(arguments[-1])
