@@ -448,7 +448,7 @@ def test_names_cannot_write_to_the_terminal_nor_begin_lines(start):
         passes(runner, orchestrator, ANSWER)
         tap.says("a\\x1b[2Jb\\nc took")
     tap.ends(signal.SIGTERM)
-    assert re.search(r"^ 'a\\x1b\[2Jb\\nc' +1 ", tap.output, re.MULTILINE)
+    assert re.search(r"^ a\\x1b\[2Jb\\nc +1 ", tap.output, re.MULTILINE)
 
 
 # Captures
