@@ -9,7 +9,7 @@ RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
 READY := $(VENV)/ready
 
-.PHONY: help demo test lint typecheck e2e bench bench-check bench-instructions clean
+.PHONY: help demo test lint typecheck e2e bench bench-check bench-instructions pictures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ bench-check: $(READY)  ## compare speed with what it is to be; exits with 1 if a
 
 bench-instructions: $(READY)  ## count instructions with valgrind, and compare with those kept
 	$(RUN)/python -m benchmarks.instructions
+
+pictures: $(READY)  ## run the commands that the README shows, and draw what they write
+	$(RUN)/python -m benchmarks.pictures
 
 clean:  ## remove what the other targets made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

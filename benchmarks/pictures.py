@@ -1,0 +1,117 @@
+"""The README's pictures of a terminal: commands that are run, and what they write.
+
+    python -m benchmarks.pictures
+
+Writes .github/pictures/{hangs,check,load}.svg.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+PICTURES = Path(__file__).parent.parent / ".github" / "pictures"
+WIDTH = 130
+# Colours, but nothing that moves.
+TERMINAL = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(WIDTH)}
+
+COMMAND = [sys.executable, "-m", "rrq_fastwire"]
+SETTINGS = ["--settings", "rrq_fastwire.cli.example.settings"]
+TAP, RUNNER = "127.0.0.1:9000", "127.0.0.1:9001"
+
+
+def say(*arguments: str) -> str:
+    """What a command writes to stdout; stderr has what a runner says of the checks."""
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **TERMINAL},
+        timeout=120,
+        check=False,
+    )
+    return done.stdout
+
+
+@contextmanager
+def running(*arguments: str) -> Generator[subprocess.Popen[str]]:
+    """A command that goes on until Ctrl-C."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **TERMINAL},
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+def wait_for_runner(address: str) -> None:
+    for _ in range(300):
+        if say("call", address, "echo"):
+            return
+        time.sleep(0.1)
+    raise RuntimeError(f"nothing listens at {address}")
+
+
+def hangs() -> tuple[str, str]:
+    """Why does this job hang: what tap shows of it."""
+    with running("runner", *SETTINGS, "--tcp-socket", RUNNER):
+        wait_for_runner(RUNNER)
+        with running("tap", "--listen", TAP, "--to", RUNNER, "--redact", "card") as tap:
+            assert tap.stdout is not None
+            output = tap.stdout.readline()
+            say("call", TAP, "echo", "to=someone@example.com", "card=4111")
+            say("call", TAP, "fail")
+            say("call", TAP, "sleep", "seconds=60", "--deadline", "1.5")
+            tap.send_signal(signal.SIGINT)
+            output += tap.stdout.read()
+    return f"rrq-fastwire tap --listen {TAP} --to {RUNNER} --redact card", output
+
+
+def check() -> tuple[str, str]:
+    """Is my new runner correct: here it is rrq's own."""
+    runner = " ".join([sys.executable, "-m", "rrq.runner_runtime", *SETTINGS])
+    shown = "rrq-fastwire check --runner 'rrq-runner --settings app.settings'"
+    return shown, say("check", "--runner", runner)
+
+
+def load() -> tuple[str, str]:
+    """How much does my handler cost."""
+    runner = " ".join([sys.executable, "-m", "rrq_fastwire.runner", *SETTINGS])
+    arguments = ["echo", "--params", "2KB", "--seconds", "3"]
+    shown = f"rrq-fastwire load --runner 'rrq-fastwire-runner --settings app.settings' {' '.join(arguments)}"
+    return shown, say("load", "--runner", runner, *arguments)
+
+
+def main() -> None:
+    """Runs, and draws what was written."""
+    for scene in (hangs, check, load):
+        command, output = scene()
+        console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
+        console.print(Text("$ ", "bold green").append(command, "bold"))
+        console.print(Text.from_ansi(output))
+        picture = console.export_svg(title="rrq-fastwire", unique_id=scene.__name__)
+        # The viewer's own font, instead of one from the network.
+        picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
+        (PICTURES / f"{scene.__name__}.svg").write_text(picture)
+
+
+if __name__ == "__main__":
+    main()
