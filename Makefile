@@ -5,6 +5,9 @@ VENV ?= .venv
 # The reference's data, where it lies beside the checkout; the suite has a table of its own besides.
 CONFORMANCE := $(wildcard ../shared/conformance)
 
+# What these tests start has orjson all the same.
+NOT_IN_PROCESS := --ignore-glob='*/test_cli_*' --ignore=tests/test_runner_command.py
+
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
 READY := $(VENV)/ready
@@ -25,7 +28,7 @@ demo: $(READY)  ## run 20,000 jobs in rrq's own runner and in this one, side by 
 
 test: $(READY)  ## run the suite: both twins, then with the standard library's json, then the built wheel
 	$(PYTEST) $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
-	$(PYTEST) tests --no-orjson
+	$(PYTEST) tests --no-orjson $(NOT_IN_PROCESS)
 	$(MAKE) test-wheel
 
 .PHONY: test-wheel

@@ -17,6 +17,7 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+from rrq_fastwire.cli.driving import cpu_seconds
 from tests.e2e.orchestrator import Orchestrator, redis_server, session, wait_until
 
 from . import samples
@@ -35,11 +36,6 @@ JOBS = {
 MARGIN = 500
 
 
-def cpu_seconds(pid: int) -> float:
-    threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
-    return sum(int(thread.read_text().split()[0]) for thread in threads) / 1e9
-
-
 def cpu_per_job(orchestrator: Orchestrator, runner: list[str]) -> float:
     """Microseconds."""
 
@@ -54,7 +50,9 @@ def cpu_per_job(orchestrator: Orchestrator, runner: list[str]) -> float:
             """Jobs in the queue and CPU seconds of the runner, when no more than `left` are left."""
             wait_until(lambda: worker.poll() is not None or queued() <= left)
             [pid] = set(session(worker.pid)) - {worker.pid}
-            return queued(), cpu_seconds(pid)
+            seconds = cpu_seconds(pid)
+            assert seconds is not None, "the kernel keeps no account of a process's CPU time here"
+            return queued(), seconds
 
         try:
             jobs_before, seconds_before = measure(len(JOBS) - MARGIN)
