@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -194,8 +195,10 @@ def receive(connection: socket.socket, size: int) -> bytes:
 
 
 def passes(sender: socket.socket, receiver: socket.socket, data: bytes) -> None:
-    sender.sendall(data)
-    assert receive(receiver, len(data)) == data
+    with ThreadPoolExecutor(1) as pool:  # there may be more than sockets hold
+        sending = pool.submit(sender.sendall, data)
+        assert receive(receiver, len(data)) == data
+        sending.result()
 
 
 def reset(connection: socket.socket) -> None:

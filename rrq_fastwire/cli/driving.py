@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 import time
 from array import array
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from glob import iglob
 from itertools import count
 from pathlib import Path
@@ -133,12 +134,22 @@ async def runner_process(command: Sequence[str]) -> AsyncGenerator[RunnerProcess
             yield RunnerProcess(client, port, process)
     finally:
         if process.returncode is None:
-            process.terminate()
+            _signal(process, signal.SIGTERM)
             try:
                 await asyncio.wait_for(process.wait(), _END_SECONDS)
             except TimeoutError:
                 process.kill()
                 await process.wait()
+
+
+def _signal(process: asyncio.subprocess.Process, number: int) -> None:
+    """Sends a signal, if there is somebody to get it.
+
+    Process.send_signal() asks first whether there is, and of one that has just ended takes the exit
+    status that asyncio waits for.
+    """
+    with suppress(ProcessLookupError):
+        os.kill(process.pid, number)
 
 
 async def _connect(process: asyncio.subprocess.Process, port: int) -> RunnerClient:
