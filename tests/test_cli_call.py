@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shlex
 import signal
@@ -23,6 +22,8 @@ from rrq_fastwire import (
     OutcomeStatus,
     encode_frame,
 )
+
+pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
 
 for extra in ("click", "rich", "rrq"):
     pytest.importorskip(extra, reason="the command line and its example's handlers are extras")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import subprocess
 import sys
@@ -13,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from rrq_fastwire import CancelRequest, encode_frame, pack_frame
+
+pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
 
 pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
@@ -181,6 +182,28 @@ def on_a_terminal(**environment: str) -> str:
         os.close(ours)
     assert process.returncode == 0
     return text.decode()
+
+
+def test_a_bar_shows_how_far_it_is_where_the_messages_go_elsewhere(tmp_path):
+    ours, theirs = pty.openpty()
+    with (
+        (tmp_path / "out").open("wb") as out,
+        subprocess.Popen(
+            [*COMMAND, "decode", str(CAPTURES / "sizes.to-runner.bin")],
+            stdout=out,
+            stderr=theirs,
+            env={**os.environ, "TERM": "xterm"},
+        ) as process,
+    ):
+        os.close(theirs)
+        text = b""
+        while data := read_until_hung_up(ours):
+            text += data
+        os.close(ours)
+    assert process.returncode == 0
+    assert "sizes.to-runner.bin" in text.decode()
+    assert "100%" in text.decode()
+    assert b"\x1b" not in (tmp_path / "out").read_bytes()
 
 
 def read_until_hung_up(descriptor: int) -> bytes:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shlex
 import subprocess
@@ -12,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
 
 for extra in ("click", "rich", "rrq"):
     pytest.importorskip(extra, reason="the command line and its example's handlers are extras")

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import pty
 import random
 import re
 import signal
@@ -32,6 +31,8 @@ from rrq_fastwire import (
     pack_frame,
 )
 from rrq_fastwire.client import RunnerClient
+
+pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
 
 pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
