@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import importlib
+import os
 import socket
+import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -71,6 +74,34 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
             gc.collect(1)  # what the run has left, and not the whole heap
         assert unhandled == []
         return result
+
+    return run
+
+
+@pytest.fixture
+def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """Runs a command with stdout, or other streams, a terminal: its exit status, and what it shows."""
+    pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+
+    def run(
+        command: list[str], *streams: str, stdout: Any = None, **environment: str
+    ) -> tuple[int, str]:
+        ours, theirs = pty.openpty()
+        with subprocess.Popen(
+            command,
+            **{"stdout": stdout} | dict.fromkeys(streams or ("stdout",), theirs),
+            env={**os.environ, **environment},
+        ) as process:
+            os.close(theirs)
+            shown = b""
+            # Where the other side is closed, Linux says EIO.
+            with contextlib.suppress(OSError):
+                while data := os.read(ours, 65536):
+                    shown += data
+            os.close(ours)
+        return process.returncode, shown.decode()
 
     return run
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import signal
@@ -22,8 +21,6 @@ from rrq_fastwire import (
     OutcomeStatus,
     encode_frame,
 )
-
-pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
 
 for extra in ("click", "rich", "rrq"):
     pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
@@ -242,32 +239,12 @@ def test_what_is_wrong_is_said_in_one_sentence(arguments, status, said):
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
 
 
-@pytest.mark.skipif(os.name != "posix", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_a_terminal_shows_the_result_in_colour(environment, coloured):
-    ours, theirs = pty.openpty()
-    inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
-    with subprocess.Popen(
-        [*COMMAND, "--runner", RUNNER, "echo", "a=1"],
-        stdout=theirs,
-        env={**inherited, "TERM": "xterm", **environment},
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while data := read_until_hung_up(ours):
-            shown += data
-        os.close(ours)
-    text = shown.decode()
-    assert process.returncode == 0
+def test_a_terminal_shows_the_result_in_colour(on_a_terminal, environment, coloured):
+    status, text = on_a_terminal([*COMMAND, "--runner", RUNNER, "echo", "a=1"], **environment)
+    assert status == 0
     assert ("\x1b[" in re.sub("\x1b\\[[013]*m", "", text)) == coloured
     assert json.loads(re.sub("\x1b\\[[0-9;]*m", "", text)) == {"a": 1}
-
-
-def read_until_hung_up(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 65536)
-    except OSError:  # EIO: the other side is closed
-        return b""
 
 
 def test_what_a_runner_prints_does_not_mix_with_the_result(tmp_path):

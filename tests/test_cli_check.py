@@ -12,8 +12,6 @@ from pathlib import Path
 
 import pytest
 
-pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
-
 for extra in ("click", "rich", "rrq"):
     pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
 
@@ -135,40 +133,21 @@ def test_a_runner_that_ends_is_reported():
     assert "Traceback" not in said
 
 
-@pytest.mark.skipif(os.name != "posix", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize(
     ("runner", "environment", "found"),
     [(OURS, {}, 0), (DOUBLES, {"NO_COLOR": "1"}, 1)],
     ids=["in colour", "NO_COLOR"],
 )
 def test_a_terminal_shows_a_bar_and_colours_and_found_alone_is_no_failure(
-    runner, environment, found
+    on_a_terminal, runner, environment, found
 ):
-    ours, theirs = pty.openpty()
-    inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
-    with subprocess.Popen(
-        [*COMMAND, "--runner", runner],
-        stdout=theirs,
-        stderr=theirs,
-        env={**inherited, "TERM": "xterm", "COLUMNS": "100", **environment},
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while data := read_until_hung_up(ours):
-            shown += data
-        os.close(ours)
-    text = shown.decode()
-    assert process.returncode == 0
+    status, text = on_a_terminal(
+        [*COMMAND, "--runner", runner], "stdout", "stderr", COLUMNS="100", **environment
+    )
+    assert status == 0
     assert re.search("many frames in one write ━", re.sub("\x1b\\[[0-9;]*m", "", text))
     assert ("\x1b[32mpass" in text) == (not environment)
     assert f"{len(CHECKS)} checks: {len(CHECKS) - found} pass, 0 fail, {found} found" in text
-
-
-def read_until_hung_up(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 65536)
-    except OSError:  # EIO: the other side is closed
-        return b""
 
 
 @pytest.mark.parametrize(

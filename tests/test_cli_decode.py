@@ -13,8 +13,6 @@ import pytest
 
 from rrq_fastwire import CancelRequest, encode_frame, pack_frame
 
-pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
-
 pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
 
@@ -160,57 +158,22 @@ def test_for_a_reader_it_says_what_whose_and_when():
     assert second.strip() == REQUEST.decode().partition('"payload":')[2].removesuffix("}")
 
 
-def test_it_is_coloured_on_a_terminal_only_and_not_against_the_users_will():
-    coloured = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
-    assert coloured.search(on_a_terminal())
-    assert not coloured.search(on_a_terminal(NO_COLOR="1"))
+def test_it_is_coloured_on_a_terminal_only_and_not_against_the_users_will(on_a_terminal):
+    colour = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
+    command = [*COMMAND, "decode", str(CAPTURES / "cancel.to-runner.bin")]
+    assert colour.search(on_a_terminal(command)[1])
+    assert not colour.search(on_a_terminal(command, NO_COLOR="1")[1])
     assert b"\x1b[" not in run("decode", "-", input=pack_frame(REQUEST)).stdout
 
 
-def on_a_terminal(**environment: str) -> str:
-    """What `decode` writes where stdout is a terminal."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        [*COMMAND, "decode", str(CAPTURES / "cancel.to-runner.bin")],
-        stdout=theirs,
-        env={**os.environ, "TERM": "xterm", **environment},
-    ) as process:
-        os.close(theirs)
-        text = b""
-        while data := read_until_hung_up(ours):
-            text += data
-        os.close(ours)
-    assert process.returncode == 0
-    return text.decode()
-
-
-def test_a_bar_shows_how_far_it_is_where_the_messages_go_elsewhere(tmp_path):
-    ours, theirs = pty.openpty()
-    with (
-        (tmp_path / "out").open("wb") as out,
-        subprocess.Popen(
-            [*COMMAND, "decode", str(CAPTURES / "sizes.to-runner.bin")],
-            stdout=out,
-            stderr=theirs,
-            env={**os.environ, "TERM": "xterm"},
-        ) as process,
-    ):
-        os.close(theirs)
-        text = b""
-        while data := read_until_hung_up(ours):
-            text += data
-        os.close(ours)
-    assert process.returncode == 0
-    assert "sizes.to-runner.bin" in text.decode()
-    assert "100%" in text.decode()
+def test_a_bar_shows_how_far_it_is_where_the_messages_go_elsewhere(on_a_terminal, tmp_path):
+    command = [*COMMAND, "decode", str(CAPTURES / "sizes.to-runner.bin")]
+    with (tmp_path / "out").open("wb") as out:
+        status, text = on_a_terminal(command, "stderr", stdout=out)
+    assert status == 0
+    assert "sizes.to-runner.bin" in text
+    assert "100%" in text
     assert b"\x1b" not in (tmp_path / "out").read_bytes()
-
-
-def read_until_hung_up(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 65536)
-    except OSError:  # EIO: the other side is closed
-        return b""
 
 
 def test_gigabytes_would_take_no_more_memory_than_megabytes(tmp_path):

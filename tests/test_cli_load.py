@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -11,8 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
 
 for extra in ("click", "rich", "rrq"):
     pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
@@ -147,34 +144,18 @@ def test_the_terminal_can_be_kept_as_a_picture(tmp_path):
     assert "throughput" in drawn
 
 
-@pytest.mark.skipif(os.name != "posix", reason="there are no pseudo-terminals")
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_a_terminal_shows_a_bar_and_colours(environment, coloured):
-    ours, theirs = pty.openpty()
-    inherited = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
-    with subprocess.Popen(
+def test_a_terminal_shows_a_bar_and_colours(on_a_terminal, environment, coloured):
+    status, text = on_a_terminal(
         [*COMMAND, "--runner", RUNNER, "noop", "--seconds", "0.5"],
-        stdout=theirs,
-        stderr=theirs,
-        env={**inherited, "TERM": "xterm", **environment},
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        while data := read_until_hung_up(ours):
-            shown += data
-        os.close(ours)
-    text = shown.decode()
-    assert process.returncode == 0
+        "stdout",
+        "stderr",
+        **environment,
+    )
+    assert status == 0
     assert re.search("noop ━+ ", re.sub("\x1b\\[[0-9;]*m", "", text))
     assert "throughput" in text
     assert ("\x1b[36m" in text) == coloured  # the histogram
-
-
-def read_until_hung_up(descriptor: int) -> bytes:
-    try:
-        return os.read(descriptor, 65536)
-    except OSError:  # EIO: the other side is closed
-        return b""
 
 
 def test_a_runner_that_goes_away_is_one_sentence(tmp_path):
