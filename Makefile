@@ -26,12 +26,15 @@ $(READY): pyproject.toml setup.py $(wildcard rrq_fastwire/_c/*.p*)
 demo: $(READY)  ## run 20,000 jobs in rrq's own runner and in this one, side by side
 	$(RUN)/python -m rrq_fastwire demo
 
-test: $(READY)  ## run the suite: both twins, then with the standard library's json, then the built wheel
-	$(PYTEST) $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
-	$(PYTEST) tests --no-orjson $(NOT_IN_PROCESS)
-	$(MAKE) test-wheel
+test: test-checkout test-json test-wheel  ## run the suite: both twins, with the standard library's json, the built wheel
 
-.PHONY: test-wheel
+.PHONY: test-checkout test-json test-wheel
+test-checkout: $(READY)
+	$(PYTEST) $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
+
+test-json: $(READY)
+	$(PYTEST) tests --no-orjson $(NOT_IN_PROCESS)
+
 test-wheel: $(READY)
 	rm -rf build/wheel && mkdir -p build/wheel
 	RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .

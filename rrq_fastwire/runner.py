@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import heapq
 import importlib
 import inspect
@@ -425,22 +426,23 @@ class Runner:
             return
         job.connection = None
         del job.request, connection.jobs[job.request_id]
-        self._send(connection, outcome, job.function_name)
+        status = self._send(connection, outcome, job.function_name)
         if self._verbose:
-            _logger.debug("%s: job %s: %s", connection.name, outcome.job_id, outcome.status)
+            _logger.debug("%s: job %s: %s", connection.name, job.job_id, status)
 
-    def _send(self, connection: _Connection, outcome: ExecutionOutcome, name: str) -> None:
-        """Sends what has come of the function `name`."""
+    def _send(self, connection: _Connection, outcome: ExecutionOutcome, name: str) -> OutcomeStatus:
+        """Sends what has come of the function `name`, and returns the status that was sent."""
         try:
             connection.stream.send_nowait(outcome)
         except ConnectionError:
             pass  # nobody is there
         except BaseException as error:
-            self._send_instead(connection, outcome, name, error)
+            return self._send_instead(connection, outcome, name, error)
+        return outcome.status
 
     def _send_instead(
         self, connection: _Connection, outcome: ExecutionOutcome, name: str, reason: BaseException
-    ) -> None:
+    ) -> OutcomeStatus:
         """Sends what could not be encoded: as rrq writes it, or why that does not help."""
         send = connection.stream.send_nowait
         # Without a path, or another error as its cause, it is the size that is at fault.
@@ -449,7 +451,7 @@ class Runner:
             try:
                 stock.as_stock_writes(outcome)
                 send(outcome)
-                return
+                return outcome.status
             except BaseException as error:
                 reason = error
         subject = "result" if outcome.error is None else "error"
@@ -465,11 +467,9 @@ class Runner:
         )
         try:
             send(instead)
-        except (
-            EncodeError,
-            ConnectionError,
-        ) as error:  # ids of 16 MiB; nobody is there
+        except (EncodeError, ConnectionError) as error:  # ids of 16 MiB; nobody is there
             _logger.warning("%s: a request cannot be answered: %s", connection.name, error)
+        return instead.status
 
     # Ending
 
@@ -778,6 +778,8 @@ def load_handlers(path: str) -> Handlers:
     except Exception as error:
         # Some, like pydantic's, have a text of many lines.
         text = " ".join(str(error).split())
+        if isinstance(error, ModuleNotFoundError):
+            text += " (is it on PYTHONPATH?)"
         raise ValueError(f"cannot load {path!r}: {type(error).__name__}: {text}") from error
     if _HAS_RRQ and isinstance(settings, stock.PythonRunnerSettings):
         registry: Registry = settings.registry
@@ -859,10 +861,11 @@ def main(argv: list[str] | None = None) -> None:
         asyncio.run(_serve(runner, host, port, options.grace, end_by_force))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
+        advice = ", or end what listens there" if error.errno == errno.EADDRINUSE else ""
         parser.exit(
             2,
             f"{parser.prog}: cannot listen on {options.tcp_socket}: {reason};"
-            " choose another --tcp-socket, or end what listens there\n",
+            f" choose another --tcp-socket{advice}\n",
         )
 
 

@@ -268,3 +268,15 @@ def test_what_is_nested_too_deep_to_be_shown_is_named_and_the_rest_is_shown(argu
     done = run("decode", *arguments, "-", input=pack_frame(deep + b"}}") + pack_frame(REQUEST))
     assert (done.stderr, done.returncode) == (b"", 0)
     assert b"charge" in done.stdout
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk is always full here")
+def test_a_full_disk_is_one_sentence():
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [*COMMAND, "decode", str(CAPTURES / "cancel.to-runner.bin")],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (len(done.stderr.splitlines()), done.returncode) == (1, 1)

@@ -2612,3 +2612,14 @@ def test_a_peer_does_not_decide_how_long_a_line_of_the_log_is(run, caplog):
     call(run, {"echo": echo}, frame)
     assert all(len(record.getMessage()) < 1000 for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
+
+
+def test_the_log_says_what_was_sent(run, caplog):
+    async def report(request):
+        return "x" * (MAX_FRAME_SIZE + 1)
+
+    with caplog.at_level(logging.DEBUG, "rrq_fastwire"):
+        call(run, {"report": report}, request("report", id="r", job_id="j"))
+    lines = [record.getMessage() for record in caplog.records]
+    assert any(line.endswith("job j: error") for line in lines)
+    assert not any(line.endswith("job j: success") for line in lines)

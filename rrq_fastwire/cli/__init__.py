@@ -14,6 +14,8 @@ def main(argv: list[str] | None = None) -> int:
     0 is success; 1 that what was asked for has failed or could not be shown whole; 2 a wrong
     command line. Ctrl-C ends with 130, and a closed pipe with 1, both without a word.
     """
+    if sys.stdout is None:  # it was closed before
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         import click
 
@@ -27,12 +29,19 @@ def main(argv: list[str] | None = None) -> int:
         status = commands.main(argv, prog_name="rrq-fastwire", standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        print(f"rrq-fastwire: {error.format_message()}", file=sys.stderr)
+        message = error.format_message()
+        # Without a command it is the help.
+        prefix = "" if message.startswith("Usage:") else "rrq-fastwire: "
+        print(f"{prefix}{message}", file=sys.stderr)
         return error.exit_code
     except click.Abort:
         return 130
     except BrokenPipeError:
         # Python flushes stdout once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:  # a disk that is full, say
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        print(f"rrq-fastwire: {error}", file=sys.stderr)
         return 1
     return int(status or 0)

@@ -221,7 +221,10 @@ class Peer:
 
     async def ask(self, request: Request) -> ExecutionOutcome:
         await self.send(request)
-        return await self.answer()
+        outcome = await self.answer()
+        if request.raw is None and outcome.request_id != request.request_id:
+            raise WrongError(f"an answer to an earlier request came late: {summary(outcome)}")
+        return outcome
 
     async def is_closed(self) -> None:
         """Waits until the runner has closed the connection, without a word."""

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from ..client import RunnerClient
 
 # What a job may take; every request that the orchestrator sends has a deadline, too.
-_DEADLINE_SECONDS = 60.0
+_DEADLINE_SECONDS = 10.0
 
 # Rounds of a comparison that count; one goes before them, so that no runner is cold.
 _ROUNDS = 5
