@@ -8,11 +8,20 @@ CONFORMANCE := $(wildcard ../shared/conformance)
 # What these tests start has orjson all the same.
 NOT_IN_PROCESS := --ignore-glob='*/test_cli_*' --ignore=tests/test_runner_command.py
 
+# The tests that need nothing but the codec.
+CODEC := $(patsubst %,tests/test_%.py,captures encode frames hostile layout stream threads wire_table)
+
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
 READY := $(VENV)/ready
 
+# What is built from a commit has its date, and so the same bytes wherever it is built.
+MOMENT := $(shell git log -1 --format=%ct 2>/dev/null)
+export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(MOMENT),315532800)
+
 .PHONY: help demo test lint typecheck e2e bench bench-check bench-instructions pictures clean
+.PHONY: test-checkout test-json test-oldest test-newest test-threads test-no-compiler fuzz
+.PHONY: sdist wheel-pure wheels release-check platforms
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,26 +35,66 @@ $(READY): pyproject.toml setup.py $(wildcard rrq_fastwire/_c/*.p*)
 demo: $(READY)  ## run 20,000 jobs in rrq's own runner and in this one, side by side
 	$(RUN)/python -m rrq_fastwire demo
 
-test: test-checkout test-json test-wheel  ## run the suite: both twins, with the standard library's json, the built wheel
+test: test-checkout test-json  ## run the suite: both twins, and again with the standard library's json
 
-.PHONY: test-checkout test-json test-wheel
 test-checkout: $(READY)
 	$(PYTEST) $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
 
 test-json: $(READY)
 	$(PYTEST) tests --no-orjson $(NOT_IN_PROCESS)
 
-test-wheel: $(READY)
-	rm -rf build/wheel && mkdir -p build/wheel
-	RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir build/wheel .
-	$(PYTHON) -m venv --clear build/wheel/venv
-	build/wheel/venv/bin/python -m pip install --quiet "$$(echo build/wheel/*.whl)[cli,test]"
-	cp -r tests pyproject.toml README.md build/wheel
-	cd build/wheel && venv/bin/python -m pytest
+test-oldest:  ## run the suite with the oldest dependencies that are allowed
+	$(call fresh,oldest)
+	build/oldest/bin/python -m pip install --quiet uv
+	RRQ_FASTWIRE_PURE=0 build/oldest/bin/uv pip install --quiet --python build/oldest \
+	    --resolution lowest-direct '.[cli,e2e,test]'
+	$(call suite,oldest)
+
+test-newest:  ## run the suite with the newest dependencies, those before their release included
+	$(call fresh,newest)
+	RRQ_FASTWIRE_PURE=0 build/newest/bin/python -m pip install --quiet --pre '.[cli,e2e,test]'
+	$(call suite,newest)
+
+test-threads:  ## run the codec's tests in eight threads at once
+	$(call fresh,threads)
+	build/threads/bin/python -m pip install --quiet setuptools cython hypothesis pytest-timeout pytest-run-parallel
+	RRQ_FASTWIRE_PURE=0 build/threads/bin/python -m pip install --quiet --no-deps --no-build-isolation .
+	-build/threads/bin/python -m pip install --quiet --only-binary=:all: orjson
+	$(call suite,threads,--parallel-threads=8 $(CODEC))
+
+test-no-compiler: $(READY)  ## build the package where there is no compiler: the pure twin, and it says so
+	$(PYTEST) tests/test_build.py
+
+# An environment of its own, and the suite in it, away from the package's sources.
+define fresh
+	rm -rf build/$(1) && $(PYTHON) -m venv build/$(1)
+	build/$(1)/bin/python -m pip install --quiet --upgrade pip
+endef
+define suite
+	cp -r tests pyproject.toml README.md build/$(1)
+	cd build/$(1) && RRQ_FASTWIRE_PURE=0 bin/python -m pytest $(2)
+endef
+
+fuzz: $(READY)  ## run the property tests with very many examples
+	$(PYTEST) $(CODEC) -m hypothesis --hypothesis-profile=fuzz --timeout=0
+
+sdist: $(READY)  ## build the sdist into dist/
+	$(RUN)/python -m build --sdist --outdir dist
+
+wheel-pure: sdist  ## build the pure wheel from it
+	RRQ_FASTWIRE_PURE=1 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+
+wheels: $(READY)  ## build and test what a release is made of, for PYTHONS="3.11 3.13" or all that are found
+	$(RUN)/python .ci/platforms.py
+	$(RUN)/python .ci/wheels.py $(PYTHONS)
+
+release-check: $(READY)  ## compare TAG=v1.2.3 with the version and CHANGELOG.md
+	$(RUN)/python .ci/release.py $(TAG)
 
 lint: $(READY)  ## check style and formatting
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+	$(RUN)/python .ci/platforms.py
 
 typecheck: $(READY)  ## mypy and pyright, both strict
 	$(RUN)/mypy

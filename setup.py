@@ -1,24 +1,36 @@
-"""The compiled twin; everything else is in pyproject.toml.
+"""The compiled twin, and archives that are the same bytes whenever and wherever they are made.
 
-RRQ_FASTWIRE_PURE=1 leaves it out, =0 makes a failed compilation fatal, unset builds the package
-without it where it cannot be compiled, and says so.
+Everything else is in pyproject.toml. RRQ_FASTWIRE_PURE=1 leaves the compiled twin out, =0 makes a
+failed compilation fatal, unset builds the package without it where it cannot be compiled, and says
+so: in the name of the wheel, which is all that pip shows of a build.
 """
 
+import gzip
 import os
 import sys
+import tarfile
+import time
+from glob import glob
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
 from setuptools.errors import CCompilerError, ExecError, PlatformError
 
 choice = os.environ.get("RRQ_FASTWIRE_PURE", "")
 if choice not in ("", "0", "1"):
     sys.exit(f"RRQ_FASTWIRE_PURE must be 0, 1 or unset, got {choice!r}")
 
-# A frame passes through so much code that each function should start its own line of the
-# instruction cache, and loops be no larger than they have to.
-FLAGS = ["-O2", "-fno-plt", "-falign-functions=64"]
+if sys.platform == "win32":
+    compile_args, link_args = ["/Brepro"], ["/Brepro"]
+else:
+    # A frame passes through so much code that each function should start its own line of the
+    # instruction cache, and loops be no larger than they have to.
+    compile_args = ["-O2", "-fno-plt", "-falign-functions=64", f"-ffile-prefix-map={os.getcwd()}=."]
+    link_args = ["-Wl,-S,-x"] if sys.platform == "darwin" else ["-Wl,--strip-all"]
+    if "-g" in os.environ.get("CFLAGS", "").split():
+        link_args = []
 
 
 class BuildExt(build_ext):
@@ -28,12 +40,37 @@ class BuildExt(build_ext):
         except (CCompilerError, ExecError, PlatformError) as error:
             if choice == "0":
                 raise
-            self.extensions = []
+            self.extensions = self.distribution.ext_modules = []
+            wheel = self.get_finalized_command("bdist_wheel")
+            wheel.root_is_pure = True
+            wheel.build_number = "0_WITHOUT_its_compiled_half"
             print(
                 f"rrq-fastwire is built WITHOUT its compiled half, which is much faster: {error}\n"
                 "With a C compiler and RRQ_FASTWIRE_PURE=0 it is built, or the build fails.",
                 file=sys.stderr,
             )
+
+
+class Sdist(sdist):
+    def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
+        """The archive, with no trace of when, where and by whom it was made."""
+        moment = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+
+        def plain(member):
+            member.mtime = moment
+            member.uid = member.gid = 0
+            member.uname = member.gname = ""
+            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            return member
+
+        archive = f"{base_name}.tar.gz"
+        os.makedirs(os.path.dirname(archive), exist_ok=True)
+        with (
+            gzip.GzipFile(archive, "wb", mtime=moment) as file,
+            tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            tar.add(base_dir, filter=plain)
+        return archive
 
 
 extensions = []
@@ -44,12 +81,13 @@ if choice == "0" or (not choice and sys.implementation.name == "cpython"):
                 f"rrq_fastwire._c.{name}",
                 [f"rrq_fastwire/_c/{name}.pyx", *sources],
                 include_dirs=["rrq_fastwire/_c"],
-                depends=["rrq_fastwire/_c/scan.h", "rrq_fastwire/_c/plain.h"],
-                extra_compile_args=[] if sys.platform == "win32" else FLAGS,
+                depends=glob("rrq_fastwire/_c/*.h"),
+                extra_compile_args=compile_args,
+                extra_link_args=link_args,
             )
             for name, sources in [("frames", []), ("messages", ["rrq_fastwire/_c/plain.c"])]
         ],
         build_dir="build/cython",
     )
 
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt})
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt, "sdist": Sdist})

@@ -14,7 +14,15 @@ if TYPE_CHECKING or _choice == "1" or (not _choice and sys.implementation.name !
 else:
     try:
         from ._c import *
-    except ImportError:
+    except ImportError as error:
         if _choice == "0":
             raise
+        import warnings
+
+        warnings.warn(
+            f"rrq_fastwire runs without its compiled half, which is much faster: {error}. "
+            "RRQ_FASTWIRE_PURE=1 says that this is meant.",
+            RuntimeWarning,
+            stacklevel=3,  # the line that imports the package
+        )
         from ._py import *

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from rrq_fastwire.streams import MessageStream
+
+
+# --hypothesis-profile=fuzz
+settings.register_profile("fuzz", max_examples=50_000, deadline=None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -55,11 +55,11 @@ def test_a_field_in_the_middle_is_read_and_written(tmp_path):
         ("_py/messages.py", "    queue_name: str\n", "    tenant: str | None = None\n"),
         (
             "_c/messages.pxd",
-            "    cdef public object queue_name\n",
-            "    cdef public object tenant\n",
+            "    cdef object queue_name\n",
+            "    cdef object tenant\n",
         ),
         ("_py/messages.py", "    status: OutcomeStatus\n", "    host: str | None = None\n"),
-        ("_c/messages.pxd", "    cdef public object status\n", "    cdef public object host\n"),
+        ("_c/messages.pxd", "    cdef object status\n", "    cdef object host\n"),
     ]:
         file = tmp_path / "rrq_fastwire" / path
         text = file.read_text()

@@ -8,10 +8,13 @@ import subprocess
 import sys
 
 import pytest
-import rrq.protocol
-import rrq.runner_runtime
 
 from rrq_fastwire import compat
+
+pytest.importorskip("rrq", reason="compares with rrq, which is not installed")
+
+import rrq.protocol
+import rrq.runner_runtime
 
 MODULES = [pytest.param(rrq.protocol, id="rrq"), pytest.param(compat, id="compat")]
 

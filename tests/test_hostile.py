@@ -301,13 +301,14 @@ def test_a_decoder_is_not_entered_again_while_a_message_is_decoded():
     refused = []
 
     def enter(phase, _):
-        if phase == "start" and not refused and decoder.buffered == 0:
+        if phase == "start" and not refused:
             for call in (
                 lambda: next(decoder),
                 lambda: decoder.feed(b"x"),
                 lambda: decoder.get_buffer(-1),
                 decoder.feed_eof,
                 lambda: decoder.buffer_updated(0),
+                lambda: decoder.buffered,
             ):
                 try:
                     call()
@@ -326,7 +327,7 @@ def test_a_decoder_is_not_entered_again_while_a_message_is_decoded():
         gc.set_threshold(*threshold)
         gc.callbacks.remove(enter)
     assert len(message.result) == 2001
-    assert set(refused) == {"the decoder is in use"}
+    assert refused == ["the decoder is in use"] * 6
 
 
 def test_a_message_is_no_result(wire):

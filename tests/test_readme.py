@@ -25,6 +25,8 @@ RUNNER, CLIENT = (block for block in BLOCKS if "9000" in block)
     ids=lambda block: block.splitlines()[0],
 )
 def test_a_block_of_code_runs(block):
+    if "compat" in block:
+        pytest.importorskip("rrq", reason="shows what is installed into rrq, which is not there")
     done = subprocess.run(
         [sys.executable, "-c", block], capture_output=True, text=True, check=False
     )

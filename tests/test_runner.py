@@ -33,15 +33,9 @@ from datetime import date, datetime, timedelta, timezone
 from datetime import time as time_of_day
 from decimal import Decimal
 
-import pydantic
 import pytest
-import rrq.runner
-import rrq.runner_runtime
-import rrq.telemetry
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rrq.exc import RetryJob
-from rrq.registry import Registry
 
 from rrq_fastwire import (
     MAX_FRAME_SIZE,
@@ -58,6 +52,15 @@ from rrq_fastwire import (
 )
 from rrq_fastwire.runner import Runner
 from rrq_fastwire.streams import start_server
+
+pytest.importorskip("rrq", reason="compares with rrq, which is not installed")
+
+import pydantic
+import rrq.runner
+import rrq.runner_runtime
+import rrq.telemetry
+from rrq.exc import RetryJob
+from rrq.registry import Registry
 
 StockOutcome = rrq.runner.ExecutionOutcome
 StockError = rrq.runner.ExecutionError

@@ -35,14 +35,29 @@ NO_ORJSON = "import sys; sys.modules['orjson'] = None; "
     ("before", "pure", "printed"),
     [
         (SHOW, "1", "python orjson"),
-        (NO_C + SHOW, None, "python orjson"),
-        (NO_C + SHOW, "", "python orjson"),
+        (NO_C + SHOW, "1", "python orjson"),
         (NO_ORJSON + SHOW, "1", "python json"),
         ("import sys; sys.implementation.name = 'pypy'; " + SHOW, None, "python orjson"),
     ],
 )
 def test_the_pure_twin_runs_when_asked_for_or_alone(before, pure, printed):
     assert run(before=before, pure=pure) == (0, printed + "\n")
+
+
+@pytest.mark.parametrize("pure", ["", None])
+def test_the_pure_twin_on_cpython_says_so_once(pure):
+    status, printed = run(before=NO_C + SHOW + "; import rrq_fastwire.streams", pure=pure)
+    assert status == 0
+    assert printed.startswith(
+        "python orjson\n<string>:1: RuntimeWarning: rrq_fastwire runs without"
+    )
+    assert printed.count("RuntimeWarning") == 1
+    assert "RRQ_FASTWIRE_PURE=1" in printed
+
+
+def test_that_warning_can_be_silenced():
+    silent = "import warnings; warnings.filterwarnings('ignore', 'rrq_fastwire', RuntimeWarning); "
+    assert run(before=silent + NO_C + SHOW) == (0, "python orjson\n")
 
 
 @pytest.mark.parametrize("pure", ["0", "", None])

@@ -1,6 +1,10 @@
 from cpython.object cimport PyTypeObject
 from libc.stdint cimport uint32_t, uint64_t
 
+cdef extern from "threads.h":
+    bint set_flag(int* flag) noexcept
+    void clear_flag(int* flag) noexcept
+
 cdef enum:
     HEADER_LEN = 4
     MAX_PAYLOAD = 16 * 1024 * 1024
@@ -43,13 +47,12 @@ cdef object describe_class(type cls, str signature, str doc)
 cdef class Memory:
     cdef unsigned char* data
     cdef Py_ssize_t size
-    cdef Py_ssize_t views           # memoryviews that look at it: it may not be resized
     cdef int resize(self, Py_ssize_t size) except -1
 
 
 cdef class StreamDecoder:
     cdef uint32_t limit             # the most bytes of payload that a header may declare
-    cdef bint busy                  # a payload is in use in place: nothing may move
+    cdef int busy                   # a call has the decoder: nobody else may move anything
     cdef Memory carry               # frames that came in pieces, or through get_buffer()
     cdef Py_ssize_t pos, end        # the bytes of `carry` that are not taken
     cdef Py_ssize_t space           # bytes behind `end` that get_buffer() handed out
@@ -58,8 +61,11 @@ cdef class StreamDecoder:
     cdef object error               # raised once the frames before it are taken
     cdef Py_ssize_t copied          # bytes moved in memory so far; the tests hold it linear
 
-    # 1, and where the next whole payload is, in place: `busy` until it is used, then settle().
-    # 0 if more bytes are needed.
+    # Around every call from outside, by whatever thread.
+    cdef int enter(self) except -1
+    cdef void leave(self) noexcept
+
+    # 1, and where the next whole payload is, in place until settle(). 0 if more bytes are needed.
     cdef int next_payload(self, const unsigned char** payload, Py_ssize_t* length) except -1
     # Gives the memory back once everything in it is taken.
     cdef int settle(self) except -1

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True, embedsignature.format=clinic, auto_pickle=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True, embedsignature.format=clinic, auto_pickle=False, freethreading_compatible=True
 
 """Frames: a payload behind its length, and the decoder that finds payloads in a stream of bytes.
 
@@ -19,6 +19,7 @@ from cpython.bytes cimport (
     PyBytes_GET_SIZE,
 )
 from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
+from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy, memmove
 
@@ -38,6 +39,7 @@ MAX_FRAME_SIZE = MAX_PAYLOAD
 
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
+    Py_ssize_t Py_REFCNT(PyObject*)
 
 
 cdef object refused(uint32_t length, uint32_t limit):
@@ -123,10 +125,6 @@ cdef class Memory:
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         PyBuffer_FillInfo(view, self, self.data, self.size, 0, flags)
-        self.views += 1
-
-    def __releasebuffer__(self, Py_buffer* view):
-        self.views -= 1
 
     cdef int resize(self, Py_ssize_t size) except -1:
         cdef void* data = PyMem_Realloc(self.data, size)
@@ -157,17 +155,21 @@ cdef class StreamDecoder:
         """
         cdef Py_buffer view
         if PyBytes_CheckExact(data):
-            self.ready()
-            self.space = 0
-            self.keep_rest()
-            self.chunk = data
+            self.enter()
+            try:
+                self.ready()
+                self.chunk = data
+            finally:
+                self.leave()
             return self
         acquire(data, &view)
         try:
-            self.ready()
-            self.space = 0
-            self.keep_rest()
-            self.append(view.buf, view.len)
+            self.enter()
+            try:
+                self.ready()
+                self.append(view.buf, view.len)
+            finally:
+                self.leave()
         finally:
             PyBuffer_Release(&view)
         return self
@@ -180,18 +182,20 @@ cdef class StreamDecoder:
         """
         cdef Py_ssize_t pos
         cdef uint64_t size
-        self.ready()
-        self.space = 0
-        self.keep_rest()
-        pos = self.pos
-        while pos < self.end:
-            size = HEADER_LEN
-            if self.end - pos >= HEADER_LEN:
-                size = self.frame_size(self.carry.data + pos)
-            if size > <uint64_t>(self.end - pos):
-                self.error = TruncatedFrameError(size, self.end - pos)
-                raise self.error
-            pos += <Py_ssize_t>size
+        self.enter()
+        try:
+            self.ready()
+            pos = self.pos
+            while pos < self.end:
+                size = HEADER_LEN
+                if self.end - pos >= HEADER_LEN:
+                    size = self.frame_size(self.carry.data + pos)
+                if size > <uint64_t>(self.end - pos):
+                    self.error = TruncatedFrameError(size, self.end - pos)
+                    raise self.error
+                pos += <Py_ssize_t>size
+        finally:
+            self.leave()
 
     def get_buffer(self, hint):
         """Memory to write the next bytes of the stream to, as `asyncio.BufferedProtocol` has it.
@@ -203,13 +207,15 @@ cdef class StreamDecoder:
         """
         if not isinstance(hint, int):
             raise TypeError(f"hint must be an int, got {type(hint).__name__}")
-        self.ready()
-        self.space = 0
-        self.keep_rest()
-        if self.carry is None or self.carry.size - self.end < READ_SIZE // 2:
-            self.reserve(READ_SIZE)
-        self.space = self.carry.size - self.end
-        return memoryview(self.carry)[self.end:]
+        self.enter()
+        try:
+            self.ready()
+            if self.carry is None or self.carry.size - self.end < READ_SIZE // 2:
+                self.reserve(READ_SIZE)
+            self.space = self.carry.size - self.end
+            return memoryview(self.carry)[self.end:]
+        finally:
+            self.leave()
 
     def buffer_updated(self, nbytes):
         """Takes in what was written to get_buffer()'s memory; what feed() does otherwise.
@@ -221,21 +227,30 @@ cdef class StreamDecoder:
         """
         if not isinstance(nbytes, int):
             raise TypeError(f"nbytes must be an int, got {type(nbytes).__name__}")
-        self.ready()
         count = int.__index__(nbytes)
-        cdef Py_ssize_t space = self.space
-        self.space = 0
-        if not 0 <= count <= space:
-            raise ValueError(f"nbytes must be from 0 to the {space} bytes handed out, got {count}")
-        self.end += <Py_ssize_t>count
+        cdef Py_ssize_t space
+        self.enter()
+        try:
+            space = self.space
+            self.ready()
+            if not 0 <= count <= space:
+                raise ValueError(
+                    f"nbytes must be from 0 to the {space} bytes handed out, got {count}"
+                )
+            self.end += <Py_ssize_t>count
+        finally:
+            self.leave()
         return self
 
     @property
     def buffered(self):
         """Bytes of the stream that are held: fed, and not taken yet."""
-        cdef Py_ssize_t held = self.end - self.pos
+        cdef Py_ssize_t held
+        self.enter()
+        held = self.end - self.pos
         if self.chunk is not None:
             held += PyBytes_GET_SIZE(self.chunk) - self.chunk_pos
+        self.leave()
         return held
 
     @property
@@ -248,13 +263,21 @@ cdef class StreamDecoder:
     def __reduce__(self):
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
-    cdef int ready(self) except -1:
-        """Raises if nothing may be moved, or the stream has ended."""
-        if self.busy:
+    cdef int enter(self) except -1:
+        """The decoder is this call's until leave(); raises where it is another's."""
+        if set_flag(&self.busy):
             raise RuntimeError("the decoder is in use")
+        return 0
+
+    cdef void leave(self) noexcept:
+        clear_flag(&self.busy)
+
+    cdef int ready(self) except -1:
+        """Takes in what is fed next behind what is left; raises if the stream has ended."""
         if self.error is not None:
             raise self.error.with_traceback(None)
-        return 0
+        self.space = 0
+        return self.keep_rest()
 
     cdef uint64_t frame_size(self, const unsigned char* header) except 0:
         """Bytes of the frame, header included. Raises FrameError, for good."""
@@ -287,7 +310,7 @@ cdef class StreamDecoder:
                     grown = <Py_ssize_t>frame
             grown = max(grown, held + size)
             # Whoever still holds what get_buffer() gave keeps the old memory.
-            if self.pos == 0 and capacity and not self.carry.views:
+            if self.pos == 0 and capacity and Py_REFCNT(<PyObject*>self.carry) == 1:
                 self.carry.resize(grown)
             else:
                 larger = Memory(grown)
@@ -353,8 +376,6 @@ cdef class StreamDecoder:
         cdef uint64_t size
         cdef Py_ssize_t left
         cdef const unsigned char* frame
-        if self.busy:
-            raise RuntimeError("the decoder is in use")
         if self.pos < self.end:
             if self.end - self.pos < HEADER_LEN:
                 self.top_up(HEADER_LEN)
@@ -394,12 +415,16 @@ cdef class FrameDecoder(StreamDecoder):
     def __next__(self):
         cdef const unsigned char* payload
         cdef Py_ssize_t length
-        if not self.next_payload(&payload, &length):
-            raise StopIteration
-        out = PyBytes_FromStringAndSize(<const char*>payload, length)
-        self.copied += length
-        self.settle()
-        return out
+        self.enter()
+        try:
+            if not self.next_payload(&payload, &length):
+                raise StopIteration
+            out = PyBytes_FromStringAndSize(<const char*>payload, length)
+            self.copied += length
+            self.settle()
+            return out
+        finally:
+            self.leave()
 
 
 _docs = []

@@ -1,48 +1,48 @@
-# The fields stand here in any order: names, types and defaults are read from the pure twin's classes,
-# where the wire table is.
+# The fields in the order of the wire, as in the pure twin's classes, where the wire table is; types,
+# defaults and the attributes that Python sees come from there.
 
 cdef class Message:
     pass
 
 
 cdef class ExecutionContext(Message):
-    cdef public object job_id
-    cdef public object attempt
-    cdef public object enqueue_time
-    cdef public object queue_name
-    cdef public object deadline
-    cdef public object trace_context
-    cdef public object correlation_context
-    cdef public object worker_id
+    cdef object job_id
+    cdef object attempt
+    cdef object enqueue_time
+    cdef object queue_name
+    cdef object deadline
+    cdef object trace_context
+    cdef object correlation_context
+    cdef object worker_id
 
 
 cdef class ExecutionRequest(Message):
-    cdef public object protocol_version
-    cdef public object request_id
-    cdef public object job_id
-    cdef public object function_name
-    cdef public object params
-    cdef public object context
+    cdef object protocol_version
+    cdef object request_id
+    cdef object job_id
+    cdef object function_name
+    cdef object params
+    cdef object context
 
 
 cdef class ExecutionError(Message):
-    cdef public object message
-    cdef public object type
-    cdef public object code
-    cdef public object details
+    cdef object message
+    cdef object type
+    cdef object code
+    cdef object details
 
 
 cdef class ExecutionOutcome(Message):
-    cdef public object job_id
-    cdef public object request_id
-    cdef public object status
-    cdef public object result
-    cdef public object error
-    cdef public object retry_after_seconds
+    cdef object job_id
+    cdef object request_id
+    cdef object status
+    cdef object result
+    cdef object error
+    cdef object retry_after_seconds
 
 
 cdef class CancelRequest(Message):
-    cdef public object protocol_version
-    cdef public object job_id
-    cdef public object request_id
-    cdef public object hard_kill
+    cdef object protocol_version
+    cdef object job_id
+    cdef object request_id
+    cdef object hard_kill

@@ -1,4 +1,4 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True, embedsignature.format=clinic, auto_pickle=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True, embedsignature.format=clinic, auto_pickle=False, freethreading_compatible=True
 
 """Messages: the objects that travel in frames, and their JSON.
 
@@ -72,15 +72,18 @@ cdef extern from "Python.h":
     bint PyUnicode_CheckExact(object)
     bint PyUnicode_IS_COMPACT_ASCII(object)
 
-cdef extern from *:
-    """
-    #ifdef Py_GIL_DISABLED
-    #define FREE_THREADED 1
-    #else
-    #define FREE_THREADED 0
-    #endif
-    """
+    ctypedef struct PyGetSetDef:
+        pass
+
+cdef extern from "threads.h":
     bint FREE_THREADED
+
+cdef extern from "fields.h":
+    object load_field(PyObject* message, Py_ssize_t offset)
+    void store_field(PyObject* message, Py_ssize_t offset, object value) noexcept
+    int add_attribute(
+        PyTypeObject* cls, object name, Py_ssize_t offset, PyGetSetDef* accessor
+    ) except -1
 
 cdef extern from "scan.h":
     const unsigned char* plain_end(const unsigned char* at, const unsigned char* end) noexcept
@@ -166,8 +169,9 @@ cdef dict STATUS_TEXTS = {status: f'"{status.value}"'.encode() for status in Out
 cdef object SUCCESS = OutcomeStatus.SUCCESS
 cdef object loads = _json.loads
 cdef object encode = _json.encode
-# orjson itself, for what needs no second look; None where json stands in.
-cdef object DUMPS = getattr(_json, "dumps", None)
+# orjson itself, for what needs no second look; None where json stands in, and where another thread
+# could change the value between that look and the writing.
+cdef object DUMPS = None if FREE_THREADED else getattr(_json, "dumps", None)
 
 
 cdef enum:
@@ -189,6 +193,7 @@ cdef struct Rule:
     PyObject* default           # what stands for it when it is missing; a dict is a new one
     PyObject* row
     Layout* nested              # of a MESSAGE
+    PyGetSetDef accessor        # the attribute, as Python sees it
 
 
 cdef struct Layout:
@@ -196,7 +201,6 @@ cdef struct Layout:
     PyTypeObject* cls
     Rule* rules
     Rule* end
-    Py_ssize_t offsets[MAX_FIELDS]  # those of the rules
     const char* head            # what stands before its fields in a frame
     Py_ssize_t head_size        # 0 where it is nested
     int depth                   # containers around its fields, its own included
@@ -224,19 +228,6 @@ cdef class Row:
         self.write = pure.KINDS[field.kind].write
 
 
-cdef Py_ssize_t slot_offset(Message probe, str name) except -1:
-    """Where an object keeps an attribute: its attributes are an array of pointers behind its head."""
-    cdef PyObject** slots = <PyObject**>(<char*><PyObject*>probe + sizeof(PyObject))
-    cdef Py_ssize_t at
-    cdef Py_ssize_t count = (type(probe).__basicsize__ - sizeof(PyObject)) // sizeof(PyObject*)
-    mark = object()
-    setattr(probe, name, mark)
-    for at in range(count):
-        if slots[at] == <PyObject*>mark:
-            return sizeof(PyObject) + at * sizeof(PyObject*)
-    raise ImportError(f"{type(probe).__name__}.{name} is not where it should be")
-
-
 @cython.final
 cdef class Schema:
     """One message class. There are five, for as long as the process lives."""
@@ -248,7 +239,6 @@ cdef class Schema:
 
     def __cinit__(self, type cls, str path, str wire_type="", **nested):
         twin = getattr(pure, cls.__name__)
-        probe = cls.__new__(cls)
         self.cls = cls
         self.head = f'{{"type":"{wire_type}","payload":'.encode() if wire_type else b""
         self.rows = tuple([Row(field, path) for field in twin._fields])
@@ -258,22 +248,26 @@ cdef class Schema:
         self.layout.depth = 2 + path.count(".")
         if len(self.rows) > MAX_FIELDS:
             raise ImportError(f"{cls.__name__} has more fields than MAX_FIELDS")
+        # The attributes of an object are an array of pointers behind its head.
+        if cls.__basicsize__ != sizeof(PyObject) + len(self.rows) * sizeof(PyObject*):
+            raise ImportError(f"{cls.__name__} has other fields in messages.pxd")
         self.layout.rules = <Rule*>PyMem_Calloc(len(self.rows), sizeof(Rule))
         if self.layout.rules is NULL:
             raise MemoryError
         self.layout.end = self.layout.rules
         for row in self.rows:
-            self.add(row, probe, nested.get((<Row>row).name))
+            self.add(row, nested.get((<Row>row).name))
         if not FREE_THREADED:
             self.layout.cls.tp_free = keep
         describe_class(cls, pure.signature(twin._fields), twin.__doc__)
 
-    cdef int add(self, Row row, Message probe, Schema nested) except -1:
+    cdef int add(self, Row row, Schema nested) except -1:
         cdef Rule* rule = self.layout.end
+        cdef Py_ssize_t at = rule - self.layout.rules
         rule.key = PyBytes_AS_STRING(row.key)
         rule.key_size = PyBytes_GET_SIZE(row.key) - 2
-        rule.offset = slot_offset(probe, row.name)
-        self.layout.offsets[rule - self.layout.rules] = rule.offset
+        rule.offset = sizeof(PyObject) + at * sizeof(PyObject*)
+        add_attribute(self.layout.cls, row.name, rule.offset, &rule.accessor)
         rule.kind = KINDS[row.field.kind]
         rule.nullable = row.field.nullable
         rule.required = row.default is MISSING
@@ -291,20 +285,12 @@ cdef Layout* LAYOUTS[CLASSES]
 LAYOUTS[0] = LAYOUTS[1] = LAYOUTS[2] = LAYOUTS[3] = LAYOUTS[4] = NULL
 
 
-cdef inline PyObject** slot(Message message, Rule* rule) noexcept:
-    return <PyObject**>(<char*><PyObject*>message + rule.offset)
-
-
 cdef inline object get(Message message, Rule* rule):
-    return <object>slot(message, rule)[0]
+    return load_field(<PyObject*>message, rule.offset)
 
 
 cdef inline void put(Message message, Rule* rule, object value) noexcept:
-    cdef PyObject** place = slot(message, rule)
-    cdef PyObject* old = place[0]
-    Py_INCREF(value)
-    place[0] = <PyObject*>value
-    Py_XDECREF(old)
+    store_field(<PyObject*>message, rule.offset, value)
 
 
 cdef struct Values:
@@ -355,9 +341,9 @@ cdef Message build(Layout* layout, Values* values):
         if made is NULL:
             drop(values)
             raise MemoryError
+    slots = <PyObject**>(<char*>made + sizeof(PyObject))
     for at in range(values.count):
-        slots = <PyObject**>(<char*>made + layout.offsets[at])
-        slots[0] = values.objects[at]
+        slots[at] = values.objects[at]
         whole &= values.objects[at] is not NULL
     values.count = 0
     if again:
@@ -532,12 +518,14 @@ cdef class ExecutionOutcome(Message):
     @property
     def type(self):
         """The OutcomeType that `status` and `error.type` amount to."""
-        status = OutcomeStatus(self.status)
+        cdef object outcome = self  # whose attributes are read as from any thread
+        status = OutcomeStatus(outcome.status)
         if status is OutcomeStatus.RETRY:
             return OutcomeType.RETRY_AFTER
         if status is not OutcomeStatus.ERROR:
             return OutcomeType(status.value)
-        named = self.error.type if self.error is not None else None
+        error = outcome.error
+        named = error.type if error is not None else None
         if named == OutcomeType.HANDLER_NOT_FOUND:
             return OutcomeType.HANDLER_NOT_FOUND
         return OutcomeType.CANCELLED if named == OutcomeType.CANCELLED else OutcomeType.FAILURE
@@ -805,8 +793,11 @@ cdef str VERSION = PROTOCOL_VERSION
 
 cdef Message recognise_request(const unsigned char* at, const unsigned char* end):
     cdef RequestSpans found
-    if not scan_request(at, end, &LAST.context_size, &found):
+    cdef Py_ssize_t context_size = LAST.context_size
+    if not scan_request(at, end, &context_size, &found):
         return None
+    if not FREE_THREADED:
+        LAST.context_size = context_size
     params = slice_of(found.params, PARAMS_DEPTH)
     return make_request(&found, params) if type(params) is dict else None
 
@@ -1061,14 +1052,11 @@ cdef int write_value(Writer* writer, Layout* layout, Rule* rule, object value) e
     raise ValueError
 
 
-cdef inline int writes_none(Layout* layout, Rule* rule, Message message) except -1:
+cdef inline int writes_none(Layout* layout, Rule* rule, object message) except -1:
     """Whether the field is written as null when it is None; otherwise it is left out."""
     if layout == &CONTEXT.layout:
         return True
-    return rule.is_result and (
-        (<ExecutionOutcome>message).status is SUCCESS
-        or (<ExecutionOutcome>message).status == SUCCESS
-    )
+    return rule.is_result and message.status == SUCCESS
 
 
 cdef inline int write_key(Writer* writer, Rule* rule, bint first) except -1:
@@ -1236,6 +1224,8 @@ def decode_frame(frame, /):
         return decode_payload(start + HEADER_LEN, size)
     acquire(frame, &view)
     try:
+        if FREE_THREADED:  # another thread may write to it
+            return decode_frame(PyBytes_FromStringAndSize(<const char*>view.buf, view.len))
         check_whole(<const unsigned char*>view.buf, view.len)
         return decode_payload(<const unsigned char*>view.buf + HEADER_LEN, view.len - HEADER_LEN)
     finally:
@@ -1246,14 +1236,16 @@ cdef class MessageDecoder(StreamDecoder):
     def __next__(self):
         cdef const unsigned char* payload
         cdef Py_ssize_t size
-        if not self.next_payload(&payload, &size):
-            raise StopIteration
-        self.busy = True
+        self.enter()
         try:
-            return decode_payload(payload, size)
+            if not self.next_payload(&payload, &size):
+                raise StopIteration
+            try:
+                return decode_payload(payload, size)
+            finally:
+                self.settle()
         finally:
-            self.busy = False
-            self.settle()
+            self.leave()
 
 
 describe_class(MessageDecoder, f"max_frame_size={MAX_FRAME_SIZE}", pure.MessageDecoder.__doc__)

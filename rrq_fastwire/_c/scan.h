@@ -389,9 +389,12 @@ static inline PyObject *call(PyObject *function, PyObject *argument) {
 #define SMALL_JSON 4096
 
 static PyObject *call_with_bytes(PyObject *function, Span json) {
+    PyObject *result, *bytes = NULL;
+#ifndef Py_GIL_DISABLED
     static PyObject *spare = NULL;
-    PyObject *result, *bytes = spare;
+    bytes = spare;
     spare = NULL;
+#endif
     if (bytes == NULL)
         bytes = PyBytes_FromStringAndSize(NULL, SMALL_JSON);
     if (bytes == NULL)

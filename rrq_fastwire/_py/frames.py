@@ -5,6 +5,8 @@ Knows four bytes of length, the limits and the buffering; what is in a payload i
 
 from __future__ import annotations
 
+from _thread import allocate_lock
+
 from ..errors import (
     EmptyFrameError,
     EncodeError,
@@ -92,16 +94,18 @@ def pack_frame(
 class StreamDecoder:
     """What FrameDecoder and MessageDecoder share: bytes go in, whole payloads can be taken out."""
 
-    __slots__ = ("_buffer", "_busy", "_copied", "_error", "_limit", "_pos", "_space")
+    __slots__ = ("_buffer", "_copied", "_error", "_leave", "_limit", "_pos", "_set", "_space")
 
     def __init__(self, max_frame_size: int = MAX_FRAME_SIZE) -> None:
         self._limit = checked_limit(max_frame_size)
         self._buffer = bytearray()  # what was fed; up to _pos it is taken
         self._pos = 0
-        self._space: bytearray | None = None  # what get_buffer() handed out
+        self._space = bytearray()  # what get_buffer() handed out
         self._error: FrameError | None = None  # raised once the frames before it are taken
-        self._busy = False  # a payload is in use in place: nothing may move
         self._copied = 0  # bytes moved in memory so far; the tests hold it linear
+        # Set while a call has the decoder: nobody else may move anything.
+        busy = allocate_lock()
+        self._set, self._leave = busy.acquire, busy.release
 
     def feed(self, data: bytes | bytearray | memoryview) -> Self:
         """Takes in bytes of the stream, cut anywhere, and returns the decoder, to be iterated over.
@@ -113,10 +117,12 @@ class StreamDecoder:
         again that ended the stream.
         """
         data = octets(data)
-        self._ready()
-        self._space = None
-        self._buffer += data
-        self._copied += len(data)
+        self._enter()
+        try:
+            self._ready()
+            self._append(data)
+        finally:
+            self._leave()
         return self
 
     def feed_eof(self) -> None:
@@ -125,19 +131,18 @@ class StreamDecoder:
         Raises TruncatedFrameError if it ended inside a frame, and the FrameError that ended it
         earlier.
         """
-        self._ready()
-        self._space = None
-        pos, end = self._pos, len(self._buffer)
-        while pos < end:
-            try:
+        self._enter()
+        try:
+            self._ready()
+            pos, end = self._pos, len(self._buffer)
+            while pos < end:
                 length = self._length_at(pos)
-            except FrameError as error:
-                self._error = error
-                raise
-            if length < 0 or pos + FRAME_HEADER_LEN + length > end:
-                self._error = TruncatedFrameError(FRAME_HEADER_LEN + max(length, 0), end - pos)
-                raise self._error
-            pos += FRAME_HEADER_LEN + length
+                if length < 0 or pos + FRAME_HEADER_LEN + length > end:
+                    self._error = TruncatedFrameError(FRAME_HEADER_LEN + max(length, 0), end - pos)
+                    raise self._error
+                pos += FRAME_HEADER_LEN + length
+        finally:
+            self._leave()
 
     def get_buffer(self, hint: int) -> memoryview:
         """Memory to write the next bytes of the stream to, as `asyncio.BufferedProtocol` has it.
@@ -149,9 +154,13 @@ class StreamDecoder:
         """
         if not isinstance(hint, int):
             raise TypeError(f"hint must be an int, got {type(hint).__name__}")
-        self._ready()
-        self._space = bytearray(READ_SIZE)
-        return memoryview(self._space)
+        self._enter()
+        try:
+            self._ready()
+            self._space = bytearray(READ_SIZE)
+            return memoryview(self._space)
+        finally:
+            self._leave()
 
     def buffer_updated(self, nbytes: int) -> Self:
         """Takes in what was written to get_buffer()'s memory; what feed() does otherwise.
@@ -163,18 +172,27 @@ class StreamDecoder:
         """
         if not isinstance(nbytes, int):
             raise TypeError(f"nbytes must be an int, got {type(nbytes).__name__}")
-        self._ready()
-        space, self._space = self._space, None
-        size = len(space) if space is not None else 0
         count = int.__index__(nbytes)
-        if not 0 <= count <= size:
-            raise ValueError(f"nbytes must be from 0 to the {size} bytes handed out, got {count}")
-        return self.feed(memoryview(space)[:count]) if space is not None else self
+        self._enter()
+        try:
+            space = self._space
+            self._ready()
+            if not 0 <= count <= len(space):
+                raise ValueError(
+                    f"nbytes must be from 0 to the {len(space)} bytes handed out, got {count}"
+                )
+            self._append(memoryview(space)[:count])
+        finally:
+            self._leave()
+        return self
 
     @property
     def buffered(self) -> int:
         """Bytes of the stream that are held: fed, and not taken yet."""
-        return len(self._buffer) - self._pos
+        self._enter()
+        held = len(self._buffer) - self._pos
+        self._leave()
+        return held
 
     def __iter__(self) -> Self:
         return self
@@ -182,38 +200,46 @@ class StreamDecoder:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
-    def _ready(self) -> None:
-        """Raises if nothing may be moved, or the stream has ended."""
-        if self._busy:
+    def _enter(self) -> None:
+        """The decoder is this call's until _leave(); raises where it is another's."""
+        if not self._set(False):
             raise RuntimeError("the decoder is in use")
+
+    def _ready(self) -> None:
+        """Takes back what get_buffer() handed out; raises if the stream has ended."""
         if self._error is not None:
             raise self._error.with_traceback(None)
+        self._space = bytearray()
+
+    def _append(self, data: bytes | bytearray | memoryview) -> None:
+        self._buffer += data
+        self._copied += len(data)
 
     def _length_at(self, pos: int) -> int:
-        """The length of the payload whose header is at `pos`; -1 if the header is incomplete."""
+        """The length of the payload whose header is at `pos`; -1 if the header is incomplete.
+        Raises FrameError, for good."""
         header = self._buffer[pos : pos + FRAME_HEADER_LEN]
         if len(header) < FRAME_HEADER_LEN:
             return -1
-        return payload_length(header, self._limit)
+        try:
+            return payload_length(header, self._limit)
+        except FrameError as error:
+            self._error = error
+            raise
 
     def _next_payload(self) -> memoryview | None:
         """The next whole payload, in place: to be released, and then _settle() called, before
         anything else. None if more bytes are needed. Raises FrameError."""
-        if self._busy:
-            raise RuntimeError("the decoder is in use")
         pos = self._pos
-        try:
-            length = self._length_at(pos)
-        except FrameError as error:
-            self._error = error
-            raise
+        length = self._length_at(pos)
         start = pos + FRAME_HEADER_LEN
         end = start + length
         if length < 0 or end > len(self._buffer):
             # Moves bytes only where the taken ones outnumber those that are left.
             del self._buffer[:pos]
             self._pos = 0
-            self._ready()
+            if self._error is not None:
+                raise self._error.with_traceback(None)
             return None
         self._pos = end
         with memoryview(self._buffer) as view:
@@ -239,11 +265,15 @@ class FrameDecoder(StreamDecoder):
     __slots__ = ()
 
     def __next__(self) -> bytes:
-        view = self._next_payload()
-        if view is None:
-            raise StopIteration
-        with view:
-            payload = bytes(view)
-        self._copied += len(payload)
-        self._settle()
-        return payload
+        self._enter()
+        try:
+            view = self._next_payload()
+            if view is None:
+                raise StopIteration
+            with view:
+                payload = bytes(view)
+            self._copied += len(payload)
+            self._settle()
+            return payload
+        finally:
+            self._leave()

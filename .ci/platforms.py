@@ -1,0 +1,69 @@
+"""Which wheels a release has, as cibuildwheel names them, and the README's table of them.
+
+Compares the table with the configuration; with --write, writes it.
+"""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+TABLE = re.compile(r"(?<=<!-- platforms -->\n\n).*?(?=<!-- end of platforms -->)", re.DOTALL)
+PLATFORMS = ("linux", "macos", "windows")
+SYSTEMS = {
+    "manylinux": "Linux with glibc 2.28 or later",
+    "musllinux": "Linux with musl 1.2 or later",
+    "macosx": "macOS",
+    "win": "Windows",
+}
+
+
+def identifiers(platform):
+    command = ["cibuildwheel", "--print-build-identifiers", "--platform", platform]
+    done = subprocess.run(
+        [sys.executable, "-m", *command],
+        cwd=README.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout.split()
+
+
+def table(names):
+    """cp314t-manylinux_x86_64 and its like, as rows of a Markdown table."""
+    systems = {}
+    for name in names:
+        version, system, machine = re.fullmatch(r"cp3(\d+t?)-([a-z]+)_(\w+)", name).groups()
+        machines, pythons = systems.setdefault(system, ({}, {}))
+        machines[machine] = pythons[f"3.{version}"] = None
+    rows = ["| platform | CPU | CPython, compiled |", "|---|---|---|"]
+    for system, (machines, pythons) in systems.items():
+        promised = len(machines) * len(pythons)
+        if promised != sum(f"-{system}_" in name for name in names):
+            sys.exit(
+                f"{system}: not every CPython is built for every CPU, and the table cannot say so"
+            )
+        rows.append(f"| {SYSTEMS[system]} | {', '.join(machines)} | {', '.join(pythons)} |")
+    rows.append(
+        "| everything else, PyPy and Pyodide too | any | the pure twin, Python 3.11 or later |"
+    )
+    return "\n".join(rows) + "\n\n"
+
+
+def main():
+    names = []
+    for platform in PLATFORMS:
+        found = identifiers(platform)
+        print(f"{platform}: {' '.join(found)}")
+        names += found
+    text = README.read_text()
+    if sys.argv[1:] == ["--write"]:
+        README.write_text(TABLE.sub(lambda _: table(names), text))
+    elif TABLE.search(text)[0] != table(names):
+        sys.exit("README.md promises other wheels; `python .ci/platforms.py --write` corrects it")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,26 @@
+"""Whether a tag can be released: it names the version, and CHANGELOG.md says what is in it."""
+
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def main():
+    if len(sys.argv) != 2:
+        sys.exit("usage: release.py v1.2.3")
+    tag = sys.argv[1]
+    source = (ROOT / "rrq_fastwire" / "__init__.py").read_text()
+    version = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]
+    if tag != f"v{version}":
+        sys.exit(f"the tag is {tag}, and the version in rrq_fastwire/__init__.py is {version}")
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d\n\n(?!## )\S"
+    if not re.search(heading, changes, re.MULTILINE):
+        sys.exit(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD' with something in it")
+    print(f"{tag} can be released")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""Builds what a release is made of, tests each artefact as its users get it, and prints a table.
+
+The sdist, the pure wheel and a native wheel for each CPython, all from that sdist and each made
+twice; then each wheel is installed in a fresh virtual environment, and the suite that came in the
+sdist runs against it, outside of the checkout.
+"""
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from xml.etree import ElementTree
+
+import findpython
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+DIST = ROOT / "dist"
+CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text())
+POLICY = CONFIGURATION["tool"]["cibuildwheel"]["manylinux-x86_64-image"] + "_x86_64"
+
+LARGEST = 400_000  # bytes of a wheel
+SLOWEST = 1.5  # of the package's import, to that of what it cannot do without
+NEEDED = "import orjson, datetime, enum"
+TIMES = 21
+
+
+# Without what a user's machine does not have, and with the programs of this environment.
+SURROUNDINGS = {
+    name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+}
+SURROUNDINGS["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+
+
+def run(*command, **environment):
+    """What a command prints; its output and an exit if it fails."""
+    done = subprocess.run(
+        [str(word) for word in command],
+        cwd=ROOT,
+        env=SURROUNDINGS | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"{done.stdout}\nexit status {done.returncode} of {' '.join(map(str, command))}")
+    return done.stdout
+
+
+def made_twice(make):
+    """What `make` leaves in a folder, if two folders get the same bytes."""
+    with TemporaryDirectory() as one, TemporaryDirectory() as other:
+        for folder in (one, other):
+            make(folder)
+        (first,), (second,) = Path(one).iterdir(), Path(other).iterdir()
+        if first.name != second.name or first.read_bytes() != second.read_bytes():
+            sys.exit(f"{first.name} is not the same bytes when it is built again")
+        return Path(shutil.copy(first, DIST))
+
+
+def make_sdist():
+    made = made_twice(
+        lambda folder: run(sys.executable, "-m", "build", "--sdist", "--outdir", folder)
+    )
+    with tarfile.open(made) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    generated = {name for name in names if name.endswith((".c", ".so", ".html"))}
+    if generated != {"rrq_fastwire/_c/plain.c"}:
+        sys.exit(f"the sdist has generated files: {generated}")
+    tracked = run("git", "ls-files", "rrq_fastwire", "tests", "benchmarks").split()
+    if not names.issuperset(tracked):
+        sys.exit(f"the sdist lacks {set(tracked) - names}")
+    return made
+
+
+def make_wheel(sdist, python, pure):
+    def make(folder):
+        run(
+            *(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir"),
+            *("--wheel-dir", folder, sdist),
+            RRQ_FASTWIRE_PURE=pure,
+        )
+        for wheel in Path(folder).glob("*-linux_x86_64.whl"):
+            run(sys.executable, "-m", "auditwheel", "repair", "--plat", POLICY, "-w", folder, wheel)
+            wheel.unlink()
+
+    wheel = made_twice(make)
+    with zipfile.ZipFile(wheel) as archive:
+        native = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
+        debug = [name for name in native if b".debug_info" in archive.read(name)]
+    if len(native) != (0 if pure == "1" else 2):
+        sys.exit(f"{wheel.name} has these native modules: {native}")
+    if debug:
+        sys.exit(f"{wheel.name} is not stripped: {debug}")
+    if wheel.stat().st_size > LARGEST:
+        sys.exit(f"{wheel.name} has {wheel.stat().st_size} bytes, {LARGEST} is the most")
+    return wheel
+
+
+def policy(wheel):
+    """The oldest policy that the wheel keeps, and whether its name claims no older one."""
+    if "-linux" not in wheel.name and "manylinux" not in wheel.name:
+        return "any"
+    text = run(sys.executable, "-m", "auditwheel", "show", wheel)
+    kept = text.partition('following platform tag:\n"')[2].partition('"')[0]
+
+    def glibc(tag):
+        return tuple(map(int, tag.removeprefix("manylinux_").split("_")[:2]))
+
+    if not kept.startswith("manylinux_") or glibc(kept) > glibc(POLICY):
+        sys.exit(f"{wheel.name} claims {POLICY}, and is {kept}")
+    return kept
+
+
+def import_ratio(python, environment):
+    """The median time of importing the package, to that of what it needs."""
+    clock = (
+        "from time import perf_counter; start = perf_counter()\n{}\nprint(perf_counter() - start)"
+    )
+    times = {NEEDED: [], "import rrq_fastwire": []}
+    for _ in range(TIMES):
+        for code, measured in times.items():
+            measured.append(float(run(python, "-c", clock.format(code), **environment)))
+    needed, package = map(statistics.median, times.values())
+    return package / needed
+
+
+def try_wheel(wheel, sdist, python, pure):
+    """A row of the table: installs the wheel in an environment of its own, and runs the suite."""
+    environment = {"RRQ_FASTWIRE_PURE": pure}
+    with TemporaryDirectory() as folder:
+        home = Path(folder)
+        run(python, "-m", "venv", home / "venv")
+        inside = home / "venv" / "bin" / "python"
+        run(inside, "-m", "pip", "install", "--quiet", f"{wheel}[cli,e2e,test]")
+        with tarfile.open(sdist) as archive:
+            archive.extractall(home, filter="data")
+        (source,) = home.glob("rrq_fastwire-*")
+        for name in ("tests", "pyproject.toml", "README.md"):
+            shutil.move(source / name, home)
+        shutil.rmtree(source)
+        report = home / "report.xml"
+        done = subprocess.run(
+            [inside, "-m", "pytest", "-q", "--junitxml", report],
+            cwd=home,
+            env=SURROUNDINGS | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        print(f"--- {wheel.name}\n{done.stdout}", flush=True)
+        suite = ElementTree.parse(report).find("testsuite").attrib
+        tests, skipped, failures, errors = (
+            int(suite[key]) for key in ("tests", "skipped", "failures", "errors")
+        )
+        ratio = import_ratio(inside, environment)
+        return done.returncode == 0, [
+            wheel.name.replace("rrq_fastwire-", ""),
+            f"{wheel.stat().st_size:,}",
+            policy(wheel),
+            str(tests - skipped),
+            str(tests - skipped - failures - errors),
+            str(skipped),
+            f"{ratio:.2f}",
+        ]
+
+
+def pythons():
+    """The newest of each CPython from 3.11 on that is found here, by version."""
+    found = {}
+    for python in findpython.find_all():
+        if python.implementation == "cpython" and (python.major, python.minor) >= (3, 11):
+            name = f"{python.major}.{python.minor}{'t' if python.freethreaded else ''}"
+            found.setdefault(name, python.executable)
+    return found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "versions", nargs="*", help="3.11, 3.14t: all that are found if none is given"
+    )
+    found = pythons()
+    versions = parser.parse_args().versions or sorted(found)
+    missing = set(versions) - set(found)
+    if missing:
+        parser.error(f"no CPython {', '.join(missing)} is found here, only {', '.join(found)}")
+    os.umask(0o022)
+    shutil.rmtree(DIST, ignore_errors=True)
+    DIST.mkdir()
+    sdist = make_sdist()
+    jobs = [(make_wheel(sdist, sys.executable, "1"), sdist, sys.executable, "1")]
+    for version in versions:
+        jobs.append((make_wheel(sdist, found[version], "0"), sdist, found[version], "0"))
+    run(sys.executable, "-m", "check_wheel_contents", DIST)
+    run(sys.executable, "-m", "twine", "check", "--strict", *DIST.iterdir())
+    run(sys.executable, "-m", "pyroma", "--min=10", sdist)
+    # They wait more than they work.
+    with ThreadPoolExecutor(3) as pool:
+        tried = list(pool.map(lambda job: try_wheel(*job), jobs))
+    table = Table(title=f"built twice alike, SOURCE_DATE_EPOCH={os.environ['SOURCE_DATE_EPOCH']}")
+    for column in ("artefact", "bytes", "tag", "tests run", "passed", "skipped", "import"):
+        table.add_column(column, justify="left" if column in ("artefact", "tag") else "right")
+    table.add_row(sdist.name, f"{sdist.stat().st_size:,}", "source", "", "", "", "")
+    for _, row in tried:
+        table.add_row(*row)
+    table.caption = (
+        f"import: its time to that of `{NEEDED}`, {SLOWEST} is the most that is aimed at"
+    )
+    Console(width=120).print(table)
+    sys.exit(not all(passed for passed, _ in tried))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""What a build makes, and says, where there is a C compiler and where there is none."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+if not (ROOT / "setup.py").exists():
+    pytest.skip(
+        "needs the sources of the package, which are not beside these tests",
+        allow_module_level=True,
+    )
+for builder in ("Cython", "setuptools"):
+    pytest.importorskip(builder, reason="builds the package")
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """A copy of the sources: what `git clone` has, changes included."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    for name in listed.stdout.splitlines():
+        if (ROOT / name).exists() and not name.startswith("tests/"):
+            target = tmp_path / "sources" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    return tmp_path / "sources"
+
+
+def build(sources, pure, **environment):
+    """Exit status and output of pip, as its user sees it, and the wheels that it left."""
+    environment = {
+        key: value for key, value in os.environ.items() if key != "RRQ_FASTWIRE_PURE"
+    } | environment
+    if pure is not None:
+        environment["RRQ_FASTWIRE_PURE"] = pure
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "--wheel-dir", sources.parent, sources],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout, list(sources.parent.glob("*.whl"))
+
+
+@pytest.fixture
+def no_compiler(tmp_path):
+    """An environment in which there is none, whatever Python was compiled with."""
+    (tmp_path / "bin").mkdir()
+    return {"PATH": str(tmp_path / "bin"), "CC": "no-such-compiler"}
+
+
+def test_without_a_compiler_the_pure_twin_is_built_and_the_name_of_the_wheel_says_so(
+    sources, no_compiler
+):
+    status, printed, (wheel,) = build(sources, None, **no_compiler)
+    assert status == 0, printed
+    assert wheel.name.endswith("-0_WITHOUT_its_compiled_half-py3-none-any.whl")
+    assert [line for line in printed.splitlines() if wheel.name in line]
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".pyd", ".c"))]
+        assert "rrq_fastwire/_py/messages.py" in archive.namelist()
+
+
+def test_without_a_compiler_a_compiled_twin_that_is_demanded_is_an_error(sources, no_compiler):
+    status, printed, wheels = build(sources, "0", **no_compiler)
+    assert (status, wheels) == (1, [])
+    assert "no-such-compiler" in printed
+
+
+def test_a_pure_wheel_can_be_asked_for(sources, no_compiler):
+    status, printed, (wheel,) = build(sources, "1", **no_compiler)
+    assert status == 0, printed
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert "WITHOUT" not in printed
+
+
+def test_a_native_wheel_has_the_compiled_twin_and_nothing_to_debug(sources):
+    status, printed, (wheel,) = build(sources, "0")
+    assert status == 0, printed
+    with zipfile.ZipFile(wheel) as archive:
+        native = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
+        assert sorted(name.partition(".")[0] for name in native) == [
+            "rrq_fastwire/_c/frames",
+            "rrq_fastwire/_c/messages",
+        ]
+        for name in native:
+            assert str(sources).encode() not in archive.read(name)
+            assert b".debug_info" not in archive.read(name)
+
+
+@pytest.mark.parametrize("choice", ["2", "yes"])
+def test_other_words_are_refused(sources, choice):
+    status, printed, _ = build(sources, choice)
+    assert status == 1
+    assert f"RRQ_FASTWIRE_PURE must be 0, 1 or unset, got '{choice}'" in printed

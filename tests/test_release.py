@@ -1,0 +1,50 @@
+"""A tag is released only if it names the version and CHANGELOG.md has its section."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+if not (ROOT / ".ci" / "release.py").exists():
+    pytest.skip("needs the checkout, which is not beside these tests", allow_module_level=True)
+
+SECTION = "## [1.2.3] - 2026-11-24\n\n### Fixed\n\n- A thing.\n"
+
+
+@pytest.mark.parametrize(
+    ("tag", "changes", "refused"),
+    [
+        ("v1.2.3", SECTION, None),
+        ("v1.2.3", f"## [Unreleased]\n\n{SECTION}\n## [1.2.2] - 2026-01-01\n\n- More.\n", None),
+        (
+            "v1.2.4",
+            SECTION,
+            "the tag is v1.2.4, and the version in rrq_fastwire/__init__.py is 1.2.3",
+        ),
+        ("1.2.3", SECTION, "the tag is 1.2.3"),
+        ("v1.2.3", "## [Unreleased]\n\n- A thing.\n", "CHANGELOG.md has no section"),
+        ("v1.2.3", "## [1.2.3]\n\n- A thing.\n", "CHANGELOG.md has no section"),
+        ("v1.2.3", "## [1.2.3] - 2026-11-24\n\n## [1.2.2] - 2026-01-01\n\n- More.\n", "no section"),
+        ("v1.2.3", SECTION.replace("1.2.3", "1x2x3"), "no section"),
+    ],
+)
+def test_a_tag(tmp_path, tag, changes, refused):
+    for folder in (".ci", "rrq_fastwire"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / ".ci" / "release.py", tmp_path / ".ci")
+    (tmp_path / "rrq_fastwire" / "__init__.py").write_text('x = 1\n__version__ = "1.2.3"\n')
+    (tmp_path / "CHANGELOG.md").write_text(changes)
+    done = subprocess.run(
+        [sys.executable, tmp_path / ".ci" / "release.py", tag],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == (0 if refused is None else 1)
+    assert (refused or f"{tag} can be released") in done.stdout + done.stderr

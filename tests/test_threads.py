@@ -1,0 +1,165 @@
+"""The codec in several threads: each has its own decoder, or they are told that they share one."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import sysconfig
+import threading
+from datetime import datetime, timezone
+
+import pytest
+
+THREADS = 8
+ROUNDS = 200
+
+
+def together(*calls):
+    """Runs each in a thread of its own, all at once; raises what one of them raises."""
+    start = threading.Barrier(len(calls))
+    failures = []
+
+    def begin(call):
+        start.wait()
+        try:
+            call()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=begin, args=(call,)) for call in calls]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failures:
+        raise failures[0]
+
+
+@pytest.fixture(autouse=True)
+def switch_often():
+    """With a GIL, threads take turns as often as they can."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(before)
+
+
+def request(wire, text, params):
+    context = wire.ExecutionContext(
+        job_id=text,
+        attempt=1,
+        enqueue_time=datetime(2025, 1, 2, 3, 4, 5, 678901, tzinfo=timezone.utc),
+        queue_name=text,
+        trace_context={"trace": text},
+    )
+    return wire.ExecutionRequest(
+        request_id=text, job_id=text, function_name=text, params=params, context=context
+    )
+
+
+def test_each_thread_has_its_own_decoder_and_all_the_functions(wire):
+    def work(number):
+        text = f"thread {number}"
+        sent = []
+        for size in range(ROUNDS):
+            sent.append(
+                request(wire, text, {"items": [text] * (size % 50), "deep": [[{"a": size}]]})
+            )
+            sent.append(
+                wire.ExecutionOutcome.success(text, f"{text}/{size}", {"n": size, "t": text})
+            )
+            sent.append(wire.CancelRequest(job_id=text))
+        frames = [wire.encode_frame(message) for message in sent]
+        stream = b"".join(frames)
+        decoder = wire.MessageDecoder()
+        received = []
+        for at in range(0, len(stream), 777):
+            received += decoder.feed(stream[at : at + 777])
+        decoder.feed_eof()
+        assert received == sent
+        assert [wire.decode_frame(frame) for frame in frames] == sent
+
+    together(*(lambda number=number: work(number) for number in range(THREADS)))
+
+
+def test_threads_encode_and_decode_the_same_objects(wire):
+    message = request(wire, "shared", {"a": [1, 2.5, None, {"b": "text"}]})
+    frame = wire.encode_frame(message)
+    mutable = bytearray(frame)
+
+    def work():
+        for _ in range(ROUNDS):
+            assert wire.encode_frame(message) == frame
+            assert wire.decode_frame(frame) == message
+            assert wire.decode_frame(mutable) == message
+
+    together(*[work] * THREADS)
+
+
+def test_a_message_is_changed_while_others_read_it(wire):
+    message = wire.ExecutionOutcome.success("j", "r", [])
+    frames = set()
+
+    def change():
+        for number in range(ROUNDS * 10):
+            message.request_id = f"{number:04}"
+            message.result = [f"{number:04}"]
+
+    def read():
+        for _ in range(ROUNDS * 5):
+            frames.add(wire.encode_frame(message))
+            assert message.request_id == "r" or len(message.request_id) == 4
+            assert repr(message)
+
+    together(*[change] * 2, *[read] * 6)
+    for frame in frames:
+        assert wire.decode_frame(frame).job_id == "j"
+
+
+@pytest.mark.parametrize("decoder", ["FrameDecoder", "MessageDecoder"])
+def test_a_decoder_that_threads_share_refuses_or_takes_turns(wire, decoder):
+    """Whatever the order, only whole messages that were fed come out, each at most once."""
+    shared = getattr(wire, decoder)()
+    fed, taken = [], []
+    refused = threading.Event()
+
+    def one_turn(number, turn):
+        text = f"{number}/{turn}"
+        frame = wire.encode_frame(wire.CancelRequest(job_id=text))
+        try:
+            shared.feed(frame)
+            fed.append(text)
+            for message in shared:
+                if decoder == "FrameDecoder":
+                    message = wire.decode_frame(wire.pack_frame(message))  # noqa: PLW2901
+                taken.append(message.job_id)
+            shared.buffered  # noqa: B018
+            if turn % 10 == 0:
+                view = shared.get_buffer(-1)
+                view[:0] = b""
+                shared.buffer_updated(0)
+        except RuntimeError as error:
+            assert str(error) == "the decoder is in use"
+            refused.set()
+
+    def work(number):
+        for turn in range(ROUNDS):
+            one_turn(number, turn)
+
+    together(*(lambda number=number: work(number) for number in range(THREADS)))
+    for message in shared:
+        if decoder == "FrameDecoder":
+            message = wire.decode_frame(wire.pack_frame(message))  # noqa: PLW2901
+        taken.append(message.job_id)
+    assert sorted(taken) == sorted(fed)
+    shared.feed_eof()
+
+
+def test_the_extensions_leave_the_gil_off():
+    if not sysconfig.get_config_var("Py_GIL_DISABLED"):
+        pytest.skip("this interpreter has a GIL")
+    code = "import sys, rrq_fastwire; print(rrq_fastwire.IMPLEMENTATION, sys._is_gil_enabled())"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.stdout + done.stderr == "cython False\n"
