@@ -91,9 +91,11 @@ wheels: $(READY)  ## build and test what a release is made of, for PYTHONS="3.11
 release-check: $(READY)  ## compare TAG=v1.2.3 with the version and CHANGELOG.md
 	$(RUN)/python .ci/release.py $(TAG)
 
-lint: $(READY)  ## check style and formatting
+lint: $(READY)  ## check style, formatting, workflows, and the README's table of wheels
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
+	$(RUN)/jactionlint --strict-exit --shellcheck=$(RUN)/shellcheck
+	$(RUN)/zizmor --quiet --offline .
 	$(RUN)/python .ci/platforms.py
 
 typecheck: $(READY)  ## mypy and pyright, both strict

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from hypothesis.database import DirectoryBasedExampleDatabase
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -27,8 +28,14 @@ if TYPE_CHECKING:
     from rrq_fastwire.streams import MessageStream
 
 
-# --hypothesis-profile=fuzz
-settings.register_profile("fuzz", max_examples=50_000, deadline=None)
+# Other examples each night; in CI, Hypothesis would try the same ones.
+settings.register_profile(
+    "fuzz",
+    max_examples=50_000,
+    deadline=None,
+    derandomize=False,
+    database=DirectoryBasedExampleDatabase(".hypothesis/examples"),
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
