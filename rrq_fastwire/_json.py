@@ -201,7 +201,7 @@ except ImportError:
 
     def _loads(data: bytes | memoryview) -> Any:
         """The value of one JSON document. Raises ValueError."""
-        text = str(data, "utf-8")
+        text = bytes(data).decode()  # str(data, "utf-8") takes lone surrogates on PyPy
         deep = text.count("[") + text.count("{") > _DEEP
         value = _decode_deep(text) if deep else _decode(text)
         if "\\u" in text and any(escape["lone"] for escape in _ESCAPE.finditer(text)):

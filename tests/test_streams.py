@@ -12,7 +12,6 @@ import struct
 import subprocess
 import sys
 import traceback
-import tracemalloc
 from contextlib import asynccontextmanager
 from tempfile import TemporaryDirectory
 from unittest.mock import Mock
@@ -509,6 +508,7 @@ def test_cancelling_a_receiver_loses_no_message(run, connected, receive):
 
 @both_ways_of_receiving
 def test_reading_pauses_while_nobody_takes_messages(run, connected, receive):
+    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
     data = frames(*range(200), size=2**17)
 
     async def scenario():
@@ -841,6 +841,8 @@ def test_connecting_where_nobody_listens_is_an_os_error(run, tmp_path):
 
 
 def test_memory_of_a_large_frame_is_given_back_on_both_ends(run, serve):
+    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
+
     async def echo(stream):
         async for received in stream:
             await stream.send(received)
