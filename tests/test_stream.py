@@ -267,7 +267,6 @@ def test_the_work_for_many_small_frames_is_linear_in_their_bytes(wire, how, eage
 
 
 def test_taking_one_frame_a_piece_from_a_long_backlog_is_linear(wire):
-    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
     frame = cancel("x" * 500)
     decoder = wire.FrameDecoder().feed(frame * 2000)
     for _ in range(4000):
@@ -278,6 +277,7 @@ def test_taking_one_frame_a_piece_from_a_long_backlog_is_linear(wire):
 
 def held_by(action):
     """Bytes of memory that are still held after the action."""
+    tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
     gc.collect()
     tracemalloc.start()
     try:
