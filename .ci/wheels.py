@@ -131,7 +131,7 @@ def import_ratio(python, environment):
     times = {NEEDED: [], "import rrq_fastwire": []}
     for _ in range(TIMES):
         for code, measured in times.items():
-            measured.append(float(run(python, "-c", clock.format(code), **environment)))
+            measured.append(float(run(python, "-P", "-c", clock.format(code), **environment)))
     needed, package = map(statistics.median, times.values())
     return package / needed
 

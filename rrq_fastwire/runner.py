@@ -340,7 +340,10 @@ class Runner:
             job.task = task
             self._watch_deadline(job)
             self._start_workers()
-            await _rest(context, steps, waits_for)
+            rest = _rest(context, steps, waits_for)
+            # A future refers to what it raises, the traceback of that to this frame.
+            del waits_for
+            await rest
             return
         self._start_workers()
 

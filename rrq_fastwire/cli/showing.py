@@ -39,20 +39,15 @@ def _split_keys(_context: click.Context, _option: click.Parameter, text: str) ->
     return frozenset(filter(None, text.split(",")))
 
 
-def redacted(value: Any, keys: frozenset[str]) -> Any:
-    """A copy of a JSON value in which nothing is left of what stands under `keys`."""
-    if isinstance(value, dict):
-        return {key: "***" if key in keys else redacted(item, keys) for key, item in value.items()}
-    if isinstance(value, list):
-        return [redacted(item, keys) for item in value]
-    return value
-
-
 def redacted_text(document: str, keys: frozenset[str]) -> str:
     """JSON as it stands, or written anew without the values of `keys`, if there are any."""
     if not keys:
         return document
-    value = redacted(json.loads(document), keys)
+
+    def hide(values: dict[str, Any]) -> dict[str, Any]:
+        return {key: "***" if key in keys else value for key, value in values.items()}
+
+    value = json.loads(document, object_hook=hide)
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
