@@ -9,7 +9,7 @@ CONFORMANCE := $(wildcard ../shared/conformance)
 NOT_IN_PROCESS := --ignore-glob='*/test_cli_*' --ignore=tests/test_runner_command.py
 
 # The tests that need nothing but the codec.
-CODEC := $(patsubst %,tests/test_%.py,captures encode frames hostile layout stream threads wire_table)
+CODEC := $(patsubst %,tests/test_%.py,captures encode frames hostile layout stream threads twins wire_table)
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
@@ -21,7 +21,7 @@ export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(MOMENT),315532800)
 
 .PHONY: help demo test lint typecheck e2e bench bench-check bench-instructions pictures clean
 .PHONY: test-checkout test-json test-oldest test-newest test-threads test-no-compiler fuzz
-.PHONY: sdist wheel-pure wheels release-check platforms
+.PHONY: sdist wheel-pure wheels wheels-cross release-check
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -87,6 +87,11 @@ wheel-pure: sdist  ## build the pure wheel from it
 wheels: $(READY)  ## build and test what a release is made of, for PYTHONS="3.11 3.13" or all that are found
 	$(RUN)/python .ci/platforms.py
 	$(RUN)/python .ci/wheels.py $(PYTHONS)
+
+wheels-cross: sdist  ## build wheels for aarch64 and musl, and test what runs here and under qemu-aarch64
+	$(RUN)/python -m pip install --quiet ziglang
+	mkdir -p build/cross
+	$(RUN)/python .ci/cross.py dist/*.tar.gz build/cross $(CODEC)
 
 release-check: $(READY)  ## compare TAG=v1.2.3 with the version and CHANGELOG.md
 	$(RUN)/python .ci/release.py $(TAG)

@@ -12,7 +12,10 @@ import pytest
 import rrq_fastwire
 
 
-def run(*arguments, pure=os.environ.get("RRQ_FASTWIRE_PURE"), before=""):
+HERE = os.environ.get("RRQ_FASTWIRE_PURE")
+
+
+def run(*arguments, pure=HERE, before=""):
     """What a new interpreter prints, and its exit status. `pure` None has it unset."""
     environment = {key: value for key, value in os.environ.items() if key != "RRQ_FASTWIRE_PURE"}
     if pure is not None:

@@ -1,0 +1,158 @@
+"""Builds wheels for other machines and C libraries from the sdist, looks into them, tests them.
+
+    make wheels-cross
+    python .ci/cross.py dist/rrq_fastwire-1.0.tar.gz dist tests/test_frames.py ...
+
+zig is the C compiler. apt-get fetches Debian's arm64 build of the Python version that runs this,
+installing nothing, and qemu-aarch64 (in Debian's qemu-user) runs the codec's tests in it.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from io import BytesIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from xml.etree import ElementTree
+from zipfile import ZipFile
+
+import ziglang
+from elftools.elf.elffile import ELFFile
+
+PLATFORMS = {  # pip's name of each, and zig's
+    "manylinux_2_17_x86_64": "x86_64-linux-gnu.2.17",
+    "manylinux_2_17_aarch64": "aarch64-linux-gnu.2.17",
+    "musllinux_1_2_x86_64": "x86_64-linux-musl",
+    "musllinux_1_2_aarch64": "aarch64-linux-musl",
+}
+VERSION = sys.version_info.minor
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+def unpack_debian(folder, *packages):
+    """Unpacks arm64 packages and those they depend on; what the machine has is left as it is."""
+    folder.mkdir()
+    (folder / "status").touch()  # says that nothing is installed, so all of it is fetched
+    options = {
+        "APT::Architecture": "arm64",
+        "APT::Architectures::": "arm64",
+        "APT::Sandbox::User": "root",  # apt's own user may not write into a temporary folder
+        "Dir::Cache": folder,
+        "Dir::State": folder,
+        "Dir::State::status": folder / "status",
+    }
+    apt = ["apt-get", "-qq", "--yes", *(f"-o{name}={value}" for name, value in options.items())]
+    subprocess.run([*apt, "update"], check=True)
+    only = ["--download-only", "--no-install-recommends"]
+    subprocess.run([*apt, "install", *only, *packages], check=True)
+    for package in folder.glob("archives/*.deb"):
+        subprocess.run(["dpkg-deb", "--extract", package, folder / "root"], check=True)
+    return folder / "root"
+
+
+def build(platform, sdist, out):
+    """Builds a wheel, with the headers of the Python that runs this.
+
+    Another machine's have another pyconfig.h, but on 64-bit Linux nothing in it differs that this
+    code or Python.h looks at.
+    """
+    target = PLATFORMS[platform]
+    zig = f"{Path(ziglang.__file__).parent}/zig cc -target {target}"
+    # zig calls musl libc.so, and other systems libc.musl-x86_64.so.1. Naming neither will do: what
+    # loads a module has its C library already, and musl's symbols have no versions.
+    no_libc = "-nostdlib" if "musl" in target else ""
+    settings = {
+        "RRQ_FASTWIRE_PURE": "0",
+        "CC": zig,
+        "LDSHARED": f"{zig} -shared -s {no_libc}",  # Python's own has the paths of this machine
+        "SETUPTOOLS_EXT_SUFFIX": f".cpython-3{VERSION}-{target.removesuffix('.2.17')}.so",
+    }
+    # pip's cache would keep the wheel, for whoever installs that archive next.
+    options = ["--no-deps", "--no-cache-dir", "--wheel-dir", out]
+    options.append(f"--config-settings=--build-option=--plat-name={platform}")
+    subprocess.run([*PIP, "wheel", *options, sdist], env=os.environ | settings, check=True)
+    return out / f"{sdist.name.removesuffix('.tar.gz')}-cp3{VERSION}-cp3{VERSION}-{platform}.whl"
+
+
+def symbols(elf, *, undefined):
+    found = elf.get_section_by_name(".dynsym").iter_symbols()
+    return {s.name for s in found if s.name and (s["st_shndx"] == "SHN_UNDEF") == undefined}
+
+
+def look_into(wheel, platform, root):
+    """Says which machine and platform a wheel turns out to be for, and what is wrong with it."""
+    show = [sys.executable, "-m", "auditwheel", "show", "--json", wheel]
+    tag = json.loads(subprocess.run(show, check=True, stdout=subprocess.PIPE).stdout)["overall_tag"]
+    wrong = [] if tag == platform else [f"auditwheel says {tag}"]
+    with ZipFile(wheel) as files:
+        names = [name for name in files.namelist() if name.endswith(".so")]
+        modules = [ELFFile(BytesIO(files.read(name))) for name in names]
+    machines = [module["e_machine"].removeprefix("EM_").lower() for module in modules]
+    if len(machines) != 2 or not all(platform.endswith(f"_{machine}") for machine in machines):
+        wrong.append(f"has modules for {machines}")
+    # What arm64's Python and C library provide, x86_64's do too.
+    libc = "aarch64-linux-musl/libc.so" if "musl" in platform else "aarch64-linux-gnu/libc.so.6"
+    providers = [root / f"usr/bin/python3.{VERSION}", root / "lib" / libc]
+    provided = [symbols(ELFFile(BytesIO(p.read_bytes())), undefined=False) for p in providers]
+    needed = set().union(*(symbols(module, undefined=True) for module in modules))
+    wrong += [f"needs {name}" for name in needed.difference(*provided)]
+    return "/".join(set(machines)), tag, wrong
+
+
+def run_tests(tests, wheel, platform, source, root, folder):
+    """Runs these tests on an installed wheel: how many were run, and how many passed."""
+    python = sys.executable
+    folder.mkdir()
+    if platform.endswith("aarch64"):
+        # The tests start sys.executable, which -0 makes this script: the kernel can run that.
+        python = folder / "python"
+        python.write_text(
+            f"#!/bin/sh\nexport PYTHONHOME={root}/usr\n"
+            f'exec qemu-aarch64 -L {root} -0 "$0" {root}/usr/bin/python3.{VERSION} "$@"\n'
+        )
+        python.chmod(0o755)
+    shutil.copytree(source / "tests", folder / "tests")  # away from the package's source
+    shutil.copy(source / "pyproject.toml", folder)
+    binary = ["--target", folder / "site", "--only-binary=:all:", f"--platform={platform}"]
+    packages = [wheel, "pytest", "pytest-timeout", "hypothesis"]
+    subprocess.run([*PIP, "install", *binary, *packages], check=True)
+    options = ["--timeout=1200", "--hypothesis-profile=ci", "--junitxml=report.xml"]
+    subprocess.run(
+        [python, "-m", "pytest", *options, *tests],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder / "site"), "RRQ_FASTWIRE_PURE": "0"},
+        check=False,  # the report says what failed
+    )
+    suite = ElementTree.parse(folder / "report.xml").getroot().find("testsuite")
+    count, *failed, skipped = (
+        int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")
+    )
+    return count - skipped, count - skipped - sum(failed)
+
+
+def main(sdist, out, *tests):
+    row = "{:<60} {:>7} {:<8} {:<23} {:>5} {}".format
+    table, all_wrong = [row("wheel", "bytes", "machine", "tag", "tests", "passed")], []
+    with TemporaryDirectory() as folder:
+        root = unpack_debian(Path(folder, "debian"), f"python3.{VERSION}", "musl")
+        shutil.unpack_archive(sdist, folder)
+        source = Path(folder, sdist.name.removesuffix(".tar.gz"))
+        for platform in PLATFORMS:
+            wheel = build(platform, sdist, out)
+            machine, tag, wrong = look_into(wheel, platform, root)
+            if "musl" in platform:
+                tested = ["-", "no Python for musl here"]
+            elif "aarch64" in platform and not shutil.which("qemu-aarch64"):
+                tested = ["-", "no qemu-aarch64 here"]
+            else:
+                tested = run_tests(tests, wheel, platform, source, root, Path(folder, platform))
+                wrong += [] if tested[0] == tested[1] > 0 else ["does not pass all tests"]
+            table.append(row(wheel.name, wheel.stat().st_size, machine, tag, *tested))
+            all_wrong += [f"{wheel.name} {what}" for what in wrong]
+    print("", *table, sep="\n")
+    sys.exit("\n".join(all_wrong) or 0)
+
+
+main(*map(Path, sys.argv[1:]))
