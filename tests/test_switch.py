@@ -11,7 +11,6 @@ import pytest
 
 import rrq_fastwire
 
-
 HERE = os.environ.get("RRQ_FASTWIRE_PURE")
 
 
