@@ -1890,7 +1890,7 @@ def test_tasks_that_a_handler_leaves_behind_go_on_and_leave_the_others_alone(run
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
-        (lambda _: 5, "object int can't be used in 'await' expression"),
+        (lambda _: 5, "await"),  # in whatever words, which 3.14 has changed
         (lambda: None, "takes 0 positional arguments but 1 was given"),
     ],
     ids=["not awaitable", "no argument"],
