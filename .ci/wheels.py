@@ -7,6 +7,7 @@ sdist runs against it, outside of the checkout.
 
 import argparse
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -109,17 +110,17 @@ def make_wheel(sdist, python, pure):
 
 
 def policy(wheel):
-    """The oldest policy that the wheel keeps, and whether its name claims no older one."""
-    if "-linux" not in wheel.name and "manylinux" not in wheel.name:
+    """The policy that the wheel keeps; an older one may not be claimed by its name."""
+
+    def glibcs(text):
+        return [tuple(map(int, found)) for found in re.findall(r"manylinux_(\d+)_(\d+)", text)]
+
+    if wheel.name.endswith("-any.whl"):
         return "any"
     text = run(sys.executable, "-m", "auditwheel", "show", wheel)
-    kept = text.partition('following platform tag:\n"')[2].partition('"')[0]
-
-    def glibc(tag):
-        return tuple(map(int, tag.removeprefix("manylinux_").split("_")[:2]))
-
-    if not kept.startswith("manylinux_") or glibc(kept) > glibc(POLICY):
-        sys.exit(f"{wheel.name} claims {POLICY}, and is {kept}")
+    kept = re.search(r'following platform tag:\s+"(\w+)"', text)[1]
+    if not glibcs(kept) or glibcs(kept) > [min(glibcs(wheel.name))]:
+        sys.exit(f"{wheel.name} keeps {kept} only")
     return kept
 
 
