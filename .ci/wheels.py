@@ -214,7 +214,8 @@ def main():
         tried = list(pool.map(lambda job: try_wheel(*job), jobs))
     table = Table(title=f"built twice alike, SOURCE_DATE_EPOCH={os.environ['SOURCE_DATE_EPOCH']}")
     for column in ("artefact", "bytes", "tag", "tests run", "passed", "skipped", "import"):
-        table.add_column(column, justify="left" if column in ("artefact", "tag") else "right")
+        justify = "left" if column in ("artefact", "tag") else "right"
+        table.add_column(column, justify=justify, overflow="fold")
     table.add_row(sdist.name, f"{sdist.stat().st_size:,}", "source", "", "", "", "")
     for _, row in tried:
         table.add_row(*row)
