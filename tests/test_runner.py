@@ -1467,7 +1467,9 @@ VALUES = st.recursive(
         st.integers(-(2**70), 2**70),
         st.floats(),
         st.text(max_size=5),
-        st.text(st.characters(categories=["Cs", "Ll"]), max_size=3),
+        # First halves of pairs alone: with a second half behind it, json writes a character, where
+        # this package refuses a text that UTF-8 cannot carry.
+        st.text(st.sampled_from("aé\ud800\udbff"), max_size=3),
         st.binary(max_size=3),
         st.sampled_from([Color.RED, Mode.FAST, Level.HIGH, date(2025, 1, 2), object(), Text("x")]),
         st.decimals(),
