@@ -379,3 +379,15 @@ def test_an_empty_view_of_any_shape_is_no_bytes(wire):
 def test_limits_are_looked_at_before_messages(wire):
     with pytest.raises(ValueError, match="max_frame_size"):
         wire.encode_frame(None, max_frame_size=0)
+
+
+@pytest.mark.parametrize("verdict", [-1, "yes", 2**40, [1]], ids=repr)
+def test_a_status_that_compares_to_anything_is_a_status(wire, verdict):
+    class Status(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            return verdict
+
+    outcome = wire.ExecutionOutcome(job_id="j", request_id="r", status=Status("success"))
+    assert b'"status":"success","result":null}}' in wire.encode_frame(outcome)

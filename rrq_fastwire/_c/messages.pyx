@@ -1056,7 +1056,8 @@ cdef inline int writes_none(Layout* layout, Rule* rule, object message) except -
     """Whether the field is written as null when it is None; otherwise it is left out."""
     if layout == &CONTEXT.layout:
         return True
-    return rule.is_result and message.status == SUCCESS
+    # What a status of anybody's making says when compared may be any object, -1 too.
+    return 1 if rule.is_result and message.status == SUCCESS else 0
 
 
 cdef inline int write_key(Writer* writer, Rule* rule, bint first) except -1:
