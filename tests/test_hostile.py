@@ -7,7 +7,9 @@ import ctypes
 import enum
 import gc
 import json
+import signal
 import sys
+import threading
 import uuid
 from datetime import datetime, timezone
 
@@ -391,3 +393,29 @@ def test_a_status_that_compares_to_anything_is_a_status(wire, verdict):
 
     outcome = wire.ExecutionOutcome(job_id="j", request_id="r", status=Status("success"))
     assert b'"status":"success","result":null}}' in wire.encode_frame(outcome)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that send signals here")
+def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
+    if threading.current_thread() is not threading.main_thread():
+        pytest.skip("signals go to another thread")
+
+    class AlarmError(Exception):
+        pass
+
+    def ring(number, frame):
+        raise AlarmError
+
+    decoder = wire.FrameDecoder()
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for _ in range(200):
+            with contextlib.suppress(AlarmError):
+                signal.setitimer(signal.ITIMER_REAL, 0.0005)
+                while True:
+                    decoder.buffered  # noqa: B018
+                    decoder.feed(b"")
+            assert list(decoder) == []
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -17,6 +17,7 @@ from ..errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _thread import LockType
     from typing import NoReturn, Self
 
 __all__ = ["FRAME_HEADER_LEN", "MAX_FRAME_SIZE", "FrameDecoder", "pack_frame"]
@@ -94,7 +95,7 @@ def pack_frame(
 class StreamDecoder:
     """What FrameDecoder and MessageDecoder share: bytes go in, whole payloads can be taken out."""
 
-    __slots__ = ("_buffer", "_copied", "_error", "_leave", "_limit", "_pos", "_set", "_space")
+    __slots__ = ("_buffer", "_busy", "_copied", "_error", "_limit", "_pos", "_space")
 
     def __init__(self, max_frame_size: int = MAX_FRAME_SIZE) -> None:
         self._limit = checked_limit(max_frame_size)
@@ -103,9 +104,7 @@ class StreamDecoder:
         self._space = bytearray()  # what get_buffer() handed out
         self._error: FrameError | None = None  # raised once the frames before it are taken
         self._copied = 0  # bytes moved in memory so far; the tests hold it linear
-        # Set while a call has the decoder: nobody else may move anything.
-        busy = allocate_lock()
-        self._set, self._leave = busy.acquire, busy.release
+        self._busy = allocate_lock()  # while a call has the decoder: nobody else may move anything
 
     def feed(self, data: bytes | bytearray | memoryview) -> Self:
         """Takes in bytes of the stream, cut anywhere, and returns the decoder, to be iterated over.
@@ -117,12 +116,9 @@ class StreamDecoder:
         again that ended the stream.
         """
         data = octets(data)
-        self._enter()
-        try:
+        with self._turn():
             self._ready()
             self._append(data)
-        finally:
-            self._leave()
         return self
 
     def feed_eof(self) -> None:
@@ -131,8 +127,7 @@ class StreamDecoder:
         Raises TruncatedFrameError if it ended inside a frame, and the FrameError that ended it
         earlier.
         """
-        self._enter()
-        try:
+        with self._turn():
             self._ready()
             pos, end = self._pos, len(self._buffer)
             while pos < end:
@@ -141,8 +136,6 @@ class StreamDecoder:
                     self._error = TruncatedFrameError(FRAME_HEADER_LEN + max(length, 0), end - pos)
                     raise self._error
                 pos += FRAME_HEADER_LEN + length
-        finally:
-            self._leave()
 
     def get_buffer(self, hint: int) -> memoryview:
         """Memory to write the next bytes of the stream to, as `asyncio.BufferedProtocol` has it.
@@ -154,13 +147,10 @@ class StreamDecoder:
         """
         if not isinstance(hint, int):
             raise TypeError(f"hint must be an int, got {type(hint).__name__}")
-        self._enter()
-        try:
+        with self._turn():
             self._ready()
             self._space = bytearray(READ_SIZE)
             return memoryview(self._space)
-        finally:
-            self._leave()
 
     def buffer_updated(self, nbytes: int) -> Self:
         """Takes in what was written to get_buffer()'s memory; what feed() does otherwise.
@@ -173,8 +163,7 @@ class StreamDecoder:
         if not isinstance(nbytes, int):
             raise TypeError(f"nbytes must be an int, got {type(nbytes).__name__}")
         count = int.__index__(nbytes)
-        self._enter()
-        try:
+        with self._turn():
             space = self._space
             self._ready()
             if not 0 <= count <= len(space):
@@ -182,17 +171,13 @@ class StreamDecoder:
                     f"nbytes must be from 0 to the {len(space)} bytes handed out, got {count}"
                 )
             self._append(memoryview(space)[:count])
-        finally:
-            self._leave()
         return self
 
     @property
     def buffered(self) -> int:
         """Bytes of the stream that are held: fed, and not taken yet."""
-        self._enter()
-        held = len(self._buffer) - self._pos
-        self._leave()
-        return held
+        with self._turn():
+            return len(self._buffer) - self._pos
 
     def __iter__(self) -> Self:
         return self
@@ -200,10 +185,13 @@ class StreamDecoder:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
-    def _enter(self) -> None:
-        """The decoder is this call's until _leave(); raises where it is another's."""
-        if not self._set(False):
+    def _turn(self) -> LockType:
+        """To be held during a call; raises where another has it. Two that come at the same instant
+        take turns. No signal handler runs between a `with` and its block, as it would before a try.
+        """
+        if self._busy.locked():
             raise RuntimeError("the decoder is in use")
+        return self._busy
 
     def _ready(self) -> None:
         """Takes back what get_buffer() handed out; raises if the stream has ended."""
@@ -265,8 +253,7 @@ class FrameDecoder(StreamDecoder):
     __slots__ = ()
 
     def __next__(self) -> bytes:
-        self._enter()
-        try:
+        with self._turn():
             view = self._next_payload()
             if view is None:
                 raise StopIteration
@@ -275,5 +262,3 @@ class FrameDecoder(StreamDecoder):
             self._copied += len(payload)
             self._settle()
             return payload
-        finally:
-            self._leave()

@@ -647,8 +647,7 @@ class MessageDecoder(StreamDecoder):
     __slots__ = ()
 
     def __next__(self) -> RunnerMessage:
-        self._enter()
-        try:
+        with self._turn():
             payload = self._next_payload()
             if payload is None:
                 raise StopIteration
@@ -657,5 +656,3 @@ class MessageDecoder(StreamDecoder):
                     return _decode_payload(payload)
             finally:
                 self._settle()
-        finally:
-            self._leave()
