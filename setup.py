@@ -10,6 +10,7 @@ import os
 import sys
 import tarfile
 import time
+from contextlib import suppress
 from glob import glob
 
 from Cython.Build import cythonize
@@ -40,13 +41,18 @@ class BuildExt(build_ext):
         except (CCompilerError, ExecError, PlatformError) as error:
             if choice == "0":
                 raise
+            for extension in self.extensions:  # of two, one may be there, or be left from before
+                name = self.get_ext_filename(self.get_ext_fullname(extension.name))
+                with suppress(FileNotFoundError):
+                    os.remove(os.path.join(self.build_lib, name))
             self.extensions = self.distribution.ext_modules = []
             wheel = self.get_finalized_command("bdist_wheel")
             wheel.root_is_pure = True
             wheel.build_number = "0_WITHOUT_its_compiled_half"
             print(
                 f"rrq-fastwire is built WITHOUT its compiled half, which is much faster: {error}\n"
-                "With a C compiler and RRQ_FASTWIRE_PURE=0 it is built, or the build fails.",
+                "With a C compiler, RRQ_FASTWIRE_PURE=0 and pip's --no-cache-dir it is built, or "
+                "the build fails.",
                 file=sys.stderr,
             )
 
@@ -54,7 +60,9 @@ class BuildExt(build_ext):
 class Sdist(sdist):
     def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
         """The archive, with no trace of when, where and by whom it was made."""
-        moment = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
+        if format != "gztar":
+            return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
+        moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())
 
         def plain(member):
             member.mtime = moment

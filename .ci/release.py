@@ -16,9 +16,10 @@ def main():
     if tag != f"v{version}":
         sys.exit(f"the tag is {tag}, and the version in rrq_fastwire/__init__.py is {version}")
     changes = (ROOT / "CHANGELOG.md").read_text()
-    heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d\n\n(?!## )\S"
-    if not re.search(heading, changes, re.MULTILINE):
-        sys.exit(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD' with something in it")
+    heading = rf"^## \[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d$"
+    section = re.search(rf"{heading}(.*?)(?=^## |\Z)", changes, re.MULTILINE | re.DOTALL)
+    if not section or not re.search(r"^- ", section[1], re.MULTILINE):
+        sys.exit(f"CHANGELOG.md has no section '## [{version}] - YYYY-MM-DD' with a line '- ...'")
     print(f"{tag} can be released")
 
 

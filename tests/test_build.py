@@ -107,3 +107,13 @@ def test_other_words_are_refused(sources, choice):
     status, printed, _ = build(sources, choice)
     assert status == 1
     assert f"RRQ_FASTWIRE_PURE must be 0, 1 or unset, got '{choice}'" in printed
+
+
+def test_a_compiler_that_breaks_half_way_leaves_nothing_native_behind(sources, tmp_path):
+    compiler = tmp_path / "cc"
+    compiler.write_text('#!/bin/sh\ncase "$*" in *messages.c*) exit 1;; esac\nexec cc "$@"\n')
+    compiler.chmod(0o755)
+    status, printed, (wheel,) = build(sources, None, CC=str(compiler))
+    assert status == 0, printed
+    with zipfile.ZipFile(wheel) as archive:
+        assert not [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]

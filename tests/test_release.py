@@ -32,6 +32,8 @@ SECTION = "## [1.2.3] - 2026-11-24\n\n### Fixed\n\n- A thing.\n"
         ("v1.2.3", "## [1.2.3]\n\n- A thing.\n", "CHANGELOG.md has no section"),
         ("v1.2.3", "## [1.2.3] - 2026-11-24\n\n## [1.2.2] - 2026-01-01\n\n- More.\n", "no section"),
         ("v1.2.3", SECTION.replace("1.2.3", "1x2x3"), "no section"),
+        ("v1.2.3", "## [1.2.3] - 2026-11-24\n\n### Fixed\n\n## [1.2.2]\n\n- More.\n", "no section"),
+        ("v1.2.3", "## [1.2.3] - 2026-11-24\n\n[1.2.3]: https://example.com\n", "no section"),
     ],
 )
 def test_a_tag(tmp_path, tag, changes, refused):
