@@ -419,3 +419,35 @@ def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def test_memory_that_was_handed_out_is_written_to_while_it_is_decoded(wire):
+    """With orjson and a GIL nobody else runs meanwhile; with json, any thread may."""
+    if JSON_BACKEND == "orjson":
+        pytest.skip("nothing of Python runs while orjson decodes")
+    request = wire.ExecutionRequest(
+        request_id="r" * 8,
+        job_id="j",
+        function_name="f",
+        params={"a": 1},
+        context=wire.ExecutionContext(
+            job_id="j", attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
+        ),
+    )
+    frame = wire.encode_frame(request)
+    decoder = wire.MessageDecoder()
+    view = decoder.get_buffer(-1)
+    view[: len(frame)] = frame
+    decoder.buffer_updated(len(frame))
+    at = frame.index(b"rrrrrrrr")
+
+    def write(stack, event, _):
+        if stack.f_code.co_name == "_loads":
+            view[at : at + 8] = b"\xff" * 8
+
+    sys.setprofile(write)
+    try:
+        message = next(decoder)
+    finally:
+        sys.setprofile(None)
+    assert message == request

@@ -110,6 +110,8 @@ def test_messages_are_values(name):
         assert one != other
         with pytest.raises(AttributeError):
             one.unknown = 1
+        with pytest.raises(AttributeError, match=f"^attributes of {name} cannot be deleted$"):
+            delattr(one, field)
         assert not hasattr(one, "__dict__")
     assert build(c, name) != build(py, name)
     assert repr(build(c, name)) == repr(build(py, name))

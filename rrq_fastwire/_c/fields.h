@@ -4,6 +4,7 @@
 #define RRQ_FASTWIRE_FIELDS_H
 
 #include <Python.h>
+#include <string.h>
 
 /* Before CPython 3.13 every thread has the GIL. */
 #ifndef Py_BEGIN_CRITICAL_SECTION
@@ -36,7 +37,12 @@ static PyObject *get_field(PyObject *message, void *offset) {
 }
 
 static int set_field(PyObject *message, PyObject *value, void *offset) {
-    store_field(message, (Py_ssize_t)offset, value == NULL ? Py_None : value);
+    if (value == NULL) {
+        const char *const name = strrchr(Py_TYPE(message)->tp_name, '.');
+        PyErr_Format(PyExc_AttributeError, "attributes of %s cannot be deleted", name + 1);
+        return -1;
+    }
+    store_field(message, (Py_ssize_t)offset, value);
     return 0;
 }
 

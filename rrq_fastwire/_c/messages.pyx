@@ -1242,6 +1242,10 @@ cdef class MessageDecoder(StreamDecoder):
             if not self.next_payload(&payload, &size):
                 raise StopIteration
             try:
+                if DUMPS is None and self.carry is not None:
+                    # Other code may run meanwhile, and write to what get_buffer() gave.
+                    own = PyBytes_FromStringAndSize(<const char*>payload, size)
+                    payload = <const unsigned char*>PyBytes_AS_STRING(own)
                 return decode_payload(payload, size)
             finally:
                 self.settle()
