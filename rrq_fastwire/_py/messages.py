@@ -177,9 +177,6 @@ class _Message(metaclass=_MessageType):
         fields = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in self._fields)
         return f"{type(self).__name__}({fields})"
 
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"attributes of {type(self).__name__} cannot be deleted")
-
     def _writes_none(self, name: str) -> bool:
         """Whether the field is written as null when it is None; otherwise it is left out."""
         return False
