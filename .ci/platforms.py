@@ -6,29 +6,35 @@ Compares the table with the configuration; with --write, writes it.
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 TABLE = re.compile(r"(?<=<!-- platforms -->\n\n).*?(?=<!-- end of platforms -->)", re.DOTALL)
+CIBUILDWHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
 PLATFORMS = ("linux", "macos", "windows")
-SYSTEMS = {
-    "manylinux": "Linux with glibc 2.28 or later",
-    "musllinux": "Linux with musl 1.2 or later",
-    "macosx": "macOS",
-    "win": "Windows",
-}
 
 
 def identifiers(platform):
     command = ["cibuildwheel", "--print-build-identifiers", "--platform", platform]
     done = subprocess.run(
         [sys.executable, "-m", *command],
-        cwd=README.parent,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
     return done.stdout.split()
+
+
+def described(system):
+    """manylinux and its like; which C library a wheel needs is said by the image it is built in."""
+    if system in ("macosx", "win"):
+        return {"macosx": "macOS", "win": "Windows"}[system]
+    library = {"manylinux": "glibc", "musllinux": "musl"}[system]
+    version = CIBUILDWHEEL[f"{system}-x86_64-image"].removeprefix(f"{system}_").replace("_", ".")
+    return f"Linux with {library} {version} or later"
 
 
 def table(names):
@@ -45,7 +51,7 @@ def table(names):
             sys.exit(
                 f"{system}: not every CPython is built for every CPU, and the table cannot say so"
             )
-        rows.append(f"| {SYSTEMS[system]} | {', '.join(machines)} | {', '.join(pythons)} |")
+        rows.append(f"| {described(system)} | {', '.join(machines)} | {', '.join(pythons)} |")
     rows.append(
         "| everything else, PyPy and Pyodide too | any | the pure twin, Python 3.11 or later |"
     )

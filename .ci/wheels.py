@@ -7,6 +7,7 @@ sdist runs against it, outside of the checkout.
 
 import argparse
 import os
+import platform
 import re
 import shutil
 import statistics
@@ -26,8 +27,9 @@ from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
-CONFIGURATION = tomllib.loads((ROOT / "pyproject.toml").read_text())
-POLICY = CONFIGURATION["tool"]["cibuildwheel"]["manylinux-x86_64-image"] + "_x86_64"
+CIBUILDWHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
+MACHINE = platform.machine()
+POLICY = f"{CIBUILDWHEEL[f'manylinux-{MACHINE}-image']}_{MACHINE}"
 
 LARGEST = 400_000  # bytes of a wheel
 SLOWEST = 1.5  # of the package's import, to that of what it cannot do without
@@ -42,20 +44,33 @@ SURROUNDINGS = {
 SURROUNDINGS["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def run(*command, **environment):
-    """What a command prints; its output and an exit if it fails."""
-    done = subprocess.run(
+def execute(*command, cwd=ROOT, **environment):
+    return subprocess.run(
         [str(word) for word in command],
-        cwd=ROOT,
+        cwd=cwd,
         env=SURROUNDINGS | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
     )
+
+
+def run(*command, **environment):
+    """What a command prints; its output and an exit if it fails."""
+    done = execute(*command, **environment)
     if done.returncode:
         sys.exit(f"{done.stdout}\nexit status {done.returncode} of {' '.join(map(str, command))}")
     return done.stdout
+
+
+def counts(report):
+    """How many tests were run, how many of them passed, and how many were skipped."""
+    suite = ElementTree.parse(report).find("testsuite")
+    tests, failures, errors, skipped = (
+        int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")
+    )
+    return tests - skipped, tests - skipped - failures - errors, skipped
 
 
 def made_twice(make):
@@ -94,7 +109,7 @@ def make_wheel(sdist, python, pure):
             *("--wheel-dir", folder, sdist),
             RRQ_FASTWIRE_PURE=pure,
         )
-        for wheel in Path(folder).glob("*-linux_x86_64.whl"):
+        for wheel in Path(folder).glob(f"*-linux_{MACHINE}.whl"):
             run(sys.executable, "-m", "auditwheel", "repair", "--plat", POLICY, "-w", folder, wheel)
             wheel.unlink()
 
@@ -154,28 +169,15 @@ def try_wheel(wheel, sdist, python, pure):
             shutil.move(source / name, home)
         shutil.rmtree(source)
         report = home / "report.xml"
-        done = subprocess.run(
-            [inside, "-m", "pytest", "-q", "--junitxml", report],
-            cwd=home,
-            env=SURROUNDINGS | environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        pytest = (inside, "-m", "pytest", "-q", "--junitxml", report)
+        done = execute(*pytest, cwd=home, **environment)
         print(f"--- {wheel.name}\n{done.stdout}", flush=True)
-        suite = ElementTree.parse(report).find("testsuite").attrib
-        tests, skipped, failures, errors = (
-            int(suite[key]) for key in ("tests", "skipped", "failures", "errors")
-        )
         ratio = import_ratio(inside, environment)
         return done.returncode == 0, [
             wheel.name.replace("rrq_fastwire-", ""),
             f"{wheel.stat().st_size:,}",
             policy(wheel),
-            str(tests - skipped),
-            str(tests - skipped - failures - errors),
-            str(skipped),
+            *map(str, counts(report)),
             f"{ratio:.2f}",
         ]
 

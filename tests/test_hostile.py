@@ -413,7 +413,7 @@ def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
             with contextlib.suppress(AlarmError):
                 signal.setitimer(signal.ITIMER_REAL, 0.0005)
                 while True:
-                    decoder.buffered  # noqa: B018
+                    assert decoder.buffered == 0
                     decoder.feed(b"")
             assert list(decoder) == []
     finally:
@@ -421,8 +421,8 @@ def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
         signal.signal(signal.SIGALRM, before)
 
 
-def test_memory_that_was_handed_out_is_written_to_while_it_is_decoded(wire):
-    """With orjson and a GIL nobody else runs meanwhile; with json, any thread may."""
+def written_to_meanwhile(wire, give, decode):
+    """The message sent, and what is decoded while the memory that `give` made of its frame changes."""
     if JSON_BACKEND == "orjson":
         pytest.skip("nothing of Python runs while orjson decodes")
     request = wire.ExecutionRequest(
@@ -435,19 +435,33 @@ def test_memory_that_was_handed_out_is_written_to_while_it_is_decoded(wire):
         ),
     )
     frame = wire.encode_frame(request)
-    decoder = wire.MessageDecoder()
-    view = decoder.get_buffer(-1)
-    view[: len(frame)] = frame
-    decoder.buffer_updated(len(frame))
+    memory = give(frame)
     at = frame.index(b"rrrrrrrr")
 
     def write(stack, event, _):
         if stack.f_code.co_name == "_loads":
-            view[at : at + 8] = b"\xff" * 8
+            memory[at : at + 8] = b"\xff" * 8
 
     sys.setprofile(write)
     try:
-        message = next(decoder)
+        return request, decode(memory)
     finally:
         sys.setprofile(None)
-    assert message == request
+
+
+def test_a_bytearray_is_written_to_while_it_is_decoded(wire):
+    sent, decoded = written_to_meanwhile(wire, bytearray, wire.decode_frame)
+    assert decoded == sent
+
+
+def test_memory_that_was_handed_out_is_written_to_while_it_is_decoded(wire):
+    decoder = wire.MessageDecoder()
+
+    def give(frame):
+        view = decoder.get_buffer(-1)
+        view[: len(frame)] = frame
+        decoder.buffer_updated(len(frame))
+        return view
+
+    sent, decoded = written_to_meanwhile(wire, give, lambda _: next(decoder))
+    assert decoded == sent

@@ -169,8 +169,8 @@ cdef dict STATUS_TEXTS = {status: f'"{status.value}"'.encode() for status in Out
 cdef object SUCCESS = OutcomeStatus.SUCCESS
 cdef object loads = _json.loads
 cdef object encode = _json.encode
-# orjson itself, for what needs no second look; None where json stands in, and where another thread
-# could change the value between that look and the writing.
+# orjson itself, for what needs no second look; None where other code can run between that look and
+# the writing: where json stands in, and where another thread needs no GIL.
 cdef object DUMPS = None if FREE_THREADED else getattr(_json, "dumps", None)
 
 
@@ -518,13 +518,13 @@ cdef class ExecutionOutcome(Message):
     @property
     def type(self):
         """The OutcomeType that `status` and `error.type` amount to."""
-        cdef object outcome = self  # whose attributes are read as from any thread
-        status = OutcomeStatus(outcome.status)
+        cdef object message = self  # whose attributes are read as from any thread
+        status = OutcomeStatus(message.status)
         if status is OutcomeStatus.RETRY:
             return OutcomeType.RETRY_AFTER
         if status is not OutcomeStatus.ERROR:
             return OutcomeType(status.value)
-        error = outcome.error
+        error = message.error
         named = error.type if error is not None else None
         if named == OutcomeType.HANDLER_NOT_FOUND:
             return OutcomeType.HANDLER_NOT_FOUND
@@ -1225,7 +1225,7 @@ def decode_frame(frame, /):
         return decode_payload(start + HEADER_LEN, size)
     acquire(frame, &view)
     try:
-        if FREE_THREADED:  # another thread may write to it
+        if DUMPS is None:  # other code may run meanwhile, and write to it
             return decode_frame(PyBytes_FromStringAndSize(<const char*>view.buf, view.len))
         check_whole(<const unsigned char*>view.buf, view.len)
         return decode_payload(<const unsigned char*>view.buf + HEADER_LEN, view.len - HEADER_LEN)
@@ -1243,7 +1243,7 @@ cdef class MessageDecoder(StreamDecoder):
                 raise StopIteration
             try:
                 if DUMPS is None and self.carry is not None:
-                    # Other code may run meanwhile, and write to what get_buffer() gave.
+                    # Other code may run meanwhile, and write to what get_buffer() gave out.
                     own = PyBytes_FromStringAndSize(<const char*>payload, size)
                     payload = <const unsigned char*>PyBytes_AS_STRING(own)
                 return decode_payload(payload, size)
