@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 def main():
     if len(sys.argv) != 2:
-        sys.exit("usage: release.py v1.2.3")
+        sys.exit("usage: make release-check TAG=v1.2.3")
     tag = sys.argv[1]
     source = (ROOT / "rrq_fastwire" / "__init__.py").read_text()
     version = re.search(r'^__version__ = "(.+)"$', source, re.MULTILINE)[1]
