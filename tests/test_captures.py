@@ -7,8 +7,6 @@ import re
 
 import pytest
 
-from rrq_fastwire import JSON_BACKEND
-
 COUNTS = {
     "cancel.to-runner": 1,
     "mixed.from-runner": 24,
@@ -37,9 +35,8 @@ def test_a_recording_decodes_completely_and_encodes_back(wire, captures, name):
         frame = wire.pack_frame(payload)
         assert wire.decode_frame(frame) == message
         assert wire.decode_frame(wire.encode_frame(message)) == message
-        # The standard library has a way of its own with exponents: 1e-07.
-        as_orjson = JSON_BACKEND == "orjson" or not re.search(rb"\de-?\d", payload)
-        if "to-runner" in name and as_orjson:
+        # The standard library and older versions of orjson have ways of their own with exponents.
+        if "to-runner" in name and not re.search(rb"\de[+-]?\d", payload):
             # With the nanoseconds cut off, which a datetime cannot hold, it is the same to the byte.
             trimmed = re.sub(rb"(\.\d{6})\d{3}Z", rb"\1Z", payload)
             trimmed = re.sub(rb"(\.\d{3})000Z", rb"\1Z", trimmed)
