@@ -1,16 +1,17 @@
-"""JSON as the orchestrator reads it, by orjson, or by json where orjson has no build.
+"""JSON as the orchestrator reads it: by orjson, or by json where orjson has no build.
 
-Both backends accept the same documents, give the same values and reject the rest alike: no NaN or
-infinity, no BOM, no lone surrogate, no number beyond a double, at most 1,024 nested containers when
-decoding. Integers outside 64 bits decode to floats, as the orchestrator's own do.
+Both backends accept the same documents and give the same values. They reject NaN, infinities, a
+BOM, lone surrogates, numbers that no double can hold, and more than 1,024 nested containers.
+Integers outside 64 bits become floats, as in the orchestrator.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from enum import Enum
 from uuid import UUID
 
-from .errors import EncodeError
+from .errors import EncodeError, type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,17 +19,18 @@ if TYPE_CHECKING:
     from typing import Any
 
     loads: Callable[[bytes | memoryview], Any]
+    dumps: Callable[[Any], bytes] | None
 
-__all__ = ["JSON_BACKEND", "encode", "loads", "version"]
+__all__ = ["JSON_BACKEND", "dumps", "encode", "is_plain", "loads", "version"]
 
-# The reference reads an integer outside 64 bits as a float, and refuses one beyond a double.
+# The orchestrator reads an integer outside 64 bits as a float, and rejects one beyond a double.
 _BIG = 10**308
 
 _LEAVES = frozenset((str, int, float, bool, type(None)))
 
 
 class _NoJsonError(Exception):
-    """Why a value cannot be encoded; `path` grows on the way out."""
+    """Why a value cannot be encoded. `path` grows while the exception propagates."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
@@ -36,10 +38,10 @@ class _NoJsonError(Exception):
 
 
 def is_plain(value: Any, levels: int) -> bool:
-    """Whether nothing but Python's own types is in `value`, nested at most `levels` deep.
+    """Whether `value` holds only Python's own JSON types, nested at most `levels` deep.
 
-    Only that is left to orjson, which trusts what else it knows: a Fragment is written unread, an
-    Enum may run anybody's code while it is written, and tuples do not count as nested.
+    orjson gets only such values. It writes a Fragment without a check, runs an Enum's code while it
+    writes, and does not count tuples as nested.
     """
     kind = type(value)
     if kind in _LEAVES:
@@ -59,11 +61,11 @@ def is_plain(value: Any, levels: int) -> bool:
 
 
 def _plain(value: Any, levels: int, big: Callable[[int], Any]) -> Any:
-    """`value` with nothing in it but what both backends write alike. Raises _NoJsonError.
+    """A copy of `value` with only what both backends write alike. Raises _NoJsonError.
 
     Arguments:
         levels: how many containers may be nested in one another.
-        big: what an integer outside 64 bits is turned into.
+        big: converts an integer outside 64 bits.
     """
     if value is None or value is True or value is False:
         return value
@@ -84,7 +86,7 @@ def _plain(value: Any, levels: int, big: Callable[[int], Any]) -> Any:
     if isinstance(value, UUID):
         return _text(UUID.__str__(value))
     if not isinstance(value, (dict, list, tuple)):
-        raise _NoJsonError(f"object of type {type(value).__qualname__!r} has no JSON form")
+        raise _NoJsonError(f"object of type {type_name(value)!r} has no JSON form")
     if not levels:
         raise _NoJsonError("nested too deep for the orchestrator")
     step = ""
@@ -108,7 +110,7 @@ def _plain(value: Any, levels: int, big: Callable[[int], Any]) -> Any:
 
 
 def _items(value: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
-    """The items that are there, whatever a subclass would give."""
+    """Iterate over the items that are stored, not those that a subclass would give."""
     return list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value)
 
 
@@ -123,21 +125,23 @@ def _text(value: str) -> str:
 def _key(key: Any) -> str:
     if isinstance(key, str):
         return _text(key)
-    raise _NoJsonError(f"object key of type {type(key).__qualname__!r}, only str can be one")
+    raise _NoJsonError(f"object keys must be str, not {type_name(key)}")
 
 
 def _checked(value: Any, levels: int, path: str, big: Callable[[int], Any]) -> Any:
-    """What _plain() gives; raises EncodeError, whatever a value's own code raises."""
+    """Call _plain(), and turn whatever a value's own code raises into EncodeError."""
     try:
         return _plain(value, levels, big)
     except _NoJsonError as error:
         where = (path + error.path).removeprefix(".")
-        # The whole path of something a hundred levels deep helps nobody.
+        # The path of a value a hundred levels deep is too long to read.
         raise EncodeError(
             error.reason, where if len(where) < 200 else f"{where[:200]}..."
         ) from None
+    except MemoryError:
+        raise
     except Exception as error:
-        reason = f"its own code raised {type(error).__name__} while it was encoded"
+        reason = f"its own code raised {type_name(error)} while it was encoded"
         raise EncodeError(reason, path) from error
 
 
@@ -147,20 +151,18 @@ except ImportError:
     import json
     import re
     import sys
-    from _thread import allocate_lock
 
     backend = "json"
     version = sys.version.partition(" ")[0]  # it comes with Python
 
-    # What orjson reads at the most, so that both accept the same.
-    _DEPTH = 1024
-    # From here on CPython 3.11, which counts them against its recursion limit, may need help.
-    _DEEP = 100
-    _recursion = allocate_lock()
+    # orjson's limit, so that both accept the same.
+    _MAX_DEPTH = 1024
+    # Enough for _MAX_DEPTH and the caller's own frames.
+    _RECURSION_LIMIT = 3000
 
     _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
-    # Tried from the left over a document known to be JSON, each match is one whole escape:
-    # a surrogate pair, half of one, or anything else.
+    # In a document that is known to be valid JSON, each match is one whole escape: a surrogate
+    # pair, one half of a pair, or anything else.
     _ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F])|.)")
 
     def _float(digits: str) -> float:
@@ -188,40 +190,36 @@ except ImportError:
             deepest = max(deepest, depth)
         return deepest
 
-    def _decode_deep(text: str) -> Any:
-        if _depth(text) > _DEPTH:
+    def _decode_text(text: str) -> Any:
+        if text.count("[") + text.count("{") > _MAX_DEPTH and _depth(text) > _MAX_DEPTH:
             raise ValueError("depth limit exceeded")
-        with _recursion:
-            limit = sys.getrecursionlimit()
-            sys.setrecursionlimit(limit + _DEPTH)
-            try:
-                return _decode(text)
-            finally:
-                sys.setrecursionlimit(limit)
+        try:
+            return _decode(text)
+        except RecursionError:
+            # CPython 3.11 counts nested containers against the recursion limit. The limit stays
+            # raised: lowering it needs a lock, which __del__ or a fork could block for ever.
+            if sys.getrecursionlimit() >= _RECURSION_LIMIT:
+                raise
+            sys.setrecursionlimit(_RECURSION_LIMIT)
+            return _decode(text)
 
     def _loads(data: bytes | memoryview) -> Any:
         """The value of one JSON document. Raises ValueError."""
-        text = bytes(data).decode()  # str(data, "utf-8") takes lone surrogates on PyPy
-        deep = text.count("[") + text.count("{") > _DEEP
-        value = _decode_deep(text) if deep else _decode(text)
+        text = bytes(data).decode()  # str(data, "utf-8") accepts lone surrogates on PyPy
+        value = _decode_text(text)
         if "\\u" in text and any(escape["lone"] for escape in _ESCAPE.finditer(text)):
             raise ValueError("lone surrogate in string")
         return value
 
     loads = _loads
+    dumps = None
 
-    def encode(value: Any, levels: int, path: str) -> bytes:
-        """`value` as compact JSON.
-
-        Arguments:
-            levels: how many containers may be nested in one another.
-            path: where `value` stands, for the error.
-
-        Raises EncodeError.
-        """
-        plain = _checked(value, levels, path, lambda number: number)
+    def _write(plain: Any) -> bytes:
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return text.encode()
+
+    def _big(number: int) -> Any:
+        return number
 
 else:
     backend = "orjson"
@@ -229,24 +227,30 @@ else:
     loads = orjson.loads
     dumps = orjson.dumps
 
-    def _fragment(number: int) -> Any:
+    def _write(plain: Any) -> bytes:
+        return orjson.dumps(plain)
+
+    def _big(number: int) -> Any:
         return orjson.Fragment(str(number))  # type: ignore[attr-defined,unused-ignore]
 
-    def encode(value: Any, levels: int, path: str) -> bytes:
-        """`value` as compact JSON.
 
-        Arguments:
-            levels: how many containers may be nested in one another.
-            path: where `value` stands, for the error.
+def encode(
+    value: Any, levels: int, path: str, plain_check: Callable[[Any, int], bool] = is_plain
+) -> bytes:
+    """`value` as compact JSON.
 
-        Raises EncodeError.
-        """
-        if is_plain(value, levels):
-            try:
-                return dumps(value)
-            except TypeError:
-                pass  # a lone surrogate, a large integer, a key that is not a str
-        return dumps(_checked(value, levels, path, _fragment))
+    Arguments:
+        levels: how many containers may be nested in one another.
+        path: where `value` stands, for the error.
+        plain_check: is_plain(), or the compiled function that gives the same.
+
+    Raises EncodeError.
+    """
+    if dumps is not None and plain_check(value, levels):
+        # TypeError: a lone surrogate, a large integer, or a key that is not a str.
+        with suppress(TypeError):
+            return dumps(value)
+    return _write(_checked(value, levels, path, _big))
 
 
 JSON_BACKEND: str = backend

@@ -1,7 +1,4 @@
-"""Every exception of rrq_fastwire, and the words in which the decoders describe a wrong value.
-
-Each exception carries its numbers and texts as attributes, and pickles.
-"""
+"""Every exception of rrq_fastwire. Each has its numbers and texts as attributes, and pickles."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ __all__ = [
     "FrameError",
     "FrameTooLargeError",
     "MessageError",
+    "PayloadTooLargeError",
     "TruncatedFrameError",
 ]
 
@@ -27,23 +25,23 @@ class FastwireError(Exception):
 class FrameError(FastwireError, ValueError):
     """The stream of frames is broken and cannot go on: close the connection.
 
-    A decoder that has raised it raises it again at every later call.
+    A decoder that raised it raises it again at every later call.
     """
 
 
 class EmptyFrameError(FrameError):
-    """A frame declares a payload of 0 bytes, which no reader of the protocol accepts."""
+    """A frame declares a payload of 0 bytes, which the protocol does not allow."""
 
     def __str__(self) -> str:
         return "frame of 0 bytes: a payload cannot be empty"
 
 
 class FrameTooLargeError(FrameError):
-    """A frame declares more bytes than the limit; raised on the header, before the payload.
+    """A frame declares more bytes than the limit. Raised on the header, before the payload arrives.
 
     Attributes:
         length: bytes of payload that the header declares.
-        limit: bytes of payload that are accepted.
+        limit: the most bytes of payload that are accepted.
     """
 
     def __init__(self, length: int, limit: int) -> None:
@@ -56,7 +54,7 @@ class FrameTooLargeError(FrameError):
 
 
 class TruncatedFrameError(FrameError):
-    """The bytes end inside a frame, or are not the one frame that they should be.
+    """The bytes end inside a frame, or are not exactly one frame where one is expected.
 
     Attributes:
         expected: bytes of the whole frame, header included; 4 while the header is incomplete.
@@ -69,17 +67,20 @@ class TruncatedFrameError(FrameError):
         self.received = received
 
     def __str__(self) -> str:
-        return f"expected a frame of {self.expected} bytes, got {self.received}"
+        text = f"expected a frame of {self.expected} bytes, got {self.received}"
+        excess = self.received - self.expected
+        return f"{text}: {excess} too many" if excess > 0 else text
 
 
 class MessageError(FastwireError, ValueError):
-    """The payload of one frame is not a message; the frames behind it are unharmed.
+    """The payload of one frame is not a valid message. Later frames are still readable.
 
     Attributes:
-        reason: what was expected, and what was there.
-        payload: the bytes of the payload, as they came.
-        path: the field at fault ("payload.context.attempt"); "" for the document as a whole.
-        job_id, request_id: the payload's, if they could be read, else None.
+        reason: what was expected, and what was found.
+        payload: the bytes of the payload, as received.
+        path: the field at fault, such as "payload.context.attempt"; "" for the whole document.
+        message_type: "request", "response" or "cancel"; None if the payload has no valid type.
+        job_id, request_id: the payload's ids; None where they could not be read.
     """
 
     def __init__(
@@ -87,13 +88,15 @@ class MessageError(FastwireError, ValueError):
         reason: str,
         payload: bytes,
         path: str = "",
+        message_type: str | None = None,
         job_id: str | None = None,
         request_id: str | None = None,
     ) -> None:
-        super().__init__(reason, payload, path, job_id, request_id)
+        super().__init__(reason, payload, path, message_type, job_id, request_id)
         self.reason = reason
         self.payload = payload
         self.path = path
+        self.message_type = message_type
         self.job_id = job_id
         self.request_id = request_id
 
@@ -106,7 +109,7 @@ class EncodeError(FastwireError, ValueError):
 
     Attributes:
         reason: why not.
-        path: the value at fault ("payload.result.items[2]"); "" for the frame as a whole.
+        path: the value at fault, such as "payload.result.items[2]"; "" for the whole payload.
     """
 
     def __init__(self, reason: str, path: str = "") -> None:
@@ -118,19 +121,43 @@ class EncodeError(FastwireError, ValueError):
         return _located(self.reason, self.path)
 
 
+class PayloadTooLargeError(EncodeError):
+    """A payload has more bytes than a frame may carry.
+
+    Attributes:
+        length: bytes of the payload.
+        limit: the most bytes of payload that may be sent.
+    """
+
+    def __init__(self, length: int, limit: int) -> None:
+        super().__init__(f"payload of {length} bytes exceeds the limit of {limit}")
+        self.args = (length, limit)  # what pickle calls the class with
+        self.length = length
+        self.limit = limit
+
+
 def _located(reason: str, path: str) -> str:
     return f"{path}: {reason}" if path else reason
 
 
 class _Missing:
-    """The type of MISSING, which stands for a value that is not there."""
+    """The type of MISSING, which stands for an absent value."""
 
 
 MISSING = _Missing()
 
+# `type(value).__qualname__` would run the code of a metaclass.
+_qualname = type.__dict__["__qualname__"].__get__
+
+
+def type_name(value: object) -> str:
+    """The name of the value's type, for an error."""
+    name: str = _qualname(type(value))
+    return name
+
 
 def describe(value: Any) -> str:
-    """A value of a field in a few words, in JSON's terms, short whatever its size."""
+    """A value of a field in JSON's terms, for an error; short whatever the value's size."""
     if value is MISSING:
         return "nothing"
     if value is None:
@@ -148,4 +175,4 @@ def describe(value: Any) -> str:
         return f"an integer of {value.bit_length()} bits"
     if kind in (str, int, float):
         return repr(value)
-    return f"an object of type {kind.__qualname__!r}"
+    return f"an object of type {type_name(value)!r}"

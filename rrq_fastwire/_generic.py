@@ -1,0 +1,370 @@
+# cython: annotation_typing=False, auto_pickle=False, freethreading_compatible=True
+
+"""The generic codec: a payload to a message and back, for every message in every form.
+
+It is driven by the fields in `messages`, and the only place with rules about values and with the
+texts of errors about them. The pure Python implementation runs this file as it is. The compiled one
+runs it translated by Cython, for what its fast paths do not recognise. The imports are absolute,
+since the translated module is part of another package.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import MISSING as NO_DEFAULT
+from dataclasses import fields
+from datetime import datetime, timezone
+
+from rrq_fastwire._json import encode, is_plain, loads
+from rrq_fastwire.errors import MISSING, EncodeError, MessageError, describe, type_name
+from rrq_fastwire.messages import (
+    MAX_NESTING,
+    WIRE_TYPES,
+    ExecutionContext,
+    ExecutionError,
+    OutcomeStatus,
+)
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from dataclasses import Field
+    from typing import Any
+
+    from .messages import RunnerMessage
+
+__all__ = ["Codec", "parse_date_time"]
+
+_MAX_ATTEMPT = 2**32 - 1
+
+_STATUSES = {status.value: status for status in OutcomeStatus}
+
+# RFC 3339, and a space for the T. fromisoformat() alone accepts much more than that.
+_TIME = r"(\d{4}-\d\d-\d\d)[Tt ]((?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d+)?)"
+_matches_utc = re.compile(_TIME.replace("[Tt ]", "T") + "Z", re.ASCII).fullmatch
+# Compiled on first use, because the orchestrator writes only the form above.
+_DATE_TIME = _TIME + r"(?:([Zz])|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
+
+
+def parse_date_time(text: str) -> datetime:
+    """An RFC 3339 date-time in UTC, truncated to microseconds. Raises ValueError."""
+    if _matches_utc(text):
+        return _from_iso(text)
+    match = re.fullmatch(_DATE_TIME, text, re.ASCII)
+    if match is None:
+        raise ValueError(text)
+    if match[3]:
+        return datetime.fromisoformat(f"{match[1]}T{match[2]}Z")
+    try:
+        return datetime.fromisoformat(text).astimezone(timezone.utc)
+    except OverflowError as error:
+        raise ValueError(text) from error
+
+
+def _format_date_time(value: Any) -> str:
+    """A datetime as the orchestrator writes it: in UTC, with 0, 3 or 6 digits of fraction.
+
+    Raises ValueError if it is not an aware datetime, or its time in UTC is out of range.
+    """
+    moment = _instance(datetime)(value)
+    try:
+        offset = datetime.utcoffset(moment)
+        text = datetime.isoformat(datetime.astimezone(moment, timezone.utc)).removesuffix("+00:00")
+    except MemoryError:
+        raise
+    except Exception as error:  # a tzinfo can raise anything
+        raise ValueError(type_name(error)) from error
+    if offset is None:
+        raise ValueError("naive")
+    return (text[:-3] if "." in text and text.endswith("000") else text) + "Z"
+
+
+def _instance(*types: type) -> Callable[[Any], Any]:
+    def write(value: Any) -> Any:
+        # A bool is an int in Python, but not in JSON.
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise ValueError(value)
+        return value
+
+    return write
+
+
+# Subclasses are written as the value that they hold, without their own code.
+
+
+def _write_str(value: Any) -> str:
+    return str.__str__(_instance(str)(value))
+
+
+def _read_attempt(value: int) -> int:
+    if 0 <= value <= _MAX_ATTEMPT:
+        return value
+    raise ValueError(value)
+
+
+def _write_attempt(value: Any) -> int:
+    return _read_attempt(int.__index__(_instance(int)(value)))
+
+
+def _write_number(value: Any) -> int | float:
+    number: int | float = _instance(int, float)(value)
+    return int.__index__(number) if isinstance(number, int) else float.__float__(number)
+
+
+def _read_strings(value: dict[str, Any]) -> dict[str, str]:
+    for text in value.values():
+        if type(text) is not str:
+            raise ValueError(text)
+    return value
+
+
+def _write_strings(value: Any) -> dict[str, str]:
+    strings = {}
+    for key, text in dict.items(_instance(dict)(value)):
+        strings[_write_str(key)] = _write_str(text)
+    return strings
+
+
+def _read_status(value: str) -> OutcomeStatus:
+    try:
+        return _STATUSES[value]
+    except KeyError:
+        raise ValueError(value) from None
+
+
+def _write_status(value: Any) -> str:
+    return _read_status(_write_str(value)).value
+
+
+class _FieldError(Exception):
+    """A value that its field does not accept. `path` grows while the exception propagates."""
+
+    def __init__(self, reason: str, path: str) -> None:
+        self.reason = reason
+        self.path = path
+
+
+_new = object.__new__
+_from_iso = datetime.fromisoformat
+
+# What JSON decodes to.
+_ANY = (str, int, float, bool, type(None), list, dict)
+
+
+class _Kind:
+    """How the values of one type are read and written.
+
+    Attributes:
+        words: what it accepts, for the errors.
+        types: the types of decoded JSON that it accepts.
+        read: converts a decoded value to the attribute, raising ValueError; None if it is the same.
+        write: converts the attribute to what JSON encodes, likewise.
+        same: the type of the values that JSON encodes without `write`, or None.
+    """
+
+    def __init__(
+        self,
+        words: str,
+        types: tuple[type, ...],
+        read: Callable[[Any], Any] | None,
+        write: Callable[[Any], Any] | None,
+        same: type | None = None,
+    ) -> None:
+        self.words = words
+        self.types = types
+        self.read = read
+        self.write = write
+        self.same = same
+
+
+# By the annotation of the field.
+_KINDS = {
+    "str": _Kind("a string", (str,), None, _write_str, str),
+    "int": _Kind(f"an integer from 0 to {_MAX_ATTEMPT}", (int,), _read_attempt, _write_attempt),
+    "float": _Kind("a number", (float, int), float, _write_number, float),
+    "bool": _Kind("true or false", (bool,), None, _instance(bool), bool),
+    "Any": _Kind("any JSON value", _ANY, None, None),
+    "dict[str, Any]": _Kind("an object", (dict,), None, _instance(dict), dict),
+    "dict[str, str]": _Kind("an object of strings", (dict,), _read_strings, _write_strings),
+    "OutcomeStatus": _Kind(
+        "one of " + ", ".join(OutcomeStatus), (str,), _read_status, _write_status
+    ),
+}
+
+
+class _Rule:
+    """One field of a message, as the codec uses it."""
+
+    def __init__(self, field: Field[Any], kinds: dict[str, _Kind]) -> None:
+        annotation = str(field.type)
+        kind = kinds[annotation.removesuffix(" | None")]
+        self.name = field.name
+        self.nullable = annotation == "Any" or annotation.endswith(" | None")
+        self.types = (*kind.types, type(None)) if self.nullable else kind.types
+        self.read = kind.read
+        self.write = kind.write
+        self.same = kind.same
+        self.none = field.metadata.get("none")
+        self._words = kind.words + (" or null" if self.nullable else "")
+        self._default = field.default
+        self._factory = field.default_factory
+
+    def default(self) -> Any:
+        """The value of the field where it is missing. Raises _FieldError if it is required."""
+        if self._factory is not NO_DEFAULT:
+            return self._factory()
+        if self._default is NO_DEFAULT:
+            raise self.refuse(MISSING)
+        return self._default
+
+    def explain(self, error: Exception, value: Any) -> _FieldError:
+        """The error for a value whose conversion failed: the nested field's, or this field's."""
+        if isinstance(error, _FieldError):
+            error.path = f"{self.name}.{error.path}"
+            return error
+        return self.refuse(value)
+
+    def refuse(self, value: Any) -> _FieldError:
+        return _FieldError(f"expected {self._words}, got {describe(value)}", self.name)
+
+
+class _Schema:
+    """The rules of one message class."""
+
+    def __init__(self, cls: type[Any], kinds: dict[str, _Kind]) -> None:
+        self.cls = cls
+        self.rules = [_Rule(field, kinds) for field in fields(cls)]
+        # Half of the time of decoding and encoding goes into the loops over these.
+        self._reading = [(rule, rule.name, rule.types, rule.read) for rule in self.rules]
+        self._writing = [(rule, rule.name, rule.same, rule.write) for rule in self.rules]
+
+    def kind(self) -> _Kind:
+        """The kind of a field that holds such a message."""
+        return _Kind("an object", (dict,), self.read, self.write)
+
+    def read(self, source: dict[str, Any]) -> Any:
+        """The message with the values of a JSON object. Raises _FieldError."""
+        message = _new(self.cls)
+        for rule, name, types, convert in self._reading:
+            try:
+                value = source[name]
+            except KeyError:
+                return self.read(self._completed(source))
+            if type(value) not in types:
+                raise rule.refuse(value)
+            if convert is not None and value is not None:
+                try:
+                    value = convert(value)
+                except (ValueError, _FieldError) as error:
+                    raise rule.explain(error, value) from None
+            setattr(message, name, value)
+        return message
+
+    def _completed(self, source: dict[str, Any]) -> dict[str, Any]:
+        """The object with defaults for the keys that it lacks. Raises _FieldError."""
+        completed = {}
+        for rule in self.rules:
+            name = rule.name
+            completed[name] = source[name] if name in source else rule.default()
+        return completed
+
+    def write(self, message: Any) -> dict[str, Any]:
+        """What JSON encodes for a message. Raises _FieldError, and ValueError for another class."""
+        if type(message) is not self.cls:
+            raise ValueError
+        document: dict[str, Any] = {}
+        for rule, name, same, convert in self._writing:
+            value = getattr(message, name, MISSING)  # an attribute can be deleted
+            if type(value) is same:
+                document[name] = value
+            elif value is None and rule.nullable:
+                if rule.none == "null" or (rule.none and document["status"] == "success"):
+                    document[name] = None
+            elif convert is None:
+                document[name] = value
+            else:
+                try:
+                    document[name] = convert(value)
+                except (ValueError, _FieldError) as error:
+                    raise rule.explain(error, value) from None
+        return document
+
+
+def _text_at(source: Any, key: str) -> str | None:
+    value = source.get(key) if type(source) is dict else None
+    return value if type(value) is str else None
+
+
+class Codec:
+    """Decodes and encodes payloads.
+
+    Arguments: two functions of the compiled implementation, which give the same as those here.
+        parse: parse_date_time().
+        plain_check: `_json.is_plain()`.
+    """
+
+    def __init__(
+        self,
+        parse: Callable[[str], datetime] = parse_date_time,
+        plain_check: Callable[[Any, int], bool] = is_plain,
+    ) -> None:
+        kinds = dict(_KINDS)
+        kinds["datetime"] = _Kind(
+            "a date-time with an offset (RFC 3339, years 0001 to 9999)",
+            (str,),
+            parse,
+            _format_date_time,
+        )
+        for cls in (ExecutionContext, ExecutionError):
+            kinds[cls.__name__] = _Schema(cls, kinds).kind()
+        self._schemas = {name: _Schema(cls, kinds) for name, cls in WIRE_TYPES.items()}
+        self._wire_types = {cls: name for name, cls in WIRE_TYPES.items()}
+        self._plain_check = plain_check
+
+    def decode_payload(self, payload: bytes | memoryview) -> RunnerMessage:
+        """The message in a payload, which must not change meanwhile. Raises MessageError."""
+        try:
+            document = loads(payload)
+        except ValueError as error:
+            raise MessageError(f"not JSON: {error}", bytes(payload)) from None
+        try:
+            message: RunnerMessage = self._schemas[document["type"]].read(document["payload"])
+            return message
+        except (KeyError, TypeError):  # the envelope is wrong
+            field_error = None
+        except _FieldError as error:
+            field_error = error
+        raise self._refuse(payload, document, field_error)
+
+    def _refuse(
+        self, payload: bytes | memoryview, document: Any, field_error: _FieldError | None
+    ) -> MessageError:
+        """The error for a payload that is JSON and not a valid message."""
+        if type(document) is not dict:
+            return MessageError(f"expected an object, got {describe(document)}", bytes(payload))
+        wire_type = document.get("type", MISSING)
+        source = document.get("payload", MISSING)
+        if type(wire_type) is not str or wire_type not in self._schemas:
+            path = "type"
+            reason = f"expected one of {', '.join(self._schemas)}, got {describe(wire_type)}"
+            wire_type = None
+        elif field_error is None:
+            path = "payload"
+            reason = f"expected an object, got {describe(source)}"
+        else:
+            path = f"payload.{field_error.path}"
+            reason = field_error.reason
+        job_id, request_id = _text_at(source, "job_id"), _text_at(source, "request_id")
+        return MessageError(reason, bytes(payload), path, wire_type, job_id, request_id)
+
+    def encode_payload(self, message: RunnerMessage) -> bytes:
+        """The payload that carries `message`. Raises EncodeError; TypeError for other objects."""
+        wire_type = self._wire_types.get(type(message))
+        if wire_type is None:
+            raise TypeError(f"expected a RunnerMessage, got {type_name(message)}")
+        try:
+            document = self._schemas[wire_type].write(message)
+        except _FieldError as error:
+            raise EncodeError(error.reason, f"payload.{error.path}") from None
+        envelope = {"type": wire_type, "payload": document}
+        return encode(envelope, MAX_NESTING, "", self._plain_check)
