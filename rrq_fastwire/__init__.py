@@ -5,20 +5,12 @@ from ._switch import (
     FRAME_HEADER_LEN,
     IMPLEMENTATION,
     MAX_FRAME_SIZE,
-    MAX_NESTING,
-    PROTOCOL_VERSION,
-    CancelRequest,
-    ExecutionContext,
-    ExecutionError,
-    ExecutionOutcome,
-    ExecutionRequest,
     FrameDecoder,
     MessageDecoder,
-    OutcomeStatus,
-    OutcomeType,
-    RunnerMessage,
     decode_frame,
+    decode_payload,
     encode_frame,
+    encode_payload,
     pack_frame,
 )
 from .errors import (
@@ -28,7 +20,20 @@ from .errors import (
     FrameError,
     FrameTooLargeError,
     MessageError,
+    PayloadTooLargeError,
     TruncatedFrameError,
+)
+from .messages import (
+    MAX_NESTING,
+    PROTOCOL_VERSION,
+    CancelRequest,
+    ExecutionContext,
+    ExecutionError,
+    ExecutionOutcome,
+    ExecutionRequest,
+    OutcomeStatus,
+    OutcomeType,
+    RunnerMessage,
 )
 
 __version__ = "0.1.0"
@@ -55,10 +60,13 @@ __all__ = [
     "MessageError",
     "OutcomeStatus",
     "OutcomeType",
+    "PayloadTooLargeError",
     "RunnerMessage",
     "TruncatedFrameError",
     "__version__",
     "decode_frame",
+    "decode_payload",
     "encode_frame",
+    "encode_payload",
     "pack_frame",
 ]

@@ -1,4 +1,4 @@
-"""Which twin runs: RRQ_FASTWIRE_PURE=1 takes the pure, =0 demands the compiled, unset the best."""
+"""Select the implementation: RRQ_FASTWIRE_PURE=1 the pure, =0 the compiled, unset the best."""
 
 import os
 import sys
@@ -20,8 +20,8 @@ else:
         import warnings
 
         warnings.warn(
-            f"rrq_fastwire runs without its compiled half, which is much faster: {error}. "
-            "RRQ_FASTWIRE_PURE=1 says that this is meant.",
+            f"rrq_fastwire: compiled extension unavailable ({error}); using the slower pure Python "
+            "implementation. Set RRQ_FASTWIRE_PURE=1 to silence this warning.",
             RuntimeWarning,
             stacklevel=3,  # the line that imports the package
         )

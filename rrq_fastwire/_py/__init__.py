@@ -1,6 +1,7 @@
-"""The pure twin. It says what rrq_fastwire._c says, in Python."""
+"""The pure Python implementation, with the same names as the compiled one."""
 
+from ..messages import *
+from .codec import *
 from .frames import *
-from .messages import *
 
 IMPLEMENTATION: str = "python"

@@ -1,18 +1,22 @@
-"""Frames: a payload behind its length, and the decoder that finds payloads in a stream of bytes.
+"""Frames in pure Python: a length of four bytes and a payload, alone or in a stream of bytes.
 
-Knows four bytes of length, the limits and the buffering; what is in a payload is for `messages`.
+Knows the header, the limits and the buffering; the payload's content belongs to `codec`.
 """
 
 from __future__ import annotations
 
 from _thread import allocate_lock
+from collections import deque
+from struct import Struct
 
 from ..errors import (
     EmptyFrameError,
     EncodeError,
     FrameError,
     FrameTooLargeError,
+    PayloadTooLargeError,
     TruncatedFrameError,
+    type_name,
 )
 
 TYPE_CHECKING = False
@@ -25,50 +29,46 @@ __all__ = ["FRAME_HEADER_LEN", "MAX_FRAME_SIZE", "FrameDecoder", "pack_frame"]
 FRAME_HEADER_LEN: int = 4
 MAX_FRAME_SIZE: int = 16 * 1024 * 1024
 
-# What get_buffer() offers. Less than 64 KiB, so that a header alone makes no decoder hold more.
-READ_SIZE = 32 * 1024
+# The size of get_buffer()'s memory.
+_READ_SIZE = 32 * 1024
+
+_unpack_length = Struct(">I").unpack_from
 
 
-def octets(data: bytes | bytearray | memoryview) -> bytes | bytearray | memoryview:
-    """`data` as something whose len() is its number of bytes. Raises TypeError."""
-    if isinstance(data, (bytes, bytearray)):
+def octets(data: bytes | bytearray | memoryview) -> bytes:
+    """The bytes of `data`, which others can no longer change. Raises TypeError."""
+    if type(data) is bytes:
         return data
-    if isinstance(data, memoryview):
-        return data.cast("B") if data.c_contiguous and data.nbytes else data.tobytes()
-    raise TypeError(f"expected bytes, bytearray or memoryview, got {type(data).__name__}")
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return memoryview(data).tobytes()  # bytes(data) would call a subclass's __bytes__
+    raise TypeError(f"expected bytes, bytearray or memoryview, got {type_name(data)}")
 
 
 def checked_limit(max_frame_size: int) -> int:
-    """`max_frame_size`, if four bytes can hold it. Raises TypeError, ValueError."""
+    """`max_frame_size`, if four bytes can hold it. Raises TypeError and ValueError."""
     if not isinstance(max_frame_size, int):
-        raise TypeError(f"max_frame_size must be an int, got {type(max_frame_size).__name__}")
+        raise TypeError(f"max_frame_size must be an int, got {type_name(max_frame_size)}")
     limit = int.__index__(max_frame_size)
     if not 0 < limit < 2**32:
         raise ValueError(f"max_frame_size must be from 1 to 4294967295, got {limit}")
     return limit
 
 
-def payload_length(header: bytes | bytearray | memoryview, limit: int) -> int:
-    """The length that a header of four bytes declares. Raises FrameError."""
-    length = int.from_bytes(header, "big")
-    if 0 < length <= limit:
-        return length
-    if length == 0:
-        raise EmptyFrameError
-    raise FrameTooLargeError(length, limit)
+def _refuse(length: int, limit: int) -> FrameError:
+    return FrameTooLargeError(length, limit) if length else EmptyFrameError()
 
 
 def whole_payload(frame: bytes | bytearray | memoryview) -> bytes:
-    """The payload of one whole frame. Raises TypeError, FrameError."""
-    if type(frame) is not bytes:
-        frame = memoryview(octets(frame))
-    received = len(frame)
-    if received < FRAME_HEADER_LEN:
-        raise TruncatedFrameError(FRAME_HEADER_LEN, received)
-    expected = FRAME_HEADER_LEN + payload_length(frame[:FRAME_HEADER_LEN], MAX_FRAME_SIZE)
-    if received != expected:
-        raise TruncatedFrameError(expected, received)
-    return bytes(frame[FRAME_HEADER_LEN:])
+    """The payload of exactly one frame. Raises TypeError and FrameError."""
+    data = octets(frame)
+    if len(data) < FRAME_HEADER_LEN:
+        raise TruncatedFrameError(FRAME_HEADER_LEN, len(data))
+    (length,) = _unpack_length(data)
+    if not 0 < length <= MAX_FRAME_SIZE:
+        raise _refuse(length, MAX_FRAME_SIZE)
+    if len(data) != FRAME_HEADER_LEN + length:
+        raise TruncatedFrameError(FRAME_HEADER_LEN + length, len(data))
+    return data[FRAME_HEADER_LEN:]
 
 
 def pack_frame(
@@ -80,104 +80,115 @@ def pack_frame(
         payload: any bytes, at least one.
         max_frame_size: the most bytes of payload; the orchestrator reads up to 16,777,216.
 
-    Raises EncodeError if the payload is empty or too large.
+    Raises:
+        EncodeError: the payload is empty, or PayloadTooLargeError.
+        TypeError: `payload` is not bytes, bytearray or memoryview.
     """
     limit = checked_limit(max_frame_size)
-    payload = octets(payload)
-    length = len(payload)
+    data = octets(payload)
+    length = len(data)
     if length == 0:
-        raise EncodeError("0 bytes: a payload cannot be empty")
+        raise EncodeError("payload of 0 bytes: a frame carries at least one")
     if length > limit:
-        raise EncodeError(f"{length} bytes, the limit is {limit}")
-    return b"".join((length.to_bytes(FRAME_HEADER_LEN, "big"), payload))
+        raise PayloadTooLargeError(length, limit)
+    return length.to_bytes(FRAME_HEADER_LEN, "big") + data
 
 
 class StreamDecoder:
-    """What FrameDecoder and MessageDecoder share: bytes go in, whole payloads can be taken out."""
+    """The part that FrameDecoder and MessageDecoder share: it splits bytes into payloads."""
 
-    __slots__ = ("_buffer", "_busy", "_copied", "_error", "_limit", "_pos", "_space")
+    __slots__ = (
+        "_copied",
+        "_ended",
+        "_failure",
+        "_feeding",
+        "_limit",
+        "_payloads",
+        "_rest",
+        "_space",
+    )
 
     def __init__(self, max_frame_size: int = MAX_FRAME_SIZE) -> None:
         self._limit = checked_limit(max_frame_size)
-        self._buffer = bytearray()  # what was fed; up to _pos it is taken
-        self._pos = 0
-        self._space = bytearray()  # what get_buffer() handed out
-        self._error: FrameError | None = None  # raised once the frames before it are taken
-        self._copied = 0  # bytes moved in memory so far; the tests hold it linear
-        self._busy = allocate_lock()  # while a call has the decoder: nobody else may move anything
+        self._payloads: deque[bytes] = deque()
+        self._rest = bytearray()  # the bytes after the last payload
+        self._space = bytearray()  # the memory of get_buffer()
+        self._failure: FrameError | None = None  # what is wrong with the bytes in _rest
+        self._ended = False  # whether _failure was raised
+        self._copied = 0  # bytes copied so far, so that tests can show that the work is linear
+        self._feeding = allocate_lock()
 
     def feed(self, data: bytes | bytearray | memoryview) -> Self:
-        """Takes in bytes of the stream, cut anywhere, and returns the decoder, to be iterated over.
+        """Add bytes of the stream, cut anywhere, and return the decoder, to iterate over it.
 
-        Iteration stops when more bytes are needed. What it gave stays valid whatever happens to
-        `data` afterwards. Memory that get_buffer() handed out before counts no longer.
+        Iteration stops when more bytes are needed. What it returns stays valid whatever happens to
+        `data` afterwards. The memory of an earlier get_buffer() is no longer used.
 
-        Raises TypeError for other types than bytes, bytearray and memoryview, and the FrameError
-        again that ended the stream.
+        Raises:
+            FrameError: an earlier error ended the stream.
+            TypeError: `data` is not bytes, bytearray or memoryview.
         """
         data = octets(data)
-        with self._turn():
-            self._ready()
-            self._append(data)
+        with self._lock():
+            self._check()
+            self._add(data)
         return self
 
     def feed_eof(self) -> None:
-        """Says that the stream has ended. Complete frames can still be taken.
+        """Mark the end of the stream. Complete frames can still be taken.
 
-        Raises TruncatedFrameError if it ended inside a frame, and the FrameError that ended it
-        earlier.
+        Raises:
+            FrameError: the stream ends inside a frame (TruncatedFrameError), or an earlier error
+                ended it.
         """
-        with self._turn():
-            self._ready()
-            pos, end = self._pos, len(self._buffer)
-            while pos < end:
-                length = self._length_at(pos)
-                if length < 0 or pos + FRAME_HEADER_LEN + length > end:
-                    self._error = TruncatedFrameError(FRAME_HEADER_LEN + max(length, 0), end - pos)
-                    raise self._error
-                pos += FRAME_HEADER_LEN + length
+        with self._lock():
+            self._check()
+            if self._rest and self._failure is None:
+                self._failure = TruncatedFrameError(self._frame_size(), len(self._rest))
+            self._fail()
 
     def get_buffer(self, hint: int) -> memoryview:
-        """Memory to write the next bytes of the stream to, as `asyncio.BufferedProtocol` has it.
+        """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: bytes that the caller would like, or -1; there may be more or fewer, at least one.
+            hint: bytes that the caller would like, or -1. The memory may be larger or smaller.
 
-        Raises the FrameError again that ended the stream.
+        Raises FrameError if an earlier error ended the stream.
         """
         if not isinstance(hint, int):
-            raise TypeError(f"hint must be an int, got {type(hint).__name__}")
-        with self._turn():
-            self._ready()
-            self._space = bytearray(READ_SIZE)
+            raise TypeError(f"hint must be an int, got {type_name(hint)}")
+        with self._lock():
+            self._check()
+            self._space = bytearray(_READ_SIZE)
             return memoryview(self._space)
 
     def buffer_updated(self, nbytes: int) -> Self:
-        """Takes in what was written to get_buffer()'s memory; what feed() does otherwise.
+        """Add the bytes that were written to the memory of get_buffer(), as feed() does.
 
         Arguments:
             nbytes: bytes written, from the beginning of the memory.
 
-        Raises ValueError if get_buffer() did not give that many.
+        Raises:
+            FrameError: an earlier error ended the stream.
+            ValueError: get_buffer() did not return that many bytes.
         """
         if not isinstance(nbytes, int):
-            raise TypeError(f"nbytes must be an int, got {type(nbytes).__name__}")
+            raise TypeError(f"nbytes must be an int, got {type_name(nbytes)}")
         count = int.__index__(nbytes)
-        with self._turn():
-            space = self._space
-            self._ready()
+        with self._lock():
+            self._check()
+            space, self._space = self._space, bytearray()
             if not 0 <= count <= len(space):
-                raise ValueError(
-                    f"nbytes must be from 0 to the {len(space)} bytes handed out, got {count}"
-                )
-            self._append(memoryview(space)[:count])
+                raise ValueError(f"nbytes must be from 0 to {len(space)}, got {count}")
+            self._add(bytes(memoryview(space)[:count]))
         return self
 
     @property
     def buffered(self) -> int:
-        """Bytes of the stream that are held: fed, and not taken yet."""
-        with self._turn():
-            return len(self._buffer) - self._pos
+        """Bytes of the stream that were fed and not taken yet."""
+        return len(self._rest) + sum(
+            FRAME_HEADER_LEN + len(payload) for payload in self._payloads.copy()
+        )
 
     def __iter__(self) -> Self:
         return self
@@ -185,80 +196,89 @@ class StreamDecoder:
     def __reduce__(self) -> NoReturn:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
-    def _turn(self) -> LockType:
-        """To be held during a call; raises where another has it. Two that come at the same instant
-        take turns. No signal handler runs between a `with` and its block, as it would before a try.
+    def _lock(self) -> LockType:
+        """The lock to hold while bytes are added. Raises RuntimeError if another call holds it.
+
+        No signal handler runs between a `with` statement and its block.
         """
-        if self._busy.locked():
+        if self._feeding.locked():
             raise RuntimeError("the decoder is in use")
-        return self._busy
+        return self._feeding
 
-    def _ready(self) -> None:
-        """Takes back what get_buffer() handed out; raises if the stream has ended."""
-        if self._error is not None:
-            raise self._error.with_traceback(None)
+    def _check(self) -> None:
+        """Raise the error that ended the stream, if it was raised before."""
+        if self._ended:
+            self._fail()
+
+    def _fail(self) -> None:
+        """Raise the error that ends the stream, if there is one."""
+        if self._failure is not None:
+            self._ended = True
+            raise self._failure.with_traceback(None)
+
+    def _frame_size(self) -> int:
+        """Bytes of the frame that begins in `_rest`; of its header while that is incomplete."""
+        if len(self._rest) < FRAME_HEADER_LEN:
+            return FRAME_HEADER_LEN
+        length: int = _unpack_length(self._rest)[0]
+        if not 0 < length <= self._limit:
+            self._failure = _refuse(length, self._limit)
+        return FRAME_HEADER_LEN + length
+
+    def _add(self, data: bytes) -> None:
+        """Split the bytes into payloads. Only a frame that is cut is kept in `_rest`."""
         self._space = bytearray()
-
-    def _append(self, data: bytes | bytearray | memoryview) -> None:
-        self._buffer += data
+        rest = self._rest
+        pos = 0
+        while rest and self._failure is None:
+            missing = self._frame_size() - len(rest)
+            if missing == 0 and len(rest) > FRAME_HEADER_LEN:
+                del rest[:FRAME_HEADER_LEN]
+                self._payloads.append(bytes(rest))
+                rest.clear()
+            elif pos == len(data):
+                return
+            elif self._failure is None:
+                rest += data[pos : pos + missing]
+                pos = min(pos + missing, len(data))
+        if self._failure is None:
+            pos = self._split(data, pos)
+        rest += data[pos:] if pos else data
         self._copied += len(data)
+        if rest:
+            self._frame_size()
 
-    def _length_at(self, pos: int) -> int:
-        """The length of the payload whose header is at `pos`; -1 if the header is incomplete.
-        Raises FrameError, for good."""
-        header = self._buffer[pos : pos + FRAME_HEADER_LEN]
-        if len(header) < FRAME_HEADER_LEN:
-            return -1
-        try:
-            return payload_length(header, self._limit)
-        except FrameError as error:
-            self._error = error
-            raise
-
-    def _next_payload(self) -> memoryview | None:
-        """The next whole payload, in place: to be released, and then _settle() called, before
-        anything else. None if more bytes are needed. Raises FrameError."""
-        pos = self._pos
-        length = self._length_at(pos)
-        start = pos + FRAME_HEADER_LEN
-        end = start + length
-        if length < 0 or end > len(self._buffer):
-            # Moves bytes only where the taken ones outnumber those that are left.
-            del self._buffer[:pos]
-            self._pos = 0
-            if self._error is not None:
-                raise self._error.with_traceback(None)
-            return None
-        self._pos = end
-        with memoryview(self._buffer) as view:
-            return view[start:end]
-
-    def _settle(self) -> None:
-        """Gives the memory back once everything in it is taken."""
-        if self._pos == len(self._buffer):
-            self._buffer = bytearray()
-            self._pos = 0
+    def _split(self, data: bytes, pos: int) -> int:
+        """Append the complete payloads in `data` from `pos` on, and return where they end."""
+        append = self._payloads.append
+        limit = self._limit
+        size = len(data)
+        while size - pos >= FRAME_HEADER_LEN:
+            (length,) = _unpack_length(data, pos)
+            start = pos + FRAME_HEADER_LEN
+            end = start + length
+            if end > size or not 0 < length <= limit:
+                break
+            append(data[start:end])
+            pos = end
+        return pos
 
 
 class FrameDecoder(StreamDecoder):
-    """Iterates over the payloads, as bytes, of a stream of frames that arrives in pieces.
+    """Iterate over the payloads, as bytes, of a stream of frames that arrives in pieces.
 
     Arguments:
         max_frame_size: the most bytes of payload that a header may declare.
 
-    A declared length reserves no memory: the decoder holds what it was fed and what was not taken.
+    A declared length reserves no memory: the decoder holds the bytes that were fed and not taken.
     Iteration raises FrameError where the stream is broken, after the payloads before it.
     """
 
     __slots__ = ()
 
     def __next__(self) -> bytes:
-        with self._turn():
-            view = self._next_payload()
-            if view is None:
-                raise StopIteration
-            with view:
-                payload = bytes(view)
-            self._copied += len(payload)
-            self._settle()
-            return payload
+        try:
+            return self._payloads.popleft()
+        except IndexError:
+            self._fail()
+            raise StopIteration from None
