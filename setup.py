@@ -81,19 +81,26 @@ class Sdist(sdist):
         return archive
 
 
+# The generic codec is compiled from the file that the pure implementation runs.
+SOURCES = {
+    "frames": "rrq_fastwire/_c/frames.pyx",
+    "generic": "rrq_fastwire/_generic.py",
+    "codec": "rrq_fastwire/_c/codec.pyx",
+}
+
 extensions = []
 if choice == "0" or (not choice and sys.implementation.name == "cpython"):
     extensions = cythonize(
         [
             Extension(
                 f"rrq_fastwire._c.{name}",
-                [f"rrq_fastwire/_c/{name}.pyx", *sources],
+                [source],
                 include_dirs=["rrq_fastwire/_c"],
                 depends=glob("rrq_fastwire/_c/*.h"),
                 extra_compile_args=compile_args,
                 extra_link_args=link_args,
             )
-            for name, sources in [("frames", []), ("messages", ["rrq_fastwire/_c/plain.c"])]
+            for name, source in SOURCES.items()
         ],
         build_dir="build/cython",
     )

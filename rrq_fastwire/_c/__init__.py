@@ -1,6 +1,7 @@
-"""The compiled twin. It says what rrq_fastwire._py says, in Cython."""
+"""The compiled implementation, with the same names as the pure Python one."""
 
+from ..messages import *
+from .codec import *
 from .frames import *
-from .messages import *
 
 IMPLEMENTATION: str = "cython"

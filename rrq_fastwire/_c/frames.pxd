@@ -1,82 +1,68 @@
-from cpython.object cimport PyTypeObject
 from libc.stdint cimport uint32_t, uint64_t
-
-cdef extern from "threads.h":
-    bint set_flag(int* flag) noexcept
-    void clear_flag(int* flag) noexcept
 
 cdef enum:
     HEADER_LEN = 4
     MAX_PAYLOAD = 16 * 1024 * 1024
-    # What get_buffer() offers. Less than 64 KiB, so that a header alone makes no decoder hold more.
-    READ_SIZE = 32 * 1024
+    READ_SIZE = 32 * 1024           # the size of get_buffer()'s memory
+
 
 # The one place that reads the four bytes, and the one that writes them.
-cdef inline uint32_t read_length(const unsigned char* header) noexcept:
+cdef inline uint32_t read_length(const char* header) noexcept:
+    cdef const unsigned char* octets = <const unsigned char*>header
     return (
-        (<uint32_t>header[0] << 24)
-        | (<uint32_t>header[1] << 16)
-        | (<uint32_t>header[2] << 8)
-        | <uint32_t>header[3]
+        (<uint32_t>octets[0] << 24)
+        | (<uint32_t>octets[1] << 16)
+        | (<uint32_t>octets[2] << 8)
+        | <uint32_t>octets[3]
     )
 
 
-cdef inline void write_length(unsigned char* header, uint32_t length) noexcept:
-    header[0] = length >> 24
-    header[1] = (length >> 16) & 0xFF
-    header[2] = (length >> 8) & 0xFF
-    header[3] = length & 0xFF
+cdef inline void write_length(char* header, uint32_t length) noexcept:
+    cdef unsigned char* octets = <unsigned char*>header
+    octets[0] = length >> 24
+    octets[1] = (length >> 16) & 0xFF
+    octets[2] = (length >> 8) & 0xFF
+    octets[3] = length & 0xFF
 
 
-# `max_frame_size`, if four bytes can hold it.
+# The bytes of `data`, which others can no longer change. Raises TypeError.
+cdef bytes octets(object data)
+
+# `max_frame_size`, if four bytes can hold it. Raises TypeError and ValueError.
 cdef uint32_t checked_limit(object max_frame_size) except 0
 
-# The EncodeError for a payload of a size that no frame of the limit can carry; None for the others.
-cdef object unsendable(Py_ssize_t length, uint32_t limit)
+# Raise FrameError unless the bytes are exactly one frame.
+cdef int check_whole(bytes frame) except -1
 
-# The bytes of `data`; to be released. TypeError unless it is bytes, bytearray or memoryview.
-cdef int acquire(object data, Py_buffer* view) except -1
-
-# Raises FrameError unless the bytes are one whole frame.
-cdef int check_whole(const unsigned char* frame, Py_ssize_t received) except -1
-
-# Gives an extension type its signature and its pure twin's docstring, for help() and inspect.
-cdef object describe_class(type cls, str signature, str doc)
+# A frame with room for a payload of `length` bytes. Raises EncodeError if it may not be sent.
+cdef bytes new_frame(Py_ssize_t length, uint32_t limit)
 
 
-cdef class Memory:
-    cdef unsigned char* data
-    cdef Py_ssize_t size
-    cdef int resize(self, Py_ssize_t size) except -1
+# A payload in bytes that stay as they are as long as `owner` is held.
+cdef struct Payload:
+    Py_ssize_t start
+    Py_ssize_t size
 
 
 cdef class StreamDecoder:
     cdef uint32_t limit             # the most bytes of payload that a header may declare
-    cdef int busy                   # a call has the decoder: nobody else may move anything
-    cdef Memory carry               # frames that came in pieces, or through get_buffer()
-    cdef Py_ssize_t pos, end        # the bytes of `carry` that are not taken
-    cdef Py_ssize_t space           # bytes behind `end` that get_buffer() handed out
-    cdef bytes chunk                # what feed() got last, read in place; it follows `carry`
-    cdef Py_ssize_t chunk_pos       # up to where it is taken
-    cdef object error               # raised once the frames before it are taken
-    cdef Py_ssize_t copied          # bytes moved in memory so far; the tests hold it linear
+    cdef bytearray rest             # frames that are read after a copy: cut ones, and a backlog
+    cdef bytes chunk                # the data of the last feed(), read in place; it follows `rest`
+    cdef Py_ssize_t pos             # the end of the frames taken from `chunk`
+    cdef bytearray space            # the memory of get_buffer()
+    cdef tuple failure              # the class and arguments of the error that ended the stream
+    cdef Py_ssize_t copied          # bytes copied so far, so that tests can show linear work
 
-    # Around every call from outside, by whatever thread.
-    cdef int enter(self) except -1
-    cdef void leave(self) noexcept
+    # The bytes that hold the next payload; None if more bytes are needed. Raises FrameError.
+    cdef bytes next_payload(self, Payload* payload)
 
-    # 1, and where the next whole payload is, in place until settle(). 0 if more bytes are needed.
-    cdef int next_payload(self, const unsigned char** payload, Py_ssize_t* length) except -1
-    # Gives the memory back once everything in it is taken.
-    cdef int settle(self) except -1
-
-    cdef int ready(self) except -1
-    cdef uint64_t frame_size(self, const unsigned char* header) except 0
-    cdef int reserve(self, Py_ssize_t size) except -1
-    cdef int append(self, const void* data, Py_ssize_t size) except -1
-    cdef int top_up(self, uint64_t held) except -1
-    cdef int keep_rest(self) except -1
-    cdef int starve(self) except -1
+    cdef int check(self) except -1
+    cdef int fail(self, object error, tuple arguments) except -1
+    cdef uint64_t frame_size(self, const char* header) except 0
+    cdef int add(self, bytes data) except -1
+    cdef int move(self, uint64_t size) except -1
+    cdef bytes take_rest(self, Payload* payload)
+    cdef bytes take_chunk(self, Payload* payload)
 
 
 cdef class FrameDecoder(StreamDecoder):

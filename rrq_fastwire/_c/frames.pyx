@@ -1,34 +1,29 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True, embedsignature.format=clinic, auto_pickle=False, freethreading_compatible=True
 
-"""Frames: a payload behind its length, and the decoder that finds payloads in a stream of bytes.
+"""Frames in Cython: a length of four bytes and a payload, alone or in a stream of bytes.
 
-Knows four bytes of length, the limits and the buffering; what is in a payload is for `messages`.
+Knows the header, the limits and the buffering; the payload's content belongs to `codec`. A payload is
+only ever read from a bytes object, which no other code can change or free.
 """
 
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_SIMPLE,
-    PyBuffer_FillInfo,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
-)
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport (
     PyBytes_AS_STRING,
     PyBytes_CheckExact,
     PyBytes_FromStringAndSize,
     PyBytes_GET_SIZE,
 )
-from cpython.mem cimport PyMem_Free, PyMem_Malloc, PyMem_Realloc
-from cpython.object cimport PyObject
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy
 
-from .._py import frames as pure
 from ..errors import (
     EmptyFrameError,
     EncodeError,
     FrameTooLargeError,
+    PayloadTooLargeError,
     TruncatedFrameError,
+    type_name,
 )
 
 __all__ = ["FRAME_HEADER_LEN", "MAX_FRAME_SIZE", "FrameDecoder", "pack_frame"]
@@ -36,52 +31,52 @@ __all__ = ["FRAME_HEADER_LEN", "MAX_FRAME_SIZE", "FrameDecoder", "pack_frame"]
 FRAME_HEADER_LEN = HEADER_LEN
 MAX_FRAME_SIZE = MAX_PAYLOAD
 
-
 cdef extern from "Python.h":
     const Py_ssize_t PY_SSIZE_T_MAX
-    Py_ssize_t Py_REFCNT(PyObject*)
 
 
-cdef object refused(uint32_t length, uint32_t limit):
-    """The error for a header that declares no bytes, or more than the limit."""
-    return FrameTooLargeError(length, limit) if length else EmptyFrameError()
+cdef bytes octets(object data):
+    if PyBytes_CheckExact(data):
+        return data
+    if isinstance(data, (bytes, bytearray, memoryview)):
+        return memoryview(data).tobytes()  # bytes(data) would call a subclass's __bytes__
+    raise TypeError(f"expected bytes, bytearray or memoryview, got {type_name(data)}")
 
 
 cdef uint32_t checked_limit(object max_frame_size) except 0:
     if not isinstance(max_frame_size, int):
-        raise TypeError(f"max_frame_size must be an int, got {type(max_frame_size).__name__}")
+        raise TypeError(f"max_frame_size must be an int, got {type_name(max_frame_size)}")
     limit = int.__index__(max_frame_size)
     if not 0 < limit < 2**32:
         raise ValueError(f"max_frame_size must be from 1 to 4294967295, got {limit}")
     return limit
 
 
-cdef int acquire(object data, Py_buffer* view) except -1:
-    if not isinstance(data, (bytes, bytearray, memoryview)):
-        raise TypeError(f"expected bytes, bytearray or memoryview, got {type(data).__name__}")
-    if isinstance(data, memoryview) and not data.c_contiguous:
-        data = data.tobytes()
-    return PyObject_GetBuffer(data, view, PyBUF_SIMPLE)
-
-
-cdef int check_whole(const unsigned char* frame, Py_ssize_t received) except -1:
+cdef int check_whole(bytes frame) except -1:
+    cdef Py_ssize_t received = PyBytes_GET_SIZE(frame)
     if received < HEADER_LEN:
         raise TruncatedFrameError(HEADER_LEN, received)
-    cdef uint32_t length = read_length(frame)
-    if length == 0 or length > MAX_PAYLOAD:
-        raise refused(length, MAX_PAYLOAD)
+    cdef uint32_t length = read_length(PyBytes_AS_STRING(frame))
+    if length == 0:
+        raise EmptyFrameError()
+    if length > MAX_PAYLOAD:
+        raise FrameTooLargeError(length, MAX_PAYLOAD)
     # Within MAX_PAYLOAD the sum fits any Py_ssize_t.
     if received != HEADER_LEN + <Py_ssize_t>length:
         raise TruncatedFrameError(HEADER_LEN + length, received)
     return 0
 
 
-cdef object unsendable(Py_ssize_t length, uint32_t limit):
+cdef bytes new_frame(Py_ssize_t length, uint32_t limit):
     if length == 0:
-        return EncodeError("0 bytes: a payload cannot be empty")
+        raise EncodeError("payload of 0 bytes: a frame carries at least one")
     if <uint64_t>length > limit:
-        return EncodeError(f"{length} bytes, the limit is {limit}")
-    return None
+        raise PayloadTooLargeError(length, limit)
+    if length > PY_SSIZE_T_MAX - HEADER_LEN:
+        raise MemoryError
+    cdef bytes frame = PyBytes_FromStringAndSize(NULL, HEADER_LEN + length)
+    write_length(PyBytes_AS_STRING(frame), <uint32_t>length)
+    return frame
 
 
 def pack_frame(payload, *, max_frame_size=MAX_FRAME_SIZE):
@@ -91,52 +86,25 @@ def pack_frame(payload, *, max_frame_size=MAX_FRAME_SIZE):
         payload: any bytes, at least one.
         max_frame_size: the most bytes of payload; the orchestrator reads up to 16,777,216.
 
-    Raises EncodeError if the payload is empty or too large.
+    Raises:
+        EncodeError: the payload is empty, or PayloadTooLargeError.
+        TypeError: `payload` is not bytes, bytearray or memoryview.
     """
     cdef uint32_t limit = checked_limit(max_frame_size)
-    cdef Py_buffer view
-    cdef unsigned char* out
-    acquire(payload, &view)
-    try:
-        error = unsendable(view.len, limit)
-        if error is not None:
-            raise error
-        frame = PyBytes_FromStringAndSize(NULL, HEADER_LEN + view.len)
-        out = <unsigned char*>PyBytes_AS_STRING(frame)
-        write_length(out, <uint32_t>view.len)
-        memcpy(out + HEADER_LEN, view.buf, view.len)
-        return frame
-    finally:
-        PyBuffer_Release(&view)
-
-
-@cython.final
-cdef class Memory:
-    """Bytes that a memoryview can look at, and that only a decoder resizes."""
-
-    def __cinit__(self, Py_ssize_t size):
-        self.data = <unsigned char*>PyMem_Malloc(size)
-        if self.data is NULL:
-            raise MemoryError
-        self.size = size
-
-    def __dealloc__(self):
-        PyMem_Free(self.data)
-
-    def __getbuffer__(self, Py_buffer* view, int flags):
-        PyBuffer_FillInfo(view, self, self.data, self.size, 0, flags)
-
-    cdef int resize(self, Py_ssize_t size) except -1:
-        cdef void* data = PyMem_Realloc(self.data, size)
-        if data is NULL:
-            raise MemoryError
-        self.data = <unsigned char*>data
-        self.size = size
-        return 0
+    cdef bytes data = octets(payload)
+    cdef bytes frame = new_frame(PyBytes_GET_SIZE(data), limit)
+    memcpy(
+        PyBytes_AS_STRING(frame) + HEADER_LEN, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)
+    )
+    return frame
 
 
 cdef class StreamDecoder:
-    """What FrameDecoder and MessageDecoder share: bytes go in, whole payloads can be taken out."""
+    """The part that FrameDecoder and MessageDecoder share: it splits bytes into payloads.
+
+    No Python code runs while the attributes are changed, so a call may come from anywhere: from a
+    callback of the garbage collector, which may also have cleared the attributes to None.
+    """
 
     def __cinit__(self, *_, **__):
         self.limit = MAX_PAYLOAD
@@ -145,112 +113,96 @@ cdef class StreamDecoder:
         self.limit = checked_limit(max_frame_size)
 
     def feed(self, data):
-        """Takes in bytes of the stream, cut anywhere, and returns the decoder, to be iterated over.
+        """Add bytes of the stream, cut anywhere, and return the decoder, to iterate over it.
 
-        Iteration stops when more bytes are needed. What it gave stays valid whatever happens to
-        `data` afterwards. Memory that get_buffer() handed out before counts no longer.
+        Iteration stops when more bytes are needed. What it returns stays valid whatever happens to
+        `data` afterwards. The memory of an earlier get_buffer() is no longer used.
 
-        Raises TypeError for other types than bytes, bytearray and memoryview, and the FrameError
-        again that ended the stream.
+        Raises:
+            FrameError: an earlier error ended the stream.
+            TypeError: `data` is not bytes, bytearray or memoryview.
         """
-        cdef Py_buffer view
-        if PyBytes_CheckExact(data):
-            self.enter()
-            try:
-                self.ready()
-                self.chunk = data
-            finally:
-                self.leave()
-            return self
-        acquire(data, &view)
-        try:
-            self.enter()
-            try:
-                self.ready()
-                self.append(view.buf, view.len)
-            finally:
-                self.leave()
-        finally:
-            PyBuffer_Release(&view)
+        cdef bytes added = octets(data)
+        with cython.critical_section(self):
+            self.check()
+            self.add(added)
         return self
 
     def feed_eof(self):
-        """Says that the stream has ended. Complete frames can still be taken.
+        """Mark the end of the stream. Complete frames can still be taken.
 
-        Raises TruncatedFrameError if it ended inside a frame, and the FrameError that ended it
-        earlier.
+        Raises:
+            FrameError: the stream ends inside a frame (TruncatedFrameError), or an earlier error
+                ended it.
         """
-        cdef Py_ssize_t pos
+        cdef Py_ssize_t pos = 0
+        cdef Py_ssize_t left
         cdef uint64_t size
-        self.enter()
-        try:
-            self.ready()
-            pos = self.pos
-            while pos < self.end:
+        with cython.critical_section(self):
+            self.check()
+            self.add(b"")
+            while self.rest is not None and pos < PyByteArray_GET_SIZE(self.rest):
+                left = PyByteArray_GET_SIZE(self.rest) - pos
                 size = HEADER_LEN
-                if self.end - pos >= HEADER_LEN:
-                    size = self.frame_size(self.carry.data + pos)
-                if size > <uint64_t>(self.end - pos):
-                    self.error = TruncatedFrameError(size, self.end - pos)
-                    raise self.error
+                if left >= HEADER_LEN:
+                    size = self.frame_size(PyByteArray_AS_STRING(self.rest) + pos)
+                if size > <uint64_t>left:
+                    self.fail(TruncatedFrameError, (size, left))
                 pos += <Py_ssize_t>size
-        finally:
-            self.leave()
 
     def get_buffer(self, hint):
-        """Memory to write the next bytes of the stream to, as `asyncio.BufferedProtocol` has it.
+        """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: bytes that the caller would like, or -1; there may be more or fewer, at least one.
+            hint: bytes that the caller would like, or -1. The memory may be larger or smaller.
 
-        Raises the FrameError again that ended the stream.
+        Raises FrameError if an earlier error ended the stream.
         """
         if not isinstance(hint, int):
-            raise TypeError(f"hint must be an int, got {type(hint).__name__}")
-        self.enter()
-        try:
-            self.ready()
-            if self.carry is None or self.carry.size - self.end < READ_SIZE // 2:
-                self.reserve(READ_SIZE)
-            self.space = self.carry.size - self.end
-            return memoryview(self.carry)[self.end:]
-        finally:
-            self.leave()
+            raise TypeError(f"hint must be an int, got {type_name(hint)}")
+        cdef bytearray space = bytearray()
+        PyByteArray_Resize(space, READ_SIZE)
+        with cython.critical_section(self):
+            self.check()
+            self.space = space
+        return memoryview(space)
 
     def buffer_updated(self, nbytes):
-        """Takes in what was written to get_buffer()'s memory; what feed() does otherwise.
+        """Add the bytes that were written to the memory of get_buffer(), as feed() does.
 
         Arguments:
             nbytes: bytes written, from the beginning of the memory.
 
-        Raises ValueError if get_buffer() did not give that many.
+        Raises:
+            FrameError: an earlier error ended the stream.
+            ValueError: get_buffer() did not return that many bytes.
         """
         if not isinstance(nbytes, int):
-            raise TypeError(f"nbytes must be an int, got {type(nbytes).__name__}")
+            raise TypeError(f"nbytes must be an int, got {type_name(nbytes)}")
         count = int.__index__(nbytes)
-        cdef Py_ssize_t space
-        self.enter()
-        try:
+        cdef bytearray space
+        with cython.critical_section(self):
+            self.check()
             space = self.space
-            self.ready()
-            if not 0 <= count <= space:
-                raise ValueError(
-                    f"nbytes must be from 0 to the {space} bytes handed out, got {count}"
-                )
-            self.end += <Py_ssize_t>count
-        finally:
-            self.leave()
+            self.space = None
+            # The caller may have resized the memory, after it released the view.
+            size = 0 if space is None else PyByteArray_GET_SIZE(space)
+            if not 0 <= count <= size:
+                raise ValueError(f"nbytes must be from 0 to {size}, got {count}")
+            if count:
+                self.copied += <Py_ssize_t>count
+                self.add(PyBytes_FromStringAndSize(PyByteArray_AS_STRING(space), count))
         return self
 
     @property
     def buffered(self):
-        """Bytes of the stream that are held: fed, and not taken yet."""
-        cdef Py_ssize_t held
-        self.enter()
-        held = self.end - self.pos
-        if self.chunk is not None:
-            held += PyBytes_GET_SIZE(self.chunk) - self.chunk_pos
-        self.leave()
+        """Bytes of the stream that were fed and not taken yet."""
+        cdef Py_ssize_t held = 0
+        with cython.critical_section(self):
+            if self.rest is not None:
+                held = PyByteArray_GET_SIZE(self.rest)
+            if self.chunk is not None:
+                held += PyBytes_GET_SIZE(self.chunk) - self.pos
         return held
 
     @property
@@ -263,177 +215,134 @@ cdef class StreamDecoder:
     def __reduce__(self):
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
-    cdef int enter(self) except -1:
-        """The decoder is this call's until leave(); raises where it is another's."""
-        if set_flag(&self.busy):
-            raise RuntimeError("the decoder is in use")
+    cdef int check(self) except -1:
+        """Raise the error that ended the stream, if one did."""
+        if self.failure is not None:
+            raise self.failure[0](*self.failure[1])
         return 0
 
-    cdef void leave(self) noexcept:
-        clear_flag(&self.busy)
+    cdef int fail(self, object error, tuple arguments) except -1:
+        """End the stream: raise the error now and at every later call."""
+        self.failure = (error, arguments)
+        raise error(*arguments)
 
-    cdef int ready(self) except -1:
-        """Takes in what is fed next behind what is left; raises if the stream has ended."""
-        if self.error is not None:
-            raise self.error.with_traceback(None)
-        self.space = 0
-        return self.keep_rest()
-
-    cdef uint64_t frame_size(self, const unsigned char* header) except 0:
-        """Bytes of the frame, header included. Raises FrameError, for good."""
+    cdef uint64_t frame_size(self, const char* header) except 0:
+        """Bytes of the frame, header included."""
         cdef uint32_t length = read_length(header)
-        if length == 0 or length > self.limit:
-            self.error = refused(length, self.limit)
-            raise self.error
+        if length == 0:
+            self.fail(EmptyFrameError, ())
+        if length > self.limit:
+            self.fail(FrameTooLargeError, (length, self.limit))
         return HEADER_LEN + <uint64_t>length
 
-    cdef int reserve(self, Py_ssize_t size) except -1:
-        """Room for `size` more bytes behind `end`, moving each byte O(1) times over all calls."""
-        cdef Py_ssize_t held = self.end - self.pos
-        cdef Py_ssize_t capacity = 0 if self.carry is None else self.carry.size
-        cdef Py_ssize_t grown
-        cdef uint64_t frame
-        cdef Memory larger
-        if size <= capacity - self.end:
-            return 0
-        if size > PY_SSIZE_T_MAX // 2 - held:
-            raise MemoryError
-        if held + size <= capacity and held <= self.pos:
-            # The bytes taken before pay for moving those that are left.
-            memmove(self.carry.data, self.carry.data + self.pos, held)
-        else:
-            # Doubling, but not beyond the end of the frame that is arriving.
-            grown = 2 * held
-            if held >= HEADER_LEN:
-                frame = HEADER_LEN + <uint64_t>read_length(self.carry.data + self.pos)
-                if <uint64_t>held < frame < <uint64_t>grown:
-                    grown = <Py_ssize_t>frame
-            grown = max(grown, held + size)
-            # Whoever still holds what get_buffer() gave keeps the old memory.
-            if self.pos == 0 and capacity and Py_REFCNT(<PyObject*>self.carry) == 1:
-                self.carry.resize(grown)
-            else:
-                larger = Memory(grown)
-                if held:
-                    memcpy(larger.data, self.carry.data + self.pos, held)
-                self.carry = larger
-        self.copied += held
-        self.pos = 0
-        self.end = held
+    cdef int add(self, bytes data) except -1:
+        """Put `data` after the bytes that are there."""
+        self.space = None
+        if self.chunk is not None:
+            self.move(PY_SSIZE_T_MAX)
+        if PyBytes_GET_SIZE(data):
+            self.chunk = data
+            self.pos = 0
         return 0
 
-    cdef int append(self, const void* data, Py_ssize_t size) except -1:
-        if size:
-            self.reserve(size)
-            memcpy(self.carry.data + self.end, data, size)
-            self.end += size
-            self.copied += size
-        return 0
-
-    cdef int top_up(self, uint64_t held) except -1:
-        """Moves bytes from `chunk` to `carry`, until that holds as many or `chunk` has no more."""
+    cdef int move(self, uint64_t size) except -1:
+        """Move bytes from `chunk` to `rest` until that has `size` bytes, or `chunk` is empty."""
+        cdef Py_ssize_t held, more
         if self.chunk is None:
             return 0
-        cdef Py_ssize_t left = PyBytes_GET_SIZE(self.chunk) - self.chunk_pos
-        cdef uint64_t missing = held - <uint64_t>(self.end - self.pos)
-        if missing < <uint64_t>left:
-            left = <Py_ssize_t>missing
-        self.append(PyBytes_AS_STRING(self.chunk) + self.chunk_pos, left)
-        self.chunk_pos += left
-        return 0
-
-    cdef int keep_rest(self) except -1:
-        """Moves what is left of `chunk` to `carry`, and lets go of it."""
-        if self.chunk is not None:
-            self.append(
-                PyBytes_AS_STRING(self.chunk) + self.chunk_pos,
-                PyBytes_GET_SIZE(self.chunk) - self.chunk_pos,
-            )
+        if self.rest is None:
+            self.rest = bytearray()
+        held = PyByteArray_GET_SIZE(self.rest)
+        more = PyBytes_GET_SIZE(self.chunk) - self.pos
+        if size - <uint64_t>held < <uint64_t>more:
+            more = <Py_ssize_t>(size - <uint64_t>held)
+        if more > PY_SSIZE_T_MAX - held:
+            raise MemoryError
+        PyByteArray_Resize(self.rest, held + more)
+        memcpy(
+            PyByteArray_AS_STRING(self.rest) + held, PyBytes_AS_STRING(self.chunk) + self.pos, more
+        )
+        self.copied += more
+        self.pos += more
+        if self.pos == PyBytes_GET_SIZE(self.chunk):
             self.chunk = None
-            self.chunk_pos = 0
         return 0
 
-    cdef int starve(self) except -1:
-        """More bytes are needed: holds no more memory than the few at hand deserve."""
-        cdef Py_ssize_t held
-        cdef Memory smaller
-        self.keep_rest()
-        if self.error is not None:
-            raise self.error.with_traceback(None)
-        self.settle()
-        held = self.end - self.pos
-        if self.carry is not None and not self.space:
-            if self.carry.size > 4 * READ_SIZE + 4 * held:
-                smaller = Memory(held)
-                memcpy(smaller.data, self.carry.data + self.pos, held)
-                self.carry = smaller
-                self.copied += held
-                self.pos = 0
-                self.end = held
-        return 0
+    cdef bytes next_payload(self, Payload* payload):
+        cdef bytes owner = None
+        with cython.critical_section(self):
+            if self.rest is not None and PyByteArray_GET_SIZE(self.rest):
+                owner = self.take_rest(payload)
+            elif self.chunk is not None:
+                owner = self.take_chunk(payload)
+            if owner is None:
+                self.check()
+        return owner
 
-    cdef int next_payload(self, const unsigned char** payload, Py_ssize_t* length) except -1:
+    cdef bytes take_rest(self, Payload* payload):
+        cdef Py_ssize_t held = PyByteArray_GET_SIZE(self.rest)
         cdef uint64_t size
-        cdef Py_ssize_t left
-        cdef const unsigned char* frame
-        if self.pos < self.end:
-            if self.end - self.pos < HEADER_LEN:
-                self.top_up(HEADER_LEN)
-                if self.end - self.pos < HEADER_LEN:
-                    return self.starve()
-            size = self.frame_size(self.carry.data + self.pos)
-            if <uint64_t>(self.end - self.pos) < size:
-                self.top_up(size)
-                if <uint64_t>(self.end - self.pos) < size:
-                    return self.starve()
-            frame = self.carry.data + self.pos
-            self.pos += <Py_ssize_t>size
+        cdef bytes owner
+        if held < HEADER_LEN:
+            self.move(HEADER_LEN)
+            if PyByteArray_GET_SIZE(self.rest) < HEADER_LEN:
+                return None
+        size = self.frame_size(PyByteArray_AS_STRING(self.rest))
+        if <uint64_t>PyByteArray_GET_SIZE(self.rest) < size:
+            self.move(size)
+            held = PyByteArray_GET_SIZE(self.rest)
+            if <uint64_t>held < size:
+                return None
+        payload.start = 0
+        payload.size = <Py_ssize_t>size - HEADER_LEN
+        owner = PyBytes_FromStringAndSize(
+            PyByteArray_AS_STRING(self.rest) + HEADER_LEN, payload.size
+        )
+        self.copied += payload.size
+        if <uint64_t>PyByteArray_GET_SIZE(self.rest) == size:
+            self.rest = None
         else:
-            left = 0 if self.chunk is None else PyBytes_GET_SIZE(self.chunk) - self.chunk_pos
-            if left < HEADER_LEN:
-                return self.starve()
-            frame = <const unsigned char*>PyBytes_AS_STRING(self.chunk) + self.chunk_pos
-            size = self.frame_size(frame)
-            if <uint64_t>left < size:
-                return self.starve()
-            self.chunk_pos += <Py_ssize_t>size
-        payload[0] = frame + HEADER_LEN
-        length[0] = <Py_ssize_t>size - HEADER_LEN
-        return 1
+            del self.rest[: <Py_ssize_t>size]
+        return owner
 
-    cdef int settle(self) except -1:
-        if self.pos == self.end and not self.space:
-            self.carry = None
-            self.pos = self.end = 0
-        if self.chunk is not None and self.chunk_pos == PyBytes_GET_SIZE(self.chunk):
+    cdef bytes take_chunk(self, Payload* payload):
+        cdef bytes owner = self.chunk
+        cdef Py_ssize_t left = PyBytes_GET_SIZE(owner) - self.pos
+        cdef uint64_t size
+        if left < HEADER_LEN:
+            self.move(HEADER_LEN)
+            return None
+        size = self.frame_size(PyBytes_AS_STRING(owner) + self.pos)
+        if <uint64_t>left < size:
+            self.move(size)
+            return None
+        payload.start = self.pos + HEADER_LEN
+        payload.size = <Py_ssize_t>size - HEADER_LEN
+        self.pos += <Py_ssize_t>size
+        if <uint64_t>left == size:
             self.chunk = None
-            self.chunk_pos = 0
-        return 0
+        return owner
 
 
 cdef class FrameDecoder(StreamDecoder):
+    """FrameDecoder(max_frame_size=16777216)
+--
+
+Iterate over the payloads, as bytes, of a stream of frames that arrives in pieces.
+
+Arguments:
+    max_frame_size: the most bytes of payload that a header may declare.
+
+A declared length reserves no memory: the decoder holds the bytes that were fed and not taken.
+Iteration raises FrameError where the stream is broken, after the payloads before it.
+"""
+
     def __next__(self):
-        cdef const unsigned char* payload
-        cdef Py_ssize_t length
-        self.enter()
-        try:
-            if not self.next_payload(&payload, &length):
-                raise StopIteration
-            out = PyBytes_FromStringAndSize(<const char*>payload, length)
-            self.copied += length
-            self.settle()
-            return out
-        finally:
-            self.leave()
-
-
-_docs = []
-
-
-cdef object describe_class(type cls, str signature, str doc):
-    text = f"{cls.__name__}({signature})\n--\n\n{doc}".encode()
-    _docs.append(text)
-    (<PyTypeObject*>cls).tp_doc = PyBytes_AS_STRING(text)
-
-
-describe_class(FrameDecoder, f"max_frame_size={MAX_FRAME_SIZE}", pure.FrameDecoder.__doc__)
+        cdef Payload payload
+        cdef bytes owner = self.next_payload(&payload)
+        if owner is None:
+            raise StopIteration
+        if payload.size == PyBytes_GET_SIZE(owner):
+            return owner
+        self.copied += payload.size
+        return PyBytes_FromStringAndSize(PyBytes_AS_STRING(owner) + payload.start, payload.size)

@@ -1,0 +1,585 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, embedsignature=True, embedsignature.format=clinic, auto_pickle=False, freethreading_compatible=True
+
+"""The compiled codec: fast paths in front of the generic codec.
+
+There are two: a request in the layout that the orchestrator writes, and a success in the layout that
+this package writes. A fast path gives exactly what the generic codec gives, or it returns None before
+it has any effect. JSON is unambiguous: where literal keys and complete JSON values follow each other,
+the generic codec reads the same. The fast paths apply only if the field lists match exactly, so a new
+field in `messages` turns them off.
+"""
+
+from dataclasses import fields
+from datetime import timezone
+from types import MemberDescriptorType
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.datetime cimport datetime_new, import_datetime
+from cpython.object cimport PyObject, PyTypeObject, descrgetfunc, descrsetfunc
+from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH
+from libc.stdint cimport uint32_t
+from libc.string cimport memcmp, memcpy
+
+from .frames cimport (
+    HEADER_LEN,
+    MAX_PAYLOAD,
+    Payload,
+    StreamDecoder,
+    check_whole,
+    checked_limit,
+    new_frame,
+    octets,
+)
+from .scan cimport (
+    FREE_THREADED,
+    Moment,
+    RequestSpans,
+    Span,
+    plain_end,
+    scan_request,
+    skip,
+    take_moment,
+    take_text,
+)
+
+from .. import _json
+from ..messages import (
+    MAX_NESTING,
+    PROTOCOL_VERSION,
+    ExecutionContext,
+    ExecutionOutcome,
+    ExecutionRequest,
+    OutcomeStatus,
+)
+from . import generic
+from .frames import MAX_FRAME_SIZE
+
+__all__ = [
+    "MessageDecoder",
+    "decode_frame",
+    "decode_payload",
+    "encode_frame",
+    "encode_json",
+    "encode_payload",
+]
+
+import_datetime()
+
+cdef extern from "Python.h":
+    object PyType_GenericAlloc(type cls, Py_ssize_t items)
+    str PyUnicode_New(Py_ssize_t size, Py_UCS4 largest)
+    PyTypeObject* Py_TYPE(object)
+    const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
+    bint PyDict_Next(PyObject* dict, Py_ssize_t* pos, PyObject** key, PyObject** value)
+    bint PyUnicode_CheckExact(PyObject*)
+    bint PyLong_CheckExact(PyObject*)
+    bint PyFloat_CheckExact(PyObject*)
+    bint PyBool_Check(PyObject*)
+    bint PyDict_CheckExact(PyObject*)
+    bint PyList_CheckExact(PyObject*)
+    bint PyTuple_CheckExact(PyObject*)
+    Py_ssize_t PyList_GET_SIZE(PyObject*)
+    Py_ssize_t PyTuple_GET_SIZE(PyObject*)
+    PyObject* PyList_GET_ITEM(PyObject*, Py_ssize_t)
+    PyObject* PyTuple_GET_ITEM(PyObject*, Py_ssize_t)
+    PyObject* Py_None
+
+cdef enum:
+    # Containers nested in one another, at most. More than MAX_NESTING.
+    MAX_LEVELS = 128
+    # JSON of at most so many bytes cannot nest deeper than the JSON library accepts, with the two
+    # containers of the envelope around it.
+    SMALL_JSON = 2 * (1024 - 2)
+
+cdef object loads = _json.loads
+# Without a GIL, other threads can change a value between the check and the writing.
+cdef object dumps = None if FREE_THREADED else _json.dumps
+cdef object generic_parse = generic.parse_date_time
+cdef object UTC = timezone.utc
+cdef object VERSION = PROTOCOL_VERSION
+cdef object DEFAULT_LIMIT = MAX_FRAME_SIZE
+cdef int RESULT_LEVELS = MAX_NESTING - 2
+cdef object SUCCESS = OutcomeStatus.SUCCESS
+
+
+# ---- attributes of messages, through the descriptors of their slots ---------------------------------
+
+
+cdef list names_of(type cls):
+    return [field.name for field in fields(cls)]
+
+
+cdef list OUTCOME_NAMES = [
+    "job_id",
+    "request_id",
+    "status",
+    "result",
+    "error",
+    "retry_after_seconds",
+]
+cdef list REQUEST_NAMES = [
+    "protocol_version",
+    "request_id",
+    "job_id",
+    "function_name",
+    "params",
+    "context",
+]
+cdef list CONTEXT_NAMES = [
+    "job_id",
+    "attempt",
+    "enqueue_time",
+    "queue_name",
+    "deadline",
+    "trace_context",
+    "correlation_context",
+    "worker_id",
+]
+cdef bint KNOWS_OUTCOME = names_of(ExecutionOutcome) == OUTCOME_NAMES
+cdef bint KNOWS_REQUEST = (
+    names_of(ExecutionRequest) == REQUEST_NAMES and names_of(ExecutionContext) == CONTEXT_NAMES
+)
+
+cdef type REQUEST = ExecutionRequest
+cdef type CONTEXT = ExecutionContext
+cdef type OUTCOME = ExecutionOutcome
+
+# The descriptors of the slots, in the order of the fields. The lists keep them alive.
+cdef PyObject* OUTCOME_SLOTS[6]
+cdef PyObject* REQUEST_SLOTS[6]
+cdef PyObject* CONTEXT_SLOTS[8]
+cdef list descriptors = []
+
+
+cdef int find_slots(PyObject** slots, type cls, list names) except -1:
+    for name in names:
+        descriptor = cls.__dict__.get(name)
+        descriptors.append(descriptor)
+        slots[0] = <PyObject*>descriptor
+        slots += 1
+    return 0
+
+
+find_slots(OUTCOME_SLOTS, OUTCOME, OUTCOME_NAMES)
+find_slots(REQUEST_SLOTS, REQUEST, REQUEST_NAMES)
+find_slots(CONTEXT_SLOTS, CONTEXT, CONTEXT_NAMES)
+
+cdef descrgetfunc get_slot = (<PyTypeObject*>MemberDescriptorType).tp_descr_get
+cdef descrsetfunc set_slot = (<PyTypeObject*>MemberDescriptorType).tp_descr_set
+
+
+cdef inline object get(PyObject* slot, object message):
+    """The value of a slot. Raises AttributeError if it was deleted."""
+    return get_slot(<object>slot, message, <object>Py_TYPE(message))
+
+
+cdef inline int put(PyObject* slot, object message, object value) except -1:
+    return set_slot(<object>slot, message, value)
+
+
+# ---- decoding --------------------------------------------------------------------------------------
+
+
+cdef inline str text_of(Span span):
+    cdef str text = PyUnicode_New(span.size, 127)
+    memcpy(PyUnicode_1BYTE_DATA(text), span.start, span.size)
+    return text
+
+
+cdef inline str text_like(str known, Span span):
+    """The text; the object `known`, which is plain, if it is equal."""
+    if PyUnicode_GET_LENGTH(known) == span.size:
+        if memcmp(PyUnicode_1BYTE_DATA(known), span.start, span.size) == 0:
+            return known
+    return text_of(span)
+
+
+# Most requests of a connection have these texts in common. An allocation and a free less for each
+# takes a tenth off the time of a small request.
+cdef str last_function_name = ""
+cdef str last_queue_name = ""
+cdef str last_worker_id = ""
+
+
+cdef str function_name_of(Span span):
+    global last_function_name
+    cdef str text = text_like(last_function_name, span)
+    if not FREE_THREADED:
+        last_function_name = text
+    return text
+
+
+cdef str queue_name_of(Span span):
+    global last_queue_name
+    cdef str text = text_like(last_queue_name, span)
+    if not FREE_THREADED:
+        last_queue_name = text
+    return text
+
+
+cdef str worker_id_of(Span span):
+    global last_worker_id
+    cdef str text
+    if span.start is NULL:
+        return None
+    text = text_like(last_worker_id, span)
+    if not FREE_THREADED:
+        last_worker_id = text
+    return text
+
+
+cdef inline object date_time(Moment* moment):
+    """Raises ValueError if there is no such date-time."""
+    return datetime_new(
+        moment.year,
+        moment.month,
+        moment.day,
+        moment.hour,
+        moment.minute,
+        moment.second,
+        moment.microsecond,
+        UTC,
+    )
+
+
+def parse_date_time(text):
+    """As parse_date_time() of the generic codec."""
+    cdef Py_ssize_t size
+    cdef Moment moment
+    cdef const unsigned char* at = <const unsigned char*>PyUnicode_AsUTF8AndSize(text, &size)
+    cdef const unsigned char* end = at + size
+    if take_moment(&at, end, &moment) and at == end:
+        return date_time(&moment)
+    return generic_parse(text)
+
+
+cdef dict strings_of(Span span):
+    """The flat object of plain texts that was found; None for null."""
+    cdef const unsigned char* at = span.start
+    cdef const unsigned char* end
+    cdef dict strings
+    if at is NULL:
+        return None
+    strings = {}
+    end = at + span.size
+    at += 2
+    # Each text is followed by three bytes, ":" or ",", and the last one by two.
+    while at < end:
+        key = text_of(take_text(&at, end))
+        at += 3
+        strings[key] = text_of(take_text(&at, end))
+        at += 3
+    return strings
+
+
+cdef object small_json(const unsigned char* start, Py_ssize_t size):
+    """The value of the JSON; raises ValueError, also where the generic codec has to decide."""
+    if size > SMALL_JSON:
+        raise ValueError
+    return loads(PyBytes_FromStringAndSize(<const char*>start, size))
+
+
+cdef object recognise_request(const unsigned char* at, const unsigned char* end):
+    cdef RequestSpans found
+    if not scan_request(at, end, &found) or found.params.size > SMALL_JSON:
+        return None
+    try:
+        params = small_json(found.params.start, found.params.size)
+        enqueue_time = date_time(&found.enqueue_time)
+        deadline = date_time(&found.deadline) if found.has_deadline else None
+    except ValueError:
+        return None
+    if type(params) is not dict:
+        return None
+    context = PyType_GenericAlloc(CONTEXT, 0)
+    job_id = text_of(found.job_id)
+    put(CONTEXT_SLOTS[0], context, text_like(job_id, found.context_job_id))
+    put(CONTEXT_SLOTS[1], context, found.attempt)
+    put(CONTEXT_SLOTS[2], context, enqueue_time)
+    put(CONTEXT_SLOTS[3], context, queue_name_of(found.queue_name))
+    put(CONTEXT_SLOTS[4], context, deadline)
+    put(CONTEXT_SLOTS[5], context, strings_of(found.trace_context))
+    put(CONTEXT_SLOTS[6], context, strings_of(found.correlation_context))
+    put(CONTEXT_SLOTS[7], context, worker_id_of(found.worker_id))
+    request = PyType_GenericAlloc(REQUEST, 0)
+    put(REQUEST_SLOTS[0], request, VERSION)
+    put(REQUEST_SLOTS[1], request, text_of(found.request_id))
+    put(REQUEST_SLOTS[2], request, job_id)
+    put(REQUEST_SLOTS[3], request, function_name_of(found.function_name))
+    put(REQUEST_SLOTS[4], request, params)
+    put(REQUEST_SLOTS[5], request, context)
+    return request
+
+
+cdef object recognise_success(const unsigned char* at, const unsigned char* end):
+    cdef Span job_id, request_id
+    if not skip(&at, end, b'{"type":"response","payload":{"job_id":"'):
+        return None
+    job_id = take_text(&at, end)
+    if not skip(&at, end, b'","request_id":"'):
+        return None
+    request_id = take_text(&at, end)
+    if not skip(&at, end, b'","status":"success","result":') or end - at < 3:
+        return None
+    end -= 2
+    if end[0] != c"}" or end[1] != c"}" or end - at > SMALL_JSON:
+        return None
+    try:
+        result = small_json(at, end - at)
+    except ValueError:
+        return None
+    outcome = PyType_GenericAlloc(OUTCOME, 0)
+    put(OUTCOME_SLOTS[0], outcome, text_of(job_id))
+    put(OUTCOME_SLOTS[1], outcome, text_of(request_id))
+    put(OUTCOME_SLOTS[2], outcome, SUCCESS)
+    put(OUTCOME_SLOTS[3], outcome, result)
+    put(OUTCOME_SLOTS[4], outcome, None)
+    put(OUTCOME_SLOTS[5], outcome, None)
+    return outcome
+
+
+cdef object decode(bytes owner, Py_ssize_t start, Py_ssize_t size):
+    """The message in the payload that `owner` holds."""
+    cdef const unsigned char* at = <const unsigned char*>PyBytes_AS_STRING(owner) + start
+    message = recognise_request(at, at + size) if KNOWS_REQUEST else None
+    if message is None and KNOWS_OUTCOME:
+        message = recognise_success(at, at + size)
+    if message is None:
+        whole = size == PyBytes_GET_SIZE(owner)
+        message = codec.decode_payload(owner if whole else memoryview(owner)[start:start + size])
+    return message
+
+
+def decode_payload(payload, /):
+    """The message in a payload, which comes without a header.
+
+    Raises:
+        MessageError: the payload is not a valid message.
+        TypeError: `payload` is not bytes, bytearray or memoryview.
+    """
+    cdef bytes owner = octets(payload)
+    return decode(owner, 0, PyBytes_GET_SIZE(owner))
+
+
+@cython.binding(False)
+def decode_frame(frame, /):
+    """The message in one whole frame, header included.
+
+    Raises:
+        FrameError: `frame` is not exactly one frame of at most 16,777,216 bytes of payload.
+        MessageError: its payload is not a valid message.
+        TypeError: `frame` is not bytes, bytearray or memoryview.
+    """
+    cdef bytes owner = octets(frame)
+    check_whole(owner)
+    return decode(owner, HEADER_LEN, PyBytes_GET_SIZE(owner) - HEADER_LEN)
+
+
+cdef class MessageDecoder(StreamDecoder):
+    """MessageDecoder(max_frame_size=16777216)
+--
+
+Iterate over the messages of a stream of frames that arrives in pieces.
+
+Arguments:
+    max_frame_size: the most bytes of payload that a header may declare.
+
+A declared length reserves no memory: the decoder holds the bytes that were fed and not taken.
+Iteration raises MessageError for a payload that is not a valid message, and can go on after it;
+FrameError where the stream is broken, after the messages before it.
+"""
+
+    def __next__(self):
+        cdef Payload payload
+        cdef bytes owner = self.next_payload(&payload)
+        if owner is None:
+            raise StopIteration
+        return decode(owner, payload.start, payload.size)
+
+
+# ---- encoding --------------------------------------------------------------------------------------
+
+
+cdef struct Level:
+    # A container, and the position of its next item.
+    PyObject* container
+    Py_ssize_t pos
+
+
+cdef inline bint is_leaf(PyObject* item) noexcept:
+    return (
+        PyUnicode_CheckExact(item)
+        or PyLong_CheckExact(item)
+        or PyFloat_CheckExact(item)
+        or PyBool_Check(item)
+        or item is Py_None
+    )
+
+
+cdef PyObject* next_container(Level* level) noexcept:
+    """The next item of a dict, list or tuple that is not a leaf; NULL at the end."""
+    cdef PyObject* container = level.container
+    cdef PyObject* key
+    cdef PyObject* item
+    if PyDict_CheckExact(container):
+        while PyDict_Next(container, &level.pos, &key, &item):
+            if not is_leaf(item):
+                return item
+    elif PyList_CheckExact(container):
+        while level.pos < PyList_GET_SIZE(container):
+            item = PyList_GET_ITEM(container, level.pos)
+            level.pos += 1
+            if not is_leaf(item):
+                return item
+    else:
+        while level.pos < PyTuple_GET_SIZE(container):
+            item = PyTuple_GET_ITEM(container, level.pos)
+            level.pos += 1
+            if not is_leaf(item):
+                return item
+    return NULL
+
+
+cdef bint is_plain(PyObject* item, int levels) noexcept:
+    """As is_plain() of `_json`. No Python code runs meanwhile, so borrowed references are safe."""
+    cdef Level stack[MAX_LEVELS]
+    cdef int depth = 0
+    if is_leaf(item):
+        return True
+    while True:
+        if depth == levels or depth == MAX_LEVELS:
+            return False
+        if not (PyDict_CheckExact(item) or PyList_CheckExact(item) or PyTuple_CheckExact(item)):
+            return False
+        stack[depth].container = item
+        stack[depth].pos = 0
+        depth += 1
+        item = next_container(&stack[depth - 1])
+        while item is NULL:
+            depth -= 1
+            if depth == 0:
+                return True
+            item = next_container(&stack[depth - 1])
+
+
+def plain_check(value, int levels):
+    """As is_plain() of `_json`."""
+    return is_plain(<PyObject*>value, levels)
+
+
+cdef object codec = generic.Codec(
+    parse_date_time, _json.is_plain if FREE_THREADED else plain_check
+)
+
+cdef bytes HEAD = b'{"type":"response","payload":{"job_id":"'
+cdef bytes BETWEEN = b'","request_id":"'
+cdef bytes BEFORE_RESULT = b'","status":"success","result":'
+cdef bytes TAIL = b"}}"
+
+
+cdef inline bint is_plain_text(const char* text, Py_ssize_t size) noexcept:
+    cdef const unsigned char* at = <const unsigned char*>text
+    return plain_end(at, at + size) == at + size
+
+
+cdef inline char* append(char* out, const char* data, Py_ssize_t size) noexcept:
+    memcpy(out, data, size)
+    return out + size
+
+
+cdef bytes encode_success(object outcome, uint32_t limit):
+    """The frame of a success with plain ids and a plain result; None for everything else."""
+    cdef const char* first
+    cdef const char* second
+    cdef Py_ssize_t first_size, second_size, size
+    cdef bytes body, frame
+    cdef char* out
+    if get(OUTCOME_SLOTS[2], outcome) is not SUCCESS or get(OUTCOME_SLOTS[4], outcome) is not None:
+        return None
+    job_id = get(OUTCOME_SLOTS[0], outcome)
+    request_id = get(OUTCOME_SLOTS[1], outcome)
+    if type(job_id) is not str or type(request_id) is not str:
+        return None
+    if get(OUTCOME_SLOTS[5], outcome) is not None:
+        return None
+    first = PyUnicode_AsUTF8AndSize(job_id, &first_size)
+    second = PyUnicode_AsUTF8AndSize(request_id, &second_size)
+    if not is_plain_text(first, first_size) or not is_plain_text(second, second_size):
+        return None
+    result = get(OUTCOME_SLOTS[3], outcome)
+    if not is_plain(<PyObject*>result, RESULT_LEVELS):
+        return None
+    body = dumps(result)
+    size = (
+        PyBytes_GET_SIZE(HEAD)
+        + first_size
+        + PyBytes_GET_SIZE(BETWEEN)
+        + second_size
+        + PyBytes_GET_SIZE(BEFORE_RESULT)
+        + PyBytes_GET_SIZE(body)
+        + PyBytes_GET_SIZE(TAIL)
+    )
+    if size > limit:
+        return None
+    frame = new_frame(size, limit)
+    out = PyBytes_AS_STRING(frame) + HEADER_LEN
+    out = append(out, PyBytes_AS_STRING(HEAD), PyBytes_GET_SIZE(HEAD))
+    out = append(out, first, first_size)
+    out = append(out, PyBytes_AS_STRING(BETWEEN), PyBytes_GET_SIZE(BETWEEN))
+    out = append(out, second, second_size)
+    out = append(out, PyBytes_AS_STRING(BEFORE_RESULT), PyBytes_GET_SIZE(BEFORE_RESULT))
+    out = append(out, PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body))
+    append(out, PyBytes_AS_STRING(TAIL), PyBytes_GET_SIZE(TAIL))
+    return frame
+
+
+def encode_payload(message):
+    """The payload that carries `message`, without a header and of any size.
+
+    NaN and infinities are sent as null. An integer outside 64 bits is sent with all its digits, up
+    to 308 of them; the orchestrator reads it as a float.
+
+    Raises:
+        EncodeError: a field has a wrong type, or a value has no JSON form or is nested too deep
+            (MAX_NESTING containers in the whole payload).
+        TypeError: `message` is not a RunnerMessage.
+    """
+    return codec.encode_payload(message)
+
+
+@cython.binding(False)
+def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
+    """The frame, header included, that carries `message`; the orchestrator accepts it.
+
+    Arguments:
+        message: encoded as by encode_payload().
+        max_frame_size: the most bytes of payload; the orchestrator reads up to 16,777,216.
+
+    Raises:
+        EncodeError: as encode_payload(), or PayloadTooLargeError.
+        TypeError: `message` is not a RunnerMessage.
+    """
+    cdef uint32_t limit = MAX_PAYLOAD
+    cdef bytes frame, payload
+    if max_frame_size is not DEFAULT_LIMIT:
+        limit = checked_limit(max_frame_size)
+    if type(message) is OUTCOME and KNOWS_OUTCOME and dumps is not None:
+        try:
+            frame = encode_success(message, limit)
+        except (AttributeError, TypeError, UnicodeEncodeError):
+            # A deleted attribute, a value that orjson does not write, or a lone surrogate.
+            frame = None
+        if frame is not None:
+            return frame
+    payload = codec.encode_payload(message)
+    frame = new_frame(PyBytes_GET_SIZE(payload), limit)
+    append(
+        PyBytes_AS_STRING(frame) + HEADER_LEN, PyBytes_AS_STRING(payload), PyBytes_GET_SIZE(payload)
+    )
+    return frame
+
+
+def encode_json(value, levels, path):
+    """As encode() of `_json`."""
+    return _json.encode(value, levels, path, plain_check)

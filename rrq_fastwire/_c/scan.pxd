@@ -1,0 +1,214 @@
+# The layout of a request as the orchestrator writes it: every key in its place, no spaces, texts
+# without escapes. These functions read bytes and touch no Python object. `at` steps forward through
+# the bytes; `end` is their end.
+
+from libc.stdint cimport uint64_t
+
+cdef extern from "scan.h":
+    bint FREE_THREADED
+    const unsigned char* plain_end(const unsigned char* at, const unsigned char* end) noexcept
+    const unsigned char* last_brace(const unsigned char* at, const unsigned char* end) noexcept
+    bint skip(const unsigned char** at, const unsigned char* end, const char* literal) noexcept
+
+
+cdef struct Span:
+    const unsigned char* start  # NULL stands for null
+    Py_ssize_t size
+
+
+cdef struct Moment:
+    unsigned int year, month, day, hour, minute, second, microsecond
+
+
+cdef struct RequestSpans:
+    Span request_id, job_id, function_name
+    Span params                 # any bytes
+    Span context_job_id, queue_name, worker_id
+    Span trace_context, correlation_context
+    uint64_t attempt
+    Moment enqueue_time, deadline
+    bint has_deadline
+
+
+cdef inline Span take_text(const unsigned char** at, const unsigned char* end) noexcept:
+    """Plain text up to the first other byte, which is a quote if the text is whole."""
+    cdef Span text
+    text.start = at[0]
+    at[0] = plain_end(at[0], end)
+    text.size = at[0] - text.start
+    return text
+
+
+cdef inline bint take_attempt(
+    const unsigned char** at, const unsigned char* end, uint64_t* number
+) noexcept:
+    """An integer of 32 bits without leading zeros."""
+    cdef const unsigned char* start = at[0]
+    number[0] = 0
+    while at[0] < end and c"0" <= at[0][0] <= c"9" and at[0] - start < 10:
+        number[0] = number[0] * 10 + (at[0][0] - c"0")
+        at[0] += 1
+    if at[0] == start or number[0] > 0xFFFFFFFF:
+        return False
+    return start[0] != c"0" or at[0] - start == 1
+
+
+cdef inline unsigned int two_digits(const unsigned char* at) noexcept:
+    """The number of two digits; more than 99 if there are other bytes."""
+    cdef unsigned int tens = <unsigned int>at[0] - c"0"
+    cdef unsigned int ones = <unsigned int>at[1] - c"0"
+    return 100 if tens > 9 or ones > 9 else 10 * tens + ones
+
+
+cdef inline bint take_moment(
+    const unsigned char** at, const unsigned char* end, Moment* moment
+) noexcept:
+    """A date-time such as 2026-11-24T03:13:36.570640729Z, with any fraction or none.
+
+    The numbers may be out of range, with other bytes than digits for one. datetime rejects those.
+    """
+    cdef const unsigned char* text = at[0]
+    cdef const unsigned char* fraction
+    cdef unsigned int century, years, first, second, third, scale
+    if end - text < 20 or text[4] != c"-" or text[7] != c"-" or text[10] != c"T":
+        return False
+    if text[13] != c":" or text[16] != c":":
+        return False
+    century = two_digits(text)
+    years = two_digits(text + 2)
+    moment.year = 100 * century + years
+    moment.month = two_digits(text + 5)
+    moment.day = two_digits(text + 8)
+    moment.hour = two_digits(text + 11)
+    moment.minute = two_digits(text + 14)
+    moment.second = two_digits(text + 17)
+    moment.microsecond = 0
+    if century > 99 or years > 99:
+        return False
+    text += 19
+    if end - text >= 11 and text[0] == c"." and text[10] == c"Z":
+        # Nine digits, as the orchestrator writes them, do not need the loop below.
+        first, second, third = two_digits(text + 1), two_digits(text + 3), two_digits(text + 5)
+        if first <= 99 and second <= 99 and third <= 99 and two_digits(text + 7) <= 99:
+            if c"0" <= text[9] <= c"9":
+                moment.microsecond = 10000 * first + 100 * second + third
+                at[0] = text + 11
+                return True
+    if text[0] == c".":
+        text += 1
+        fraction = text
+        scale = 100000
+        while text < end and c"0" <= text[0] <= c"9":
+            moment.microsecond += scale * (text[0] - c"0")
+            scale //= 10
+            text += 1
+        if text == fraction:
+            return False
+    if text == end or text[0] != c"Z":
+        return False
+    at[0] = text + 1
+    return True
+
+
+cdef inline bint take_strings(
+    const unsigned char** at, const unsigned char* end, Span* strings
+) noexcept:
+    """A flat object of plain texts, or null."""
+    cdef bint more
+    strings.start = NULL
+    if skip(at, end, b"null"):
+        return True
+    strings.start = at[0]
+    more = skip(at, end, b'{"')
+    if not more and not skip(at, end, b"{}"):
+        return False
+    while more:
+        at[0] = plain_end(at[0], end)
+        if not skip(at, end, b'":"'):
+            return False
+        at[0] = plain_end(at[0], end)
+        more = skip(at, end, b'","')
+        if not more and not skip(at, end, b'"}'):
+            return False
+    strings.size = at[0] - strings.start
+    return True
+
+
+cdef inline const unsigned char* find_context(
+    const unsigned char* at, const unsigned char* end
+) noexcept:
+    """Where the last `,"context":{` begins; NULL if there is none.
+
+    If it is part of a text, then the bytes before it are not valid JSON.
+    """
+    cdef const unsigned char* key
+    while True:
+        end = last_brace(at, end)
+        if end is NULL or end - at < 11:
+            return NULL
+        key = end - 11
+        if skip(&key, end, b',"context":'):
+            return end - 11
+
+
+cdef inline bint scan_request(
+    const unsigned char* at, const unsigned char* end, RequestSpans* found
+) noexcept:
+    """Whether the bytes have that layout, and where its parts are."""
+    if not skip(
+        &at,
+        end,
+        b'{"type":"request","payload":{"protocol_version":"2","request_id":"',
+    ):
+        return False
+    found.request_id = take_text(&at, end)
+    if not skip(&at, end, b'","job_id":"'):
+        return False
+    found.job_id = take_text(&at, end)
+    if not skip(&at, end, b'","function_name":"'):
+        return False
+    found.function_name = take_text(&at, end)
+    if not skip(&at, end, b'","params":'):
+        return False
+    found.params.start = at
+    at = find_context(at, end)
+    if at is NULL:
+        return False
+    found.params.size = at - found.params.start
+    if not skip(&at, end, b',"context":{"job_id":"'):
+        return False
+    found.context_job_id = take_text(&at, end)
+    if not skip(&at, end, b'","attempt":') or not take_attempt(&at, end, &found.attempt):
+        return False
+    if not skip(&at, end, b',"enqueue_time":"') or not take_moment(&at, end, &found.enqueue_time):
+        return False
+    if not skip(&at, end, b'","queue_name":"'):
+        return False
+    found.queue_name = take_text(&at, end)
+    if not skip(&at, end, b'","deadline":'):
+        return False
+    found.has_deadline = skip(&at, end, b'"')
+    if found.has_deadline:
+        if not take_moment(&at, end, &found.deadline) or not skip(&at, end, b'"'):
+            return False
+    elif not skip(&at, end, b"null"):
+        return False
+    if not skip(&at, end, b',"trace_context":'):
+        return False
+    if not take_strings(&at, end, &found.trace_context):
+        return False
+    # Orchestrators up to 0.9.18 do not send it.
+    found.correlation_context.start = NULL
+    if skip(&at, end, b',"correlation_context":'):
+        if not take_strings(&at, end, &found.correlation_context):
+            return False
+    if not skip(&at, end, b',"worker_id":'):
+        return False
+    found.worker_id.start = NULL
+    if skip(&at, end, b'"'):
+        found.worker_id = take_text(&at, end)
+        if not skip(&at, end, b'"'):
+            return False
+    elif not skip(&at, end, b"null"):
+        return False
+    return skip(&at, end, b"}}}") and at == end
