@@ -1,4 +1,4 @@
-"""The suite runs over both twins; with --no-orjson, the standard library's json takes orjson's place."""
+"""The suite runs over both implementations; --no-orjson puts the standard library's json in orjson's place."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.fixture(scope="session", params=["c", "py"])
 def wire(request: pytest.FixtureRequest) -> ModuleType:
-    """One twin, with every public name that is the twins'."""
+    """One implementation, with the names that both have."""
     try:
         return importlib.import_module(f"rrq_fastwire._{request.param}")
     except ImportError as error:
-        pytest.skip(f"the compiled twin is not built here: {error}")
+        pytest.skip(f"the compiled implementation is not built here: {error}")
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import enum
 import json
 import math
+import pickle
 import uuid
 from collections import OrderedDict, defaultdict, namedtuple
 from datetime import date, datetime, timedelta, timezone, tzinfo
 
 import pytest
 
-from rrq_fastwire import MAX_FRAME_SIZE, EncodeError
+from rrq_fastwire import MAX_FRAME_SIZE, EncodeError, PayloadTooLargeError
 
 NOON = datetime(2025, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
 
@@ -177,8 +178,8 @@ class Opaque:
         ([b"x"], "payload.result[0]: object of type 'bytes' has no JSON form"),
         (NOON, "payload.result: object of type 'datetime' has no JSON form"),
         ({"a": date(2025, 1, 2)}, "payload.result.a: object of type 'date' has no JSON form"),
-        ({"a": {1: 2}}, "payload.result.a: object key of type 'int', only str can be one"),
-        ({None: 1}, "payload.result: object key of type 'NoneType', only str can be one"),
+        ({"a": {1: 2}}, "payload.result.a: object keys must be str, not int"),
+        ({None: 1}, "payload.result: object keys must be str, not NoneType"),
         (
             ["\ud800"],
             "payload.result[0]: str with a lone surrogate at index 0, which UTF-8 cannot carry",
@@ -238,9 +239,12 @@ def test_a_payload_may_have_exactly_the_limit(wire, limit):
     largest = success(wire, "x" * (size - around))
     assert len(wire.encode_frame(largest, **options)) == size + 4
     largest.result += "x"
-    with pytest.raises(EncodeError) as caught:
+    with pytest.raises(PayloadTooLargeError) as caught:
         wire.encode_frame(largest, **options)
-    assert str(caught.value) == f"{size + 1} bytes, the limit is {size}"
+    assert str(caught.value) == f"payload of {size + 1} bytes exceeds the limit of {size}"
+    assert (caught.value.length, caught.value.limit, caught.value.path) == (size + 1, size, "")
+    assert pickle.loads(pickle.dumps(caught.value)).length == size + 1
+    assert len(wire.encode_payload(largest)) == size + 1
 
 
 WRONG_FIELDS = [

@@ -36,9 +36,13 @@ def test_a_frame_is_its_length_in_four_bytes_and_the_payload(wire, size):
 
 def test_a_payload_is_neither_empty_nor_beyond_the_limit(wire):
     for payload, limit, reason in [
-        (b"", MAX_FRAME_SIZE, "0 bytes: a payload cannot be empty"),
-        (b"x" * 11, 10, "11 bytes, the limit is 10"),
-        (bytes(MAX_FRAME_SIZE + 1), MAX_FRAME_SIZE, "16777217 bytes, the limit is 16777216"),
+        (b"", MAX_FRAME_SIZE, "payload of 0 bytes: a frame carries at least one"),
+        (b"x" * 11, 10, "payload of 11 bytes exceeds the limit of 10"),
+        (
+            bytes(MAX_FRAME_SIZE + 1),
+            MAX_FRAME_SIZE,
+            "payload of 16777217 bytes exceeds the limit of 16777216",
+        ),
     ]:
         with pytest.raises(EncodeError, match=f"^{reason}$"):
             wire.pack_frame(payload, max_frame_size=limit)
@@ -151,7 +155,9 @@ def test_decode_frame_wants_exactly_one_frame(wire, frame, expected):
     with pytest.raises(TruncatedFrameError) as caught:
         wire.decode_frame(frame)
     assert (caught.value.expected, caught.value.received) == (expected, len(frame))
-    assert str(caught.value) == f"expected a frame of {expected} bytes, got {len(frame)}"
+    text = f"expected a frame of {expected} bytes, got {len(frame)}"
+    excess = len(frame) - expected
+    assert str(caught.value) == (f"{text}: {excess} too many" if excess > 0 else text)
 
 
 @given(payload=st.binary(min_size=1, max_size=200))

@@ -1,21 +1,26 @@
-"""Objects that lie, raise, change underneath or never end: an error at the most, never a crash."""
+"""Objects that lie, raise, change underneath or never end: an error at most, never a crash."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import enum
-import gc
 import json
 import signal
-import sys
 import threading
 import uuid
 from datetime import datetime, timezone
 
 import pytest
 
-from rrq_fastwire import JSON_BACKEND, EncodeError, MessageError
+from rrq_fastwire import (
+    JSON_BACKEND,
+    EncodeError,
+    ExecutionContext,
+    ExecutionRequest,
+    MessageError,
+    TruncatedFrameError,
+)
 
 NOON = datetime(2025, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
 
@@ -267,6 +272,7 @@ def test_memory_handed_out_cannot_be_resized(wire):
 
 
 def test_the_frames_of_a_traceback_cannot_see_freed_memory(wire):
+    """They keep the memory that they see."""
     decoder = wire.MessageDecoder()
     with pytest.raises(MessageError) as caught:
         next(decoder.feed(wire.pack_frame(b'{"a":' + b"x" * 10_000)))
@@ -281,58 +287,10 @@ def test_the_frames_of_a_traceback_cannot_see_freed_memory(wire):
             trace = trace.tb_next
         error = error.__context__
     for view in seen:
-        with pytest.raises(ValueError, match="released memoryview"):
-            view.tobytes()
+        assert type(view.obj) is bytes
 
 
-@pytest.mark.parametrize("name", ["result", "error"])
-def test_a_chain_of_a_million_messages_is_freed(wire, name):
-    message = None
-    for _ in range(1_000_000):
-        outer = wire.ExecutionOutcome.success("j", "r")
-        setattr(outer, name, message)
-        message = outer
-    del message, outer
-
-
-@pytest.mark.skipif(
-    sys.version_info >= (3, 12), reason="since 3.12 no collection starts inside the decoder"
-)
-def test_a_decoder_is_not_entered_again_while_a_message_is_decoded():
-    wire = pytest.importorskip("rrq_fastwire._c", reason="the compiled twin is not built here")
-    refused = []
-
-    def enter(phase, _):
-        if phase == "start" and not refused:
-            for call in (
-                lambda: next(decoder),
-                lambda: decoder.feed(b"x"),
-                lambda: decoder.get_buffer(-1),
-                decoder.feed_eof,
-                lambda: decoder.buffer_updated(0),
-                lambda: decoder.buffered,
-            ):
-                try:
-                    call()
-                except RuntimeError as error:
-                    refused.append(str(error))
-
-    payload = b'{"type":"response","payload":{"status":"success","result":' + b"[" + b"[{}]," * 2000
-    payload += b"1]}}"
-    decoder = wire.MessageDecoder().feed(wire.pack_frame(payload))
-    gc.callbacks.append(enter)
-    threshold = gc.get_threshold()
-    gc.set_threshold(1)
-    try:
-        message = next(decoder)
-    finally:
-        gc.set_threshold(*threshold)
-        gc.callbacks.remove(enter)
-    assert len(message.result) == 2001
-    assert refused == ["the decoder is in use"] * 6
-
-
-def test_a_message_is_no_result(wire):
+def test_a_message_is_not_a_valid_result(wire):
     outcome = success(wire, wire.CancelRequest(job_id="j"))
     with pytest.raises(EncodeError, match="object of type 'CancelRequest' has no JSON form"):
         wire.encode_frame(outcome)
@@ -421,47 +379,85 @@ def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
         signal.signal(signal.SIGALRM, before)
 
 
-def written_to_meanwhile(wire, give, decode):
-    """The message sent, and what is decoded while the memory that `give` made of its frame changes."""
-    if JSON_BACKEND == "orjson":
-        pytest.skip("nothing of Python runs while orjson decodes")
-    request = wire.ExecutionRequest(
-        request_id="r" * 8,
-        job_id="j",
-        function_name="f",
-        params={"a": 1},
-        context=wire.ExecutionContext(
-            job_id="j", attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
-        ),
+class LyingDict(dict):
+    """A dict whose methods tell nothing of what it holds."""
+
+    def values(self):
+        return ["a string"]
+
+    def items(self):
+        return [("key", "a string")]
+
+    def __iter__(self):
+        return iter(["key"])
+
+    keys = __iter__
+
+
+def request_with(**fields):
+    context = {"job_id": "j", "attempt": 1, "enqueue_time": NOON, "queue_name": "q"} | fields
+    return ExecutionRequest(
+        request_id="r", job_id="j", function_name="f", context=ExecutionContext(**context)
     )
-    frame = wire.encode_frame(request)
-    memory = give(frame)
-    at = frame.index(b"rrrrrrrr")
-
-    def write(stack, event, _):
-        if stack.f_code.co_name == "_loads":
-            memory[at : at + 8] = b"\xff" * 8
-
-    sys.setprofile(write)
-    try:
-        return request, decode(memory)
-    finally:
-        sys.setprofile(None)
 
 
-def test_a_bytearray_is_written_to_while_it_is_decoded(wire):
-    sent, decoded = written_to_meanwhile(wire, bytearray, wire.decode_frame)
-    assert decoded == sent
+def test_a_dict_that_lies_about_its_values_is_read_underneath(wire):
+    with pytest.raises(EncodeError, match=r"trace_context: expected an object of strings or null"):
+        wire.encode_frame(request_with(trace_context=LyingDict(a=1)))
+    frame = wire.encode_frame(request_with(trace_context=LyingDict(a="b")))
+    assert wire.decode_frame(frame).context.trace_context == {"a": "b"}
 
 
-def test_memory_that_was_handed_out_is_written_to_while_it_is_decoded(wire):
-    decoder = wire.MessageDecoder()
+@pytest.mark.parametrize(
+    "status",
+    [uuid.UUID.__new__(uuid.UUID), object(), ["success"], enum.Enum("Status", "success").success],
+    ids=lambda status: type(status).__name__,
+)
+def test_a_status_that_is_not_a_str_is_an_encode_error(wire, status):
+    outcome = wire.ExecutionOutcome(job_id="j", request_id="r", status=status)
+    with pytest.raises(EncodeError, match=r"^payload\.status: expected one of success, retry"):
+        wire.encode_frame(outcome)
 
-    def give(frame):
-        view = decoder.get_buffer(-1)
-        view[: len(frame)] = frame
-        decoder.buffer_updated(len(frame))
-        return view
 
-    sent, decoded = written_to_meanwhile(wire, give, lambda _: next(decoder))
-    assert decoded == sent
+def test_a_deleted_attribute_is_an_encode_error(wire):
+    for name in ("job_id", "status", "result"):
+        outcome = success(wire, None)
+        delattr(outcome, name)
+        with pytest.raises(EncodeError, match=rf"^payload\.{name}: "):
+            wire.encode_frame(outcome)
+
+
+class LyingMeta(type):
+    def __getattribute__(cls, name):
+        raise LookupError
+
+
+def test_a_class_that_does_not_tell_its_name_is_named(wire):
+    anonymous = LyingMeta("Anonymous", (), {})()
+    for call in (
+        lambda: wire.encode_frame(success(wire, anonymous)),
+        lambda: wire.encode_frame(wire.ExecutionOutcome(status=anonymous)),
+        lambda: wire.encode_frame(anonymous),
+        lambda: wire.decode_frame(anonymous),
+    ):
+        with pytest.raises((EncodeError, TypeError), match="Anonymous"):
+            call()
+
+
+class LongBytes(bytes):
+    def __len__(self):
+        return 1_000_000
+
+    def __bytes__(self):
+        return b"other"
+
+    def __buffer__(self, flags):
+        return memoryview(b"from __buffer__")
+
+
+def test_the_length_of_a_frame_is_that_of_its_payload(wire):
+    payload = bytes(memoryview(LongBytes(b"payload")))  # of __buffer__ since 3.12
+    assert wire.pack_frame(LongBytes(b"payload")) == wire.pack_frame(payload)
+    assert list(wire.FrameDecoder().feed(LongBytes(b"\0\0"))) == []
+    with pytest.raises(TruncatedFrameError):
+        wire.decode_frame(LongBytes(b"\0\0\0"))

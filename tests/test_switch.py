@@ -1,4 +1,4 @@
-"""Which twin runs, and that it is never a secret."""
+"""Which implementation runs, and how a user learns it."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ NO_ORJSON = "import sys; sys.modules['orjson'] = None; "
         ("import sys; sys.implementation.name = 'pypy'; " + SHOW, None, f"python {ORJSON}"),
     ],
 )
-def test_the_pure_twin_runs_when_asked_for_or_alone(before, pure, printed):
+def test_the_pure_implementation_runs_when_asked_for_or_alone(before, pure, printed):
     assert run(before=before, pure=pure) == (0, printed + "\n")
 
 
 on_cpython = pytest.mark.skipif(
-    sys.implementation.name != "cpython", reason="the pure twin is the only one here"
+    sys.implementation.name != "cpython", reason="the pure implementation is the only one here"
 )
 
 
 @on_cpython
 @pytest.mark.parametrize("pure", ["", None])
-def test_the_pure_twin_on_cpython_says_so_once(pure):
+def test_a_fallback_to_the_pure_implementation_warns_once(pure):
     status, printed = run(before=NO_C + SHOW + "; import rrq_fastwire.streams", pure=pure)
     assert status == 0
     assert printed.startswith(
-        f"python {ORJSON}\n<string>:1: RuntimeWarning: rrq_fastwire runs without"
+        f"python {ORJSON}\n<string>:1: RuntimeWarning: rrq_fastwire: compiled extension unavailable ("
     )
     assert printed.count("RuntimeWarning") == 1
     assert "RRQ_FASTWIRE_PURE=1" in printed
@@ -73,13 +73,13 @@ def test_that_warning_can_be_silenced():
 
 
 @pytest.mark.parametrize("pure", ["0", "", None])
-def test_the_compiled_twin_runs_if_it_can(pure):
-    pytest.importorskip("rrq_fastwire._c", reason="the compiled twin is not built here")
+def test_the_compiled_implementation_runs_if_it_can(pure):
+    pytest.importorskip("rrq_fastwire._c", reason="the compiled implementation is not built here")
     assert run(before=SHOW, pure=pure) == (0, f"cython {ORJSON}\n")
     assert run(before=NO_ORJSON + SHOW, pure=pure) == (0, "cython json\n")
 
 
-def test_the_compiled_twin_can_be_demanded():
+def test_the_compiled_implementation_can_be_demanded():
     status, printed = run(before=NO_C + SHOW, pure="0")
     assert status == 1
     assert "rrq_fastwire._c" in printed

@@ -1,0 +1,280 @@
+"""The fast paths of the compiled implementation give what the generic codec gives.
+
+A space in front of a payload turns them off: with and without it, the same payloads are accepted, give
+equal messages, and are refused for the same reason. What is encoded is the same in both implementations.
+"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rrq_fastwire import EncodeError, ExecutionOutcome, MessageError, _py
+
+REQUEST = (
+    b'{"type":"request","payload":{"protocol_version":"2","request_id":"r-1","job_id":"j-1",'
+    b'"function_name":"f","params":%s,"context":{"job_id":"j-1","attempt":12,'
+    b'"enqueue_time":"2025-01-02T03:04:05.123456789Z","queue_name":"q","deadline":%s,'
+    b'"trace_context":%s,"correlation_context":null,"worker_id":"w"}}}'
+)
+NOON = b'"2025-01-02T12:00:00Z"'
+
+LAYOUTS = [
+    REQUEST % (b'{"a":[1,{"b":"c"}]}', NOON, b"null"),
+    REQUEST % (b"{}", b"null", b'{"traceparent":"00","a":"b"}'),
+    REQUEST % (b'{"context":{"job_id":"x","attempt":1}}', NOON, b"{}"),
+    REQUEST % (b'{"a":"}},\\"context\\":{"}', NOON, b"null"),
+    REQUEST % (json.dumps({"a": '"},"context":{"job_id":"'}).encode(), NOON, b"null"),
+    b'{"type":"response","payload":{"job_id":"j","request_id":"r","status":"success","result":[{}]}}',
+    b'{"type":"response","payload":{"job_id":"j","request_id":"r","status":"error","error":'
+    b'{"message":"m","type":"t","details":{"a":1}}}}',
+    b'{"type":"response","payload":{"job_id":"j","status":"success","result":"a","error":null}}',
+    b'{"type":"response","payload":{"status":"retry","error":{"message":"m"},"retry_after_seconds":1.5}}',
+    b'{"type":"cancel","payload":{"protocol_version":"2","job_id":"j","request_id":"r","hard_kill":true}}',
+]
+
+
+def verdict(wire, payload):
+    """A message, or the error; of an error of the JSON library only that there is one."""
+    try:
+        return wire.decode_frame(wire.pack_frame(payload))
+    except MessageError as error:
+        return (
+            str(error).partition("not JSON: ")[:2],
+            error.path,
+            error.message_type,
+            error.job_id,
+            error.request_id,
+        )
+
+
+def assert_paths_agree(wire, payload):
+    assert verdict(wire, payload) == verdict(wire, b" " + payload), payload
+
+
+@pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
+def test_every_changed_byte_of_a_layout(wire, payload):
+    assert not isinstance(verdict(wire, payload), tuple)
+    for at in range(len(payload)):
+        for byte in {
+            *b'\0\x1f !"#,./0129:EZ[\\]e{}\x7f\x80\xc3\xff',
+            payload[at] ^ 1,
+            payload[at] ^ 32,
+        }:
+            assert_paths_agree(wire, payload[:at] + bytes([byte]) + payload[at + 1 :])
+
+
+@pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
+def test_every_cut_and_every_byte_left_out_or_twice(wire, payload):
+    for at in range(1, len(payload)):
+        assert_paths_agree(wire, payload[:at])
+        assert_paths_agree(wire, payload[:at] + payload[at + 1 :])
+        assert_paths_agree(wire, payload[:at] + payload[at - 1 :])
+        assert_paths_agree(wire, payload + payload[:at])
+
+
+@pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
+def test_every_run_of_bytes_left_out(wire, payload):
+    for start in range(len(payload)):
+        for size in range(2, 42):
+            assert_paths_agree(wire, payload[:start] + payload[start + size :])
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+# Text that looks like what stands around it.
+LURES = st.sampled_from(
+    ['"context":{"job_id":"', ',"context":{"', "context", '}},"context":{', '"}}}', "job_id", '"']
+)
+
+
+@given(
+    params=st.dictionaries(
+        LURES | st.text(max_size=8),
+        VALUES | LURES | st.dictionaries(LURES, VALUES, max_size=2),
+        max_size=4,
+    ),
+    trace=st.none()
+    | st.dictionaries(LURES | st.text(max_size=8), LURES | st.text(max_size=8), max_size=3),
+    texts=st.lists(LURES | st.text(max_size=60), min_size=6, max_size=6),
+    same_id=st.booleans(),
+)
+def test_any_request_that_the_orchestrator_could_write(wire, params, trace, texts, same_id):
+    document = json.loads(REQUEST % (b"{}", NOON, b"null"))
+    fields = document["payload"]
+    fields.update(params=params, request_id=texts[0], job_id=texts[1], function_name=texts[2])
+    fields["context"].update(
+        job_id=texts[1] if same_id else texts[3],
+        queue_name=texts[4],
+        worker_id=texts[5],
+        trace_context=trace,
+    )
+    payload = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    message = wire.decode_frame(wire.pack_frame(payload))
+    assert_paths_agree(wire, payload)
+    assert message.context.job_id == fields["context"]["job_id"]
+    assert message.context.trace_context == trace
+    assert [message.request_id, message.function_name] == [texts[0], texts[2]]
+
+
+@pytest.mark.parametrize("depth", [100, 1019, 1020, 1021, 1022, 1023, 1024, 1025])
+@pytest.mark.parametrize("layout", [0, 5, 6])
+def test_nesting_counts_what_is_around_it(wire, depth, layout):
+    deep = b"[" * depth + b"]" * depth
+    payload = {
+        0: LAYOUTS[0].replace(b'[1,{"b":"c"}]', deep),
+        5: LAYOUTS[5].replace(b"[{}]", deep),
+        6: LAYOUTS[6].replace(b'{"a":1}', deep),
+    }[layout]
+    taken = [
+        isinstance(verdict(wire, start + payload), wire.RunnerMessage) for start in (b"", b" ")
+    ]
+    assert taken[0] == taken[1] == (depth + {0: 3, 5: 2, 6: 3}[layout] <= 1024)
+
+
+def test_texts_that_requests_have_in_common_are_taken_from_the_last_one(wire):
+    payload = LAYOUTS[0]
+    one = wire.decode_frame(wire.pack_frame(payload))
+    assert one.context.job_id == one.job_id
+    longer = wire.decode_frame(
+        wire.pack_frame(payload.replace(b'"queue_name":"q"', b'"queue_name":"qq"'))
+    )
+    again = wire.decode_frame(wire.pack_frame(payload))
+    assert (one.context.queue_name, longer.context.queue_name, again.context.queue_name) == (
+        "q",
+        "qq",
+        "q",
+    )
+
+
+def changed(document, path, value):
+    """The document with another value at a path; without it where the value is ABSENT."""
+    document = json.loads(json.dumps(document))
+    *parents, name = path
+    holder = document
+    for parent in parents:
+        holder = holder[parent]
+    if value is ABSENT:
+        del holder[name]
+    else:
+        holder[name] = value
+    return document
+
+
+def paths_in(document, *above):
+    for key, value in document.items():
+        yield (*above, key)
+        if isinstance(value, dict):
+            yield from paths_in(value, *above, key)
+
+
+ABSENT = object()
+OTHER_VALUES = [
+    ABSENT,
+    None,
+    True,
+    0,
+    -1,
+    2**32,
+    1.5,
+    "",
+    "text",
+    [],
+    ["x"],
+    {},
+    {"a": 1},
+    {"a": "b"},
+]
+
+
+@pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
+def test_every_field_absent_null_and_of_every_other_type(wire, payload):
+    document = json.loads(payload)
+    for path in paths_in(document):
+        for value in OTHER_VALUES:
+            other = json.dumps(changed(document, path, value), separators=(",", ":"))
+            assert_paths_agree(wire, other.encode())
+
+
+# At each place of a text: what needs an escape, and what does not.
+CHARACTERS = ["x", '"', "\\", "\n", "\x1f", "\x7f", "é", "€", "😀"]
+
+
+@pytest.mark.parametrize("length", range(71))
+def test_ids_of_every_length_with_every_kind_of_character(wire, length):
+    request = json.loads(LAYOUTS[0])
+    for at in range(length):
+        for character in CHARACTERS:
+            text = "i" * at + character + "i" * (length - at - 1)
+            outcome = ExecutionOutcome.success(text, "r", [text])
+            frame = wire.encode_frame(outcome)
+            assert frame == _py.encode_frame(outcome)
+            assert wire.decode_frame(frame) == outcome
+            if at in (0, length // 2, length - 1):
+                request["payload"].update(request_id=text, job_id=text, function_name=text)
+                request["payload"]["context"].update(job_id=text, queue_name=text, worker_id=text)
+                compact = json.dumps(request, ensure_ascii=False, separators=(",", ":")).encode()
+                assert_paths_agree(wire, compact)
+                assert wire.decode_payload(compact).context.worker_id == text
+
+
+@given(
+    result=VALUES, texts=st.lists(LURES | st.text(max_size=60) | st.none(), min_size=2, max_size=2)
+)
+def test_any_success_is_encoded_as_by_the_pure_implementation(wire, result, texts):
+    outcome = ExecutionOutcome.success(*texts, result)
+
+    def encoded(implementation):
+        try:
+            return implementation.encode_frame(outcome)
+        except EncodeError as error:
+            return str(error)
+
+    assert encoded(wire) == encoded(_py)
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        "2025-01-02T03:04:05Z",
+        "2025-01-02T03:04:05.1Z",
+        "2025-01-02T03:04:05.123456Z",
+        "2025-01-02T03:04:05.1234567891234Z",
+        "2025-01-02T03:04:05.12345678Z",
+        "2025-01-02T03:04:05.123456789",
+        "2025-01-02T03:04:05.12345678x",
+        "2025-01-02T03:04:05.12345x789Z",
+        "2025-01-02T03:04:05.Z",
+        "2025-01-02T24:00:00.000000000Z",
+        "2025-01-02T23:59:60.000000000Z",
+        "2025-02-29T00:00:00.000000000Z",
+        "0000-01-01T00:00:00.000000000Z",
+        "x025-01-01T00:00:00.000000000Z",
+        "20x5-01-01T00:00:00.000000000Z",
+        "2025-x1-01T00:00:00.000000000Z",
+        "9999-12-31T23:59:59.999999999Z",
+        "2025-W01-1T00:00:00.000000000Z",
+        "2025-01-02 03:04:05.123456789Z",
+        "2025-01-02T03:04:05.123456789z",
+        "2025-01-02T03:04:05.123456789+00:00",
+    ],
+)
+def test_date_times_in_every_form(wire, time):
+    for payload in (
+        LAYOUTS[0].replace(b"2025-01-02T12:00:00Z", time.encode()),
+        LAYOUTS[0].replace(b"2025-01-02T03:04:05.123456789Z", time.encode()),
+    ):
+        assert_paths_agree(wire, payload)
+        assert verdict(wire, payload) == verdict(_py, payload)
