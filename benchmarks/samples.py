@@ -40,6 +40,14 @@ def spaced(payload: bytes) -> bytes:
     return json.dumps(json.loads(payload), ensure_ascii=False).encode()
 
 
+def in_another_order(payload: bytes) -> bytes:
+    """The same document, compact, with its keys in reverse order at every level of the envelope."""
+    document = json.loads(payload)
+    fields = dict(reversed(document["payload"].items()))
+    fields["context"] = dict(reversed(fields["context"].items()))
+    return orjson.dumps({"payload": fields, "type": document["type"]})
+
+
 def chunks(stream: bytes, size: int = CHUNK) -> list[bytes]:
     """The stream in pieces, as a socket would give it."""
     return [stream[start : start + size] for start in range(0, len(stream), size)]
