@@ -1,8 +1,8 @@
-"""The compiled twin, and archives that are the same bytes whenever and wherever they are made.
+"""Builds the compiled implementation, and archives that are the same bytes whenever they are made.
 
-Everything else is in pyproject.toml. RRQ_FASTWIRE_PURE=1 leaves the compiled twin out, =0 makes a
-failed compilation fatal, unset builds the package without it where it cannot be compiled, and says
-so: in the name of the wheel, which is all that pip shows of a build.
+Everything else is in pyproject.toml. RRQ_FASTWIRE_PURE=1 leaves the compiled implementation out, and
+=0 makes a failed compilation fatal. Unset, the package is built without it where it cannot be
+compiled, and the name of the wheel says so, because pip shows nothing else of a build.
 """
 
 import gzip
@@ -26,8 +26,8 @@ if choice not in ("", "0", "1"):
 if sys.platform == "win32":
     compile_args, link_args = ["/Brepro"], ["/Brepro"]
 else:
-    # A frame passes through so much code that each function should start its own line of the
-    # instruction cache, and loops be no larger than they have to.
+    # A frame passes through much code, of Python and the JSON library most of all. Functions that
+    # start at a line of the instruction cache need fewer of its lines.
     compile_args = ["-O2", "-fno-plt", "-falign-functions=64", f"-ffile-prefix-map={os.getcwd()}=."]
     link_args = ["-Wl,-S,-x"] if sys.platform == "darwin" else ["-Wl,--strip-all"]
     if "-g" in os.environ.get("CFLAGS", "").split():
@@ -41,25 +41,25 @@ class BuildExt(build_ext):
         except (CCompilerError, ExecError, PlatformError) as error:
             if choice == "0":
                 raise
-            for extension in self.extensions:  # of two, one may be there, or be left from before
+            for extension in self.extensions:  # some may be compiled, or left from an earlier build
                 name = self.get_ext_filename(self.get_ext_fullname(extension.name))
                 with suppress(FileNotFoundError):
                     os.remove(os.path.join(self.build_lib, name))
             self.extensions = self.distribution.ext_modules = []
             wheel = self.get_finalized_command("bdist_wheel")
             wheel.root_is_pure = True
-            wheel.build_number = "0_WITHOUT_its_compiled_half"
+            wheel.build_number = "0_WITHOUT_compiled_extension"
             print(
-                f"rrq-fastwire is built WITHOUT its compiled half, which is much faster: {error}\n"
-                "With a C compiler, RRQ_FASTWIRE_PURE=0 and pip's --no-cache-dir it is built, or "
-                "the build fails.",
+                f"rrq-fastwire is built WITHOUT its compiled extension, which is much faster: {error}"
+                "\nInstall a C compiler, and build with RRQ_FASTWIRE_PURE=0 and pip's "
+                "--no-cache-dir: then a failed compilation is an error.",
                 file=sys.stderr,
             )
 
 
 class Sdist(sdist):
     def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
-        """The archive, with no trace of when, where and by whom it was made."""
+        """Write the archive without times, users and modes of the machine that makes it."""
         if format != "gztar":
             return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
         moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())

@@ -53,7 +53,7 @@ def table(names):
             )
         rows.append(f"| {described(system)} | {', '.join(machines)} | {', '.join(pythons)} |")
     rows.append(
-        "| everything else, PyPy and Pyodide too | any | the pure twin, Python 3.11 or later |"
+        "| everything else, PyPy and Pyodide too | any | the pure Python implementation, Python 3.11 or later |"
     )
     return "\n".join(rows) + "\n\n"
 

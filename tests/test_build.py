@@ -63,19 +63,17 @@ def no_compiler(tmp_path):
     return {"PATH": str(tmp_path / "bin"), "CC": "no-such-compiler"}
 
 
-def test_without_a_compiler_the_pure_twin_is_built_and_the_name_of_the_wheel_says_so(
-    sources, no_compiler
-):
+def test_without_a_compiler_the_wheel_is_pure_and_its_name_says_so(sources, no_compiler):
     status, printed, (wheel,) = build(sources, None, **no_compiler)
     assert status == 0, printed
-    assert wheel.name.endswith("-0_WITHOUT_its_compiled_half-py3-none-any.whl")
+    assert wheel.name.endswith("-0_WITHOUT_compiled_extension-py3-none-any.whl")
     assert [line for line in printed.splitlines() if wheel.name in line]
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith((".so", ".pyd", ".c"))]
         assert "rrq_fastwire/_py/messages.py" in archive.namelist()
 
 
-def test_without_a_compiler_a_compiled_twin_that_is_demanded_is_an_error(sources, no_compiler):
+def test_without_a_compiler_a_demanded_extension_is_an_error(sources, no_compiler):
     status, printed, wheels = build(sources, "0", **no_compiler)
     assert (status, wheels) == (1, [])
     assert "no-such-compiler" in printed
@@ -88,7 +86,7 @@ def test_a_pure_wheel_can_be_asked_for(sources, no_compiler):
     assert "WITHOUT" not in printed
 
 
-def test_a_native_wheel_has_the_compiled_twin_and_nothing_to_debug(sources):
+def test_a_native_wheel_has_the_compiled_extensions_without_debug_information(sources):
     status, printed, (wheel,) = build(sources, "0")
     assert status == 0, printed
     with zipfile.ZipFile(wheel) as archive:
@@ -109,9 +107,9 @@ def test_other_words_are_refused(sources, choice):
     assert f"RRQ_FASTWIRE_PURE must be 0, 1 or unset, got '{choice}'" in printed
 
 
-def test_a_compiler_that_breaks_half_way_leaves_nothing_native_behind(sources, tmp_path):
+def test_a_compiler_that_fails_half_way_leaves_no_native_module(sources, tmp_path):
     compiler = tmp_path / "cc"
-    compiler.write_text('#!/bin/sh\ncase "$*" in *messages.c*) exit 1;; esac\nexec cc "$@"\n')
+    compiler.write_text('#!/bin/sh\ncase "$*" in *codec.c*) exit 1;; esac\nexec cc "$@"\n')
     compiler.chmod(0o755)
     status, printed, (wheel,) = build(sources, None, CC=str(compiler))
     assert status == 0, printed

@@ -154,7 +154,7 @@ def test_the_error_that_ends_a_stream_comes_again_at_every_later_call(wire, of):
             call()
 
 
-def test_iteration_goes_on_behind_a_payload_that_is_no_message(wire):
+def test_iteration_goes_on_after_a_payload_that_is_not_a_message(wire):
     stream = cancel("a") + b"\0\0\0\x02no" + cancel("b") + cancel("c")
     decoder = wire.MessageDecoder().feed(stream)
     assert next(decoder).job_id == "a"
@@ -176,7 +176,7 @@ def test_the_end_of_a_stream_between_frames_is_clean(wire):
     [(b"\0", 4), (b"\0\0\0", 4), (b"\0\0\0\x09", 13), (cancel("b")[:-1], len(cancel("b")))],
 )
 @pytest.mark.parametrize("eager", [True, False])
-def test_the_end_of_a_stream_inside_a_frame_is_an_error_behind_the_whole_ones(
+def test_the_end_of_a_stream_inside_a_frame_is_an_error_after_the_complete_ones(
     wire, half, expected, eager
 ):
     decoder = wire.MessageDecoder().feed(cancel("a") + half)

@@ -8,23 +8,13 @@ only ever read from a bytes object, which no other code can change or free.
 
 cimport cython
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
-from cpython.bytes cimport (
-    PyBytes_AS_STRING,
-    PyBytes_CheckExact,
-    PyBytes_FromStringAndSize,
-    PyBytes_GET_SIZE,
-)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact
+from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from ..errors import (
-    EmptyFrameError,
-    EncodeError,
-    FrameTooLargeError,
-    PayloadTooLargeError,
-    TruncatedFrameError,
-    type_name,
-)
+from ..errors import EmptyFrameError, FrameTooLargeError, TruncatedFrameError
+from ..errors import EncodeError, PayloadTooLargeError, type_name
 
 __all__ = ["FRAME_HEADER_LEN", "MAX_FRAME_SIZE", "FrameDecoder", "pack_frame"]
 
