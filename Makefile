@@ -72,7 +72,8 @@ test-no-compiler: $(READY)  ## build the package where there is no compiler
 SANITIZERS := address,undefined
 sanitize:  ## run the codec's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call fresh,sanitize)
-	build/sanitize/bin/python -m pip install --quiet setuptools cython hypothesis pytest-timeout orjson
+	build/sanitize/bin/python -m pip install --quiet --upgrade setuptools cython hypothesis \
+	    pytest-timeout orjson
 	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZERS) -fno-sanitize-recover=undefined" \
 	LDFLAGS="-fsanitize=$(SANITIZERS)" RRQ_FASTWIRE_PURE=0 \
 	    build/sanitize/bin/python -m pip install --quiet --no-deps --no-build-isolation .

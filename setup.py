@@ -1,7 +1,7 @@
-"""Builds the compiled implementation, and archives that are the same bytes whenever they are made.
+"""Builds the compiled implementation, and archives that are the same bytes at any time.
 
-Everything else is in pyproject.toml. RRQ_FASTWIRE_PURE=1 leaves the compiled implementation out, and
-=0 makes a failed compilation fatal. Unset, the package is built without it where it cannot be
+Everything else is in pyproject.toml. RRQ_FASTWIRE_PURE=1 leaves the compiled implementation out,
+and =0 makes a failed compilation fatal. Unset, the package is built without it where it cannot be
 compiled, and the name of the wheel says so, because pip shows nothing else of a build.
 """
 
@@ -50,8 +50,8 @@ class BuildExt(build_ext):
             wheel.root_is_pure = True
             wheel.build_number = "0_WITHOUT_compiled_extension"
             print(
-                f"rrq-fastwire is built WITHOUT its compiled extension, which is much faster: {error}"
-                "\nInstall a C compiler, and build with RRQ_FASTWIRE_PURE=0 and pip's "
+                "rrq-fastwire is built WITHOUT its compiled extension, which is much faster: "
+                f"{error}\nInstall a C compiler, and build with RRQ_FASTWIRE_PURE=0 and pip's "
                 "--no-cache-dir: then a failed compilation is an error.",
                 file=sys.stderr,
             )

@@ -52,9 +52,7 @@ def table(names):
                 f"{system}: not every CPython is built for every CPU, and the table cannot say so"
             )
         rows.append(f"| {described(system)} | {', '.join(machines)} | {', '.join(pythons)} |")
-    rows.append(
-        "| everything else, PyPy and Pyodide too | any | the pure Python implementation, Python 3.11 or later |"
-    )
+    rows.append("| everything else, PyPy and Pyodide too | any | pure Python, 3.11 or later |")
     return "\n".join(rows) + "\n\n"
 
 
