@@ -66,7 +66,7 @@ def _format_date_time(value: Any) -> str:
 
     Raises ValueError if it is not an aware datetime, or its time in UTC is out of range.
     """
-    moment = _instance(datetime)(value)
+    moment = _moment(value)
     try:
         offset = datetime.utcoffset(moment)
         text = datetime.isoformat(datetime.astimezone(moment, timezone.utc)).removesuffix("+00:00")
@@ -80,20 +80,27 @@ def _format_date_time(value: Any) -> str:
 
 
 def _instance(*types: type) -> Callable[[Any], Any]:
-    def write(value: Any) -> Any:
+    def check(value: Any) -> Any:
         # A bool is an int in Python, but not in JSON.
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise ValueError(value)
         return value
 
-    return write
+    return check
+
+
+_text = _instance(str)
+_integer = _instance(int)
+_number = _instance(int, float)
+_object = _instance(dict)
+_moment = _instance(datetime)
 
 
 # Subclasses are written as the value that they hold, without their own code.
 
 
 def _write_str(value: Any) -> str:
-    return str.__str__(_instance(str)(value))
+    return str.__str__(_text(value))
 
 
 def _read_attempt(value: int) -> int:
@@ -103,11 +110,11 @@ def _read_attempt(value: int) -> int:
 
 
 def _write_attempt(value: Any) -> int:
-    return _read_attempt(int.__index__(_instance(int)(value)))
+    return _read_attempt(int.__index__(_integer(value)))
 
 
 def _write_number(value: Any) -> int | float:
-    number: int | float = _instance(int, float)(value)
+    number: int | float = _number(value)
     return int.__index__(number) if isinstance(number, int) else float.__float__(number)
 
 
@@ -120,7 +127,7 @@ def _read_strings(value: dict[str, Any]) -> dict[str, str]:
 
 def _write_strings(value: Any) -> dict[str, str]:
     strings = {}
-    for key, text in dict.items(_instance(dict)(value)):
+    for key, text in dict.items(_object(value)):
         strings[_write_str(key)] = _write_str(text)
     return strings
 
@@ -184,7 +191,7 @@ _KINDS = {
     "float": _Kind("a number", (float, int), float, _write_number, float),
     "bool": _Kind("true or false", (bool,), None, _instance(bool), bool),
     "Any": _Kind("any JSON value", _ANY, None, None),
-    "dict[str, Any]": _Kind("an object", (dict,), None, _instance(dict), dict),
+    "dict[str, Any]": _Kind("an object", (dict,), None, _object, dict),
     "dict[str, str]": _Kind("an object of strings", (dict,), _read_strings, _write_strings),
     "OutcomeStatus": _Kind(
         "one of " + ", ".join(OutcomeStatus), (str,), _read_status, _write_status

@@ -383,6 +383,8 @@ def test_a_failed_allocation_is_a_memory_error(run, call):
 
     In the pure implementation only CPython itself allocates.
     """
+    if "repr" not in call and sys.version_info >= (3, 13):
+        pytest.skip("the json module of CPython 3.13 crashes itself when an allocation fails")
     printed = run(NO_MEMORY + f"\nsurvives({call})", orjson=False)
     if printed:
         pytest.skip("this interpreter has no _testcapi")
