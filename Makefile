@@ -69,14 +69,18 @@ test-no-compiler: $(READY)  ## build the package where there is no compiler
 	$(PYTEST) tests/test_build.py
 
 # Python itself is not instrumented: its leaks are not ours, and its allocator would hide overruns.
+# The sources are copied, so that no instrumented object file is left for other builds.
 SANITIZERS := address,undefined
 sanitize:  ## run the codec's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call fresh,sanitize)
 	build/sanitize/bin/python -m pip install --quiet --upgrade setuptools cython hypothesis \
 	    pytest-timeout orjson
+	mkdir build/sanitize/source
+	cp -r LICENSE README.md pyproject.toml setup.py rrq_fastwire build/sanitize/source
 	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZERS) -fno-sanitize-recover=undefined" \
 	LDFLAGS="-fsanitize=$(SANITIZERS)" RRQ_FASTWIRE_PURE=0 \
-	    build/sanitize/bin/python -m pip install --quiet --no-deps --no-build-isolation .
+	    build/sanitize/bin/python -m pip install --quiet --no-deps --no-build-isolation \
+	    build/sanitize/source
 	cp -r tests pyproject.toml README.md build/sanitize
 	cd build/sanitize && PYTHONMALLOC=malloc RRQ_FASTWIRE_PURE=0 ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \

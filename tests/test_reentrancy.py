@@ -105,6 +105,8 @@ def test_a_decoder_that_is_being_collected_can_be_used(run):
                 pass
             print("used")
 
+        gc.collect()
+        gc.disable()  # the order of the clearing is that of the creation
         frame = wire.encode_frame(CancelRequest(job_id="j"))
         nodes = [Node() for _ in range(20)]
         decoder = Decoder()
