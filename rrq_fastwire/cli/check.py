@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +33,7 @@ from .. import (
     pack_frame,
 )
 from .call import failure
+from .progress import progress_bar
 from .showing import printable
 from .target import Number, Target, reached, reason, run, runner_option, split_target
 
@@ -815,11 +816,7 @@ async def _check_all(where: Target | list[str], limit: float) -> list[Verdict]:
         async with await target.connect():
             pass  # whether there is a runner at all
         verdicts = []
-        columns = TextColumn("{task.description}"), BarColumn()
-        console = Console(stderr=True)
-        with Progress(
-            *columns, console=console, transient=True, disable=not sys.stderr.isatty()
-        ) as progress:
+        with progress_bar(TextColumn("{task.description}"), BarColumn()) as progress:
             task = progress.add_task("", total=len(CHECKS))
             for each in CHECKS:
                 progress.update(task, description=each.name)

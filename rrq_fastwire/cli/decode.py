@@ -14,6 +14,7 @@ from rich.progress import DownloadColumn, Progress
 from rich.text import Text
 
 from .. import MessageError, decode_frame, pack_frame
+from .progress import progress_bar
 from .showing import coloured, redact_option, redacted_text, title
 from .wire import BrokenStreamError, frames, members, on_one_line
 
@@ -140,11 +141,10 @@ def _progress(file: BinaryIO) -> Generator[Callable[[int], object]]:
         size = os.fstat(file.fileno()).st_size
     except (OSError, ValueError):
         size = 0
-    if not size or not sys.stderr.isatty() or sys.stdout.isatty():
+    if not size or sys.stdout.isatty():
         yield lambda _: None
         return
-    with Progress(
-        *Progress.get_default_columns(), DownloadColumn(), console=Console(stderr=True)
-    ) as progress:
+    columns = *Progress.get_default_columns(), DownloadColumn()
+    with progress_bar(*columns, transient=False) as progress:
         task = progress.add_task(file.name, total=size)
         yield lambda count: progress.advance(task, count)

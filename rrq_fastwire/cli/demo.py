@@ -33,8 +33,9 @@ def run() -> int:
     try:
         importlib.import_module("rrq.runner_runtime")
         from rich.console import Console
-        from rich.progress import Progress
         from rich.table import Table
+
+        from .progress import progress_bar
     except ImportError as error:
         print(
             f"the demo needs more: pip install rrq 'rrq-fastwire[cli]' ({error})", file=sys.stderr
@@ -50,7 +51,7 @@ def run() -> int:
     table.columns[0].no_wrap = True
     for column in table.columns[1:]:
         column.justify = "right"
-    with Progress(console=console, transient=True) as progress:
+    with progress_bar() as progress:
         stock: float | None = None
         for name, arguments in _RUNNERS.items():
             command = [sys.executable, "-m", *arguments, *_SETTINGS]

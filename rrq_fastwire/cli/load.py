@@ -8,7 +8,6 @@ import math
 import os
 import re
 import statistics
-import sys
 import time
 from collections import Counter
 from contextlib import AsyncExitStack
@@ -17,12 +16,12 @@ from typing import Any, NamedTuple, TextIO
 
 import click
 from rich.console import Console, Group
-from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
 from .. import _json
 from .driving import drive
+from .progress import progress_bar
 from .showing import duration, printable
 from .target import (
     Number,
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from rich.console import RenderableType
+    from rich.progress import Progress
 
     from ..client import RunnerClient
 
@@ -265,9 +265,7 @@ async def _measure(
             ]
             for target in targets
         ]
-        progress = stack.enter_context(
-            Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-        )
+        progress = stack.enter_context(progress_bar())
         turns = []
         for number in range(rounds if rounds == 1 else rounds + 1):
             turn = []

@@ -1,0 +1,58 @@
+"""Commands that show progress: what they print reaches a file or pipe although stderr is a terminal."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+for extra in ("click", "rich", "rrq"):
+    pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
+
+CAPTURE = str(Path(__file__).parent / "captures" / "sizes.to-runner.bin")
+RUNNER = shlex.join(
+    [sys.executable, "-m", "rrq_fastwire.runner", "--settings", "rrq_fastwire.cli.example.settings"]
+)
+COMMANDS = {
+    "decode": (["decode", CAPTURE], "attempt 1", "100%"),
+    "decode --json": (["decode", "--json", CAPTURE], '"function_name":', "100%"),
+    "load": (["load", "--runner", RUNNER, "noop", "--seconds", "0.5"], "throughput", "noop"),
+    "load --json": (
+        ["load", "--runner", RUNNER, "noop", "--seconds", "0.5", "--json"],
+        '"throughput":',
+        "noop",
+    ),
+    "check": (["check", "--runner", RUNNER], "0 fail", "many frames in one write"),
+    "demo": (["demo"], "CPU", "rrq-runner"),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_redirected_output_reaches_its_file_and_progress_the_terminal(
+    on_a_terminal, tmp_path, name
+):
+    arguments, printed, progress = COMMANDS[name]
+    with (tmp_path / "out").open("wb") as out:
+        status, shown = on_a_terminal(
+            [sys.executable, "-m", "rrq_fastwire", *arguments], "stderr", stdout=out
+        )
+    text = (tmp_path / "out").read_text(encoding="utf-8")
+    assert status == 0
+    assert printed in text
+    assert "\x1b" not in text
+    assert progress in shown
+    assert printed not in shown
+
+
+def test_the_example_of_encode_copies_a_capture_although_a_terminal_shows_progress(
+    on_a_terminal, tmp_path
+):
+    copy = tmp_path / "copy.bin"
+    command = shlex.join([sys.executable, "-m", "rrq_fastwire"])
+    pipe = f"{command} decode --json {shlex.quote(CAPTURE)} | {command} encode > {shlex.quote(str(copy))}"
+    status, shown = on_a_terminal(["sh", "-c", pipe], "stderr")
+    assert status == 0
+    assert copy.read_bytes() == Path(CAPTURE).read_bytes()
+    assert "100%" in shown
