@@ -243,6 +243,31 @@ def test_both_sides_get_the_bytes_that_were_sent_and_a_half_closed_side_goes_on(
         assert orchestrator.recv(1) == b""
 
 
+def test_what_is_sent_before_the_runner_is_reached_is_passed_on(start):
+    tap = start()
+    for number in range(100):
+        frame = request(request_id=f"r{number}")
+        with tap.connect() as orchestrator:
+            orchestrator.sendall(frame)
+            orchestrator.shutdown(socket.SHUT_WR)
+            runner, _ = tap.runner.accept()
+            with runner:
+                runner.settimeout(WAIT_SECONDS)
+                assert receive(runner, len(frame) + 1) == frame
+    tap.ends(signal.SIGTERM)
+
+
+def test_a_connection_that_ends_at_once_is_passed_on_as_such(start):
+    tap = start()
+    for _ in range(100):
+        tap.connect().close()
+        runner, _ = tap.runner.accept()
+        with runner:
+            runner.settimeout(WAIT_SECONDS)
+            assert runner.recv(1) == b""
+    tap.ends(signal.SIGTERM)
+
+
 @pytest.mark.parametrize("by_runner", [False, True])
 def test_a_reset_is_passed_on_behind_what_was_sent(start, by_runner):
     tap = start()

@@ -58,7 +58,9 @@ class _End(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         if not self._is_runner:
-            self.transport.pause_reading()  # until there is somewhere to write to
+            # Until there is somewhere to write to. At once would be too early: CPython 3.11.2 starts
+            # reading only after this method has returned, whether it has been paused here or not.
+            asyncio.get_running_loop().call_soon(self.transport.pause_reading)
             self._pair.connect()
         elif self.other.transport is None:
             self.transport.abort()  # it has gone meanwhile
