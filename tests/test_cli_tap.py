@@ -416,6 +416,19 @@ def test_a_signal_ends_it_with_what_was_never_answered_and_a_table(start, number
         assert orchestrator.recv(1) == runner.recv(1) == b""
 
 
+@pytest.mark.parametrize("option", [["--only-errors"], ["--slow", "60000"]])
+def test_a_request_that_is_never_answered_is_shown_with_its_params_whatever_is_left_out(
+    start, option
+):
+    tap = start(*option)
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        passes(orchestrator, runner, request("hangs", params={"customer": 4711}))
+    tap.says("never answered", "hangs")
+    tap.ends(signal.SIGTERM)
+    assert '{"customer":4711}' in tap.output
+
+
 def test_only_slow_requests_are_shown(start):
     tap = start("--slow", "100")
     orchestrator, runner = tap.connection()
@@ -684,6 +697,17 @@ def test_a_wrapped_runner_runs_jobs_and_ends_with_its_exit_status(start, runner)
     # The stock runner does not catch SIGTERM.
     assert tap.process.wait(WAIT_SECONDS) == {"stock": 128 + signal.SIGTERM, "ours": 0}[runner]
     until(lambda: re.search(r"^ echo +1 +0 +0 ", tap.output, re.MULTILINE))
+
+
+def test_lines_of_two_wrapped_runners_name_their_processes(start):
+    for _ in range(2):
+        tap = start(*RUNNERS["ours"], kind=Wrap)
+        process = str(tap.process.pid)
+        until(lambda port=tap.port: can_connect(port))
+        assert asyncio.run(outcome(tap.port, "echo", {"a": 1})).result == {"a": 1}
+        tap.says("is passed on to", process)
+        tap.says("->", "request echo", process)
+        tap.says("<-", "echo took", process)
 
 
 @pytest.mark.parametrize("whole_group", [False, True])

@@ -248,6 +248,7 @@ class Traffic:
         slow: milliseconds; only requests whose answer takes longer are printed.
         only_errors: whether to print only requests whose outcome is no success.
         live: whether not to print messages at all.
+        process: names this process in every line, where several may print to one terminal.
     """
 
     def __init__(
@@ -258,9 +259,11 @@ class Traffic:
         slow: float | None,
         only_errors: bool,
         live: bool,
+        process: int | None = None,
     ) -> None:
         self.functions: dict[str, _Function] = {}
         self._put = put
+        self.prefix = "" if process is None else str(process)
         self.slow = slow
         self.only_errors = only_errors
         self.filtering = slow is not None or only_errors
@@ -288,7 +291,7 @@ class Traffic:
 
     def say(self, text: str, where: str = "", style: str = "") -> None:
         """Prints a remark, also where no messages are printed."""
-        self._put(_Line(time.time(), where, None, partial(Text, text, style), b""))
+        self._put(_Line(time.time(), where or self.prefix, None, partial(Text, text, style), b""))
 
     def finish(self) -> None:
         """Tells what has not ended."""
@@ -439,6 +442,8 @@ class _Connection:
 
     def _never_answered(self, request: _Pending) -> None:
         message = request.message
+        if request.line is not None:
+            self._traffic.show(request.line)
         self._say(
             f"never answered: {printable(message.function_name)}"
             f"  job {printable(message.job_id)}  request {printable(message.request_id)}"
@@ -469,7 +474,7 @@ class _Connection:
         self.pending.clear()
 
     def _where(self, to_runner: bool) -> str:
-        return f"#{self._number} {'->' if to_runner else '<-'} "
+        return f"{self._traffic.prefix}#{self._number} {'->' if to_runner else '<-'} "
 
     def _say(self, text: str, to_runner: bool) -> None:
         self._traffic.say(text, self._where(to_runner), "red")
@@ -584,7 +589,15 @@ def command(
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # an odd locale must not end the printing
     printer = _Printer(Console(highlight=False, soft_wrap=True), redact)
-    traffic = Traffic(printer.put, record=record, slow=slow, only_errors=only_errors, live=live)
+    traffic = Traffic(
+        printer.put,
+        record=record,
+        slow=slow,
+        only_errors=only_errors,
+        live=live,
+        # The orchestrator's runners share its terminal.
+        process=os.getpid() if wrap else None,
+    )
     if live:
         printer.view = Live(get_renderable=traffic.table, console=printer.console)
     if listen is None or to is None:
