@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime, timezone
 
 import click
 from rich.highlighter import JSONHighlighter
@@ -14,6 +13,7 @@ from .. import ExecutionOutcome, ExecutionRequest
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from datetime import datetime
     from typing import Any
 
     from .. import RunnerMessage
@@ -56,17 +56,29 @@ def coloured(document: str) -> Text:
     return _colour(document)
 
 
-def title(message: RunnerMessage) -> Text:
-    """What a message is, whose, and how its times stand."""
+def title(message: RunnerMessage, now: datetime | None = None) -> Text:
+    """Return what a message is, whose, and its times.
+
+    Arguments:
+        now: when the message passed. If None, as for a capture, which does not have that, the
+            deadline is counted from when the job was enqueued.
+    """
     if isinstance(message, ExecutionRequest):
         context = message.context
         text = Text.assemble(("request ", "bold blue"), (printable(message.function_name), "bold"))
         _append_ids(text, message.job_id, message.request_id)
-        now = datetime.now(timezone.utc)
-        text.append(f"  attempt {context.attempt}, enqueued {_away(now, context.enqueue_time)}")
-        if context.deadline is not None:
-            word = "deadline" if context.deadline > now else "deadline passed"
-            text.append(f", {word} {_away(now, context.deadline)}")
+        enqueued, deadline = context.enqueue_time, context.deadline
+        if now is None:
+            text.append(f"  attempt {context.attempt}, enqueued {enqueued:%Y-%m-%d %H:%M:%S} UTC")
+            if deadline is not None:
+                seconds = (deadline - enqueued).total_seconds()
+                text.append(f", deadline {duration(abs(seconds))} ")
+                text.append("after that" if seconds >= 0 else "before that")
+            return text
+        text.append(f"  attempt {context.attempt}, enqueued {_away(now, enqueued)}")
+        if deadline is not None:
+            word = "deadline" if deadline > now else "deadline passed"
+            text.append(f", {word} {_away(now, deadline)}")
         return text
     if isinstance(message, ExecutionOutcome):
         status = str(message.status)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import AbstractContextManager, nullcontext, suppress
-from datetime import datetime
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
@@ -172,7 +172,7 @@ class _Printer(threading.Thread):
             wrong = (line.message.path or "the document") if self._redact else str(line.message)
             text.append(f"no message: {wrong}", "red")
         elif line.message is not None:
-            text.append_text(title(line.message))
+            text.append_text(title(line.message, datetime.fromtimestamp(line.moment, timezone.utc)))
         text.append_text(line.remark())
         if len(line.payload) > _LONGEST_PAYLOAD:
             text.append(f"\n  {_size(len(line.payload))}: too long to show", "dim")
