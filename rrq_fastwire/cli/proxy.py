@@ -58,8 +58,8 @@ class _End(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         if not self._is_runner:
-            # Until there is somewhere to write to. At once would be too early: CPython 3.11.2 starts
-            # reading only after this method has returned, whether it has been paused here or not.
+            # Until there is somewhere to write to. Pausing at once has no effect in CPython 3.11.2:
+            # it starts to read after this method has returned, whether it was paused here or not.
             asyncio.get_running_loop().call_soon(self.transport.pause_reading)
             self._pair.connect()
         elif self.other.transport is None:
