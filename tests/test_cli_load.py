@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -166,6 +169,37 @@ def test_a_runner_that_goes_away_is_one_sentence(tmp_path):
     status, printed, said = load("--runner", runner, "leave")
     assert (status, printed) == (1, "")
     assert re.fullmatch(r"rrq-fastwire: the connection is lost: .*\n", said)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing on Windows")
+@pytest.mark.parametrize("to_the_runner_as_well", [False, True])
+def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_well):
+    many = tmp_path / "many"
+    (tmp_path / "counting.py").write_text(
+        "import pathlib\ndone = []\nasync def count(request):\n    done.append(1)\n"
+        f"    if len(done) == 500:\n        pathlib.Path({str(many)!r}).touch()\n"
+        "handlers = {'count': count}\n"
+    )
+    runner = f"env PYTHONPATH={tmp_path} {sys.executable} -m rrq_fastwire.runner --settings counting.handlers"
+    with subprocess.Popen(
+        [*COMMAND, "--runner", runner, "count", "--seconds", "90"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while not many.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        if to_the_runner_as_well:  # as a terminal does
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (130, "")
+    (requests,) = re.findall(r"^requests +([\d,]+) in ", printed, re.MULTILINE)
+    assert int(requests.replace(",", "")) >= 400  # 64 in flight may be without an answer
+    assert "throughput" in printed
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ import importlib
 import statistics
 import sys
 import time
+from array import array
 
 from .driving import drive, runner_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from array import array
-
     from rich.progress import Progress
 
 _JOBS = 20_000
@@ -75,16 +74,22 @@ async def _measure(
     """Seconds, seconds of the runner's CPU, and the latencies of all jobs."""
     async with runner_process(command) as runner:
         task = progress.add_task(name, total=_JOBS)
+        latencies = array("d")
+
+        def answered(seconds: float) -> None:
+            latencies.append(seconds)
+            progress.advance(task)
+
         cpu = runner.cpu_seconds()
         start = time.perf_counter()
-        latencies = await drive(
+        await drive(
             [runner.client],
             "echo",
             _PARAMS,
             in_flight=_IN_FLIGHT,
             requests=_JOBS,
             timeout=60,
-            answered=lambda: progress.advance(task),
+            answered=answered,
         )
         elapsed = time.perf_counter() - start
         cpu_after = runner.cpu_seconds()

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import time
-from array import array
 from contextlib import asynccontextmanager, suppress
 from glob import iglob
 from itertools import count
@@ -106,10 +105,10 @@ def listening_pid(port: int) -> int | None:
 
 
 @asynccontextmanager
-async def runner_process(command: Sequence[str]) -> AsyncGenerator[RunnerProcess]:
-    """Starts a runner on a free port of loopback, connects, and ends it afterwards.
-
-    What it prints goes to stderr.
+async def runner_process(
+    command: Sequence[str],
+) -> AsyncGenerator[RunnerProcess]:
+    """Start a runner on a free port of loopback, connect, and end it afterwards.
 
     Arguments:
         command: the runner, to which `--tcp-socket HOST:PORT` is added.
@@ -175,9 +174,9 @@ async def drive(
     seconds: float | None = None,
     rate: float | None = None,
     failures: Counter[str] | None = None,
-    answered: Callable[[], object] = lambda: None,
-) -> array[float]:
-    """Runs a function many times, and returns the seconds that each answer took.
+    answered: Callable[[float], object] = lambda seconds: None,
+) -> None:
+    """Run a function many times.
 
     Arguments:
         clients: connections, which take turns.
@@ -188,12 +187,11 @@ async def drive(
         rate: requests a second; else as many as there can be. A time counts from when its request
             was due, so that a runner that falls behind is seen to.
         failures: takes what did not succeed, by message.
-        answered: called after each answer.
+        answered: called with the seconds that each answer took.
 
     Raises RunnerError for an outcome that is no success, if there are no `failures` to take it, and
     whatever RunnerClient.execute() raises but for TimeoutError.
     """
-    latencies = array("d")
     start = time.perf_counter()
     end = float("inf") if seconds is None else start + seconds
     numbers = iter(count() if requests is None else range(requests))
@@ -216,17 +214,20 @@ async def drive(
                     message = f"{outcome.status}: {error.message if error else 'no message'}"
             except TimeoutError:
                 message = "no answer"
-            latencies.append(time.perf_counter() - begun)
+            took = time.perf_counter() - begun
             if message is not None:
                 if failures is None:
                     raise RunnerError(f"{function_name}: {message}")
                 failures[message] += 1
-            answered()
+            answered(took)
 
+    lanes = [
+        asyncio.ensure_future(lane(clients[number % len(clients)])) for number in range(in_flight)
+    ]
+    # Not a TaskGroup: in CPython 3.11 its parent looks cancelled after one of its tasks has failed.
     try:
-        async with asyncio.TaskGroup() as lanes:
-            for number in range(in_flight):
-                lanes.create_task(lane(clients[number % len(clients)]))
-    except ExceptionGroup as group:
-        raise group.exceptions[0] from None
-    return latencies
+        await asyncio.gather(*lanes)
+    finally:
+        for each in lanes:
+            each.cancel()
+        await asyncio.gather(*lanes, return_exceptions=True)

@@ -9,6 +9,7 @@ import os
 import re
 import statistics
 import time
+from array import array
 from collections import Counter
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from .. import _json
+from .. import FastwireError, _json
 from .driving import drive
 from .progress import progress_bar
 from .showing import duration, printable
@@ -214,6 +215,8 @@ def command(
     it. With --compare, --requests and --seconds are those of one turn of one runner, 2 s by
     default, after one that does not count; ratios are medians over the rounds.
 
+    Ctrl-C ends it early, and the figures are those until then.
+
     Exits with 1 if a job was no success.
 
     Example: rrq-fastwire load 127.0.0.1:9000 echo --params 2KB --seconds 5
@@ -236,7 +239,9 @@ def command(
         seconds = 10.0 if compare is None else 2.0
     plan = Plan(rest[0], _parse_params(params), in_flight, connections, requests, seconds, rate)
 
-    turns = run(_measure(wheres, plan, 1 if compare is None else _ROUNDS))
+    turns, interrupted = run(_measure(wheres, plan, 1 if compare is None else _ROUNDS))
+    if not turns:
+        raise click.Abort
     if compare is None:
         [[measured]] = turns
         shown, figures = _report(plan, measured), measured.figures()
@@ -249,13 +254,18 @@ def command(
         console.print(shown)
     if svg is not None:
         svg.write(console.export_svg(title="rrq-fastwire load"))
+    if interrupted:
+        return 130
     return 1 if any(measured.failures for turn in turns for measured in turn) else 0
 
 
 async def _measure(
     wheres: Sequence[Target | list[str]], plan: Plan, rounds: int
-) -> list[list[Measured]]:
-    """What each runner made of the plan, in each round."""
+) -> tuple[list[list[Measured]], bool]:
+    """Return what each runner made of the plan in each round, and whether Ctrl-C ended it early.
+
+    Of a round that Ctrl-C has ended, the part until then counts, if every runner had its turn.
+    """
     async with AsyncExitStack() as stack:
         targets = [await stack.enter_async_context(reached(where)) for where in wheres]
         clients = [
@@ -266,28 +276,37 @@ async def _measure(
             for target in targets
         ]
         progress = stack.enter_context(progress_bar())
-        turns = []
-        for number in range(rounds if rounds == 1 else rounds + 1):
-            turn = []
-            for index, target in enumerate(targets):
-                name = plan.function_name
-                if rounds > 1:
-                    name = f"{'AB'[index]}, round {number} of {rounds}"
-                turn.append(await _turn(target, clients[index], plan, progress, name))
-            turns.append(turn)
-        return turns[-rounds:]
+        turns: list[list[Measured]] = []
+        interrupted = False
+        try:
+            for number in range(rounds if rounds == 1 else rounds + 1):
+                turns.append([])
+                for index, target in enumerate(targets):
+                    name = plan.function_name
+                    if rounds > 1:
+                        name = f"{'AB'[index]}, round {number} of {rounds}"
+                    await _take_turn(target, clients[index], plan, progress, name, turns[-1])
+        except (asyncio.CancelledError, FastwireError, OSError):
+            # Ctrl-C reaches a runner that was started here, too, and may end its connections first.
+            task = asyncio.current_task()
+            interrupted = task is not None and task.cancelling() > 0
+            if not interrupted:
+                raise
+        counted = turns if rounds == 1 else turns[1:]
+        return [turn for turn in counted if len(turn) == len(targets)], interrupted
 
 
-async def _turn(
-    target: Target, clients: list[RunnerClient], plan: Plan, progress: Progress, name: str
-) -> Measured:
+async def _take_turn(
+    target: Target,
+    clients: list[RunnerClient],
+    plan: Plan,
+    progress: Progress,
+    name: str,
+    turn: list[Measured],
+) -> None:
+    """Send one runner its jobs, and append what was measured, also if it ends early."""
     failures: Counter[str] = Counter()
-    done = 0
-
-    def answered() -> None:
-        nonlocal done
-        done += 1
-
+    latencies = array("d")
     bar = progress.add_task(name, total=plan.requests or plan.seconds)
     before, start = target.cpu_seconds(), time.perf_counter()
 
@@ -295,11 +314,12 @@ async def _turn(
         # Not with every answer: the bar would cost more than the jobs.
         while True:
             await asyncio.sleep(0.1)
-            progress.update(bar, completed=done if plan.requests else time.perf_counter() - start)
+            done = len(latencies) if plan.requests else time.perf_counter() - start
+            progress.update(bar, completed=done)
 
     watching = asyncio.ensure_future(watch())
     try:
-        latencies = await drive(
+        await drive(
             clients,
             plan.function_name,
             plan.params,
@@ -309,14 +329,15 @@ async def _turn(
             seconds=plan.seconds,
             rate=plan.rate,
             failures=failures,
-            answered=answered,
+            answered=latencies.append,
         )
     finally:
         watching.cancel()
         progress.remove_task(bar)
-    elapsed, after = time.perf_counter() - start, target.cpu_seconds()
-    cpu = None if before is None or after is None else after - before
-    return Measured(elapsed, sorted(latencies), cpu, failures)
+        if latencies:
+            elapsed, after = time.perf_counter() - start, target.cpu_seconds()
+            cpu = None if before is None or after is None else after - before
+            turn.append(Measured(elapsed, sorted(latencies), cpu, failures))
 
 
 # Showing
