@@ -126,6 +126,7 @@ class SmallRunner:
             seconds = (moment - datetime.now(timezone.utc)).total_seconds()
         params = fields.get("params", {})
         name = fields["function_name"]
+        print(f"running {name}", file=sys.stderr)
         status, outcome = "error", {}
         try:
             if seconds is not None and seconds <= 0:

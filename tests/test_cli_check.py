@@ -133,6 +133,25 @@ def test_a_runner_that_ends_is_reported():
     assert "Traceback" not in said
 
 
+def test_what_the_runner_prints_is_shown_only_for_checks_that_fail(on_a_terminal):
+    command = [*COMMAND, "--runner", f"{SMALL} 'no retry'", "--limit", "5"]
+    status, text = on_a_terminal(command, "stdout", "stderr", COLUMNS="100", NO_COLOR="1")
+    assert status == 1
+    before, after = text.split("The runner printed during 'retry':")
+    assert "running" not in before
+    assert re.findall(r"running \w+", after) == ["running retry"]
+
+
+def test_a_runner_that_does_not_start_is_explained_by_what_it_prints():
+    runner = shlex.join([sys.executable, "-c", "raise SystemExit('no such module: app')"])
+    status, found, said = check("--runner", runner)
+    assert (status, found) == (1, {})
+    assert said.splitlines() == [
+        "no such module: app",
+        "rrq-fastwire: the runner ended with exit status 1 and did not listen",
+    ]
+
+
 @pytest.mark.parametrize(
     ("runner", "environment", "found"),
     [(OURS, {}, 0), (DOUBLES, {"NO_COLOR": "1"}, 1)],

@@ -15,6 +15,8 @@ import sys
 import uuid
 from contextlib import asynccontextmanager
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import click
@@ -33,14 +35,15 @@ from .. import (
     pack_frame,
 )
 from .call import failure
+from .driving import RunnerError
 from .progress import progress_bar
 from .showing import printable
 from .target import Number, Target, reached, reason, run, runner_option, split_target
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Callable
-    from typing import Any, TypeAlias
+    from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+    from typing import Any, BinaryIO, TypeAlias
 
     Run: TypeAlias = "Callable[[Runner], Awaitable[str | None]]"
 
@@ -53,6 +56,10 @@ _SHORT = 0.3
 _QUIET = 0.5
 
 _SEEN_LENGTH = 200
+
+# Of what the runner prints during one check, the last lines are shown, and of the last bytes.
+_PRINTED_LINES = 20
+_PRINTED_BYTES = 16 * 1024
 
 # Columns of the table where there is no terminal to give their number.
 _PIPE_WIDTH = 160
@@ -76,11 +83,16 @@ class Check(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What became of a check: "pass", "FAIL" or "found"."""
+    """What became of a check: "pass", "FAIL" or "found".
+
+    Attributes:
+        printed: the last lines that the runner printed meanwhile, if it was started here.
+    """
 
     check: Check
     verdict: str
     seen: str
+    printed: Sequence[str] = ()
 
 
 CHECKS: list[Check] = []
@@ -786,7 +798,8 @@ def command(arguments: tuple[str, ...], runner: str | None, limit: float) -> int
     (raises) and retry (asks for a retry).
 
     A check ends with pass, FAIL, or found: the runner differs, and the protocol leaves it open.
-    Exits with 1 if one fails.
+    What a runner that was started by --runner prints is shown for the checks that fail. Exits with
+    1 if one fails.
 
     Example: rrq-fastwire check --runner "node runner.js"
     """
@@ -797,12 +810,17 @@ def command(arguments: tuple[str, ...], runner: str | None, limit: float) -> int
     table = Table("check", "verdict", "expected", "seen")
     table.columns[0].no_wrap = True
     styles = {"pass": "green", "FAIL": "bold red", "found": "yellow"}
-    for check, verdict, seen in verdicts:
+    for check, verdict, seen, _ in verdicts:
         table.add_row(check.name, Text(verdict, styles[verdict]), check.expected, Text(seen))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = max(console.width, _PIPE_WIDTH)
     console.print(table)
+    for check, verdict, _, printed in verdicts:
+        if verdict == "FAIL" and printed:
+            console.print(f"The runner printed during {check.name!r}:")
+            for line in printed:
+                console.print(Text(f"  {line}", "dim"), soft_wrap=True)
     counts = {name: sum(verdict.verdict == name for verdict in verdicts) for name in styles}
     console.print(
         f"{len(verdicts)} checks: {counts['pass']} pass, {counts['FAIL']} fail,"
@@ -812,17 +830,35 @@ def command(arguments: tuple[str, ...], runner: str | None, limit: float) -> int
 
 
 async def _check_all(where: Target | list[str], limit: float) -> list[Verdict]:
-    async with reached(where) as target:
-        async with await target.connect():
-            pass  # whether there is a runner at all
-        verdicts = []
-        with progress_bar(TextColumn("{task.description}"), BarColumn()) as progress:
-            task = progress.add_task("", total=len(CHECKS))
-            for each in CHECKS:
-                progress.update(task, description=each.name)
-                verdicts.append(await judge(each, target, limit))
-                progress.advance(task)
-        return verdicts
+    # What the runner prints goes to a file: on the terminal it would tear the progress bar.
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "output"
+        with path.open("wb") as written, path.open("rb") as output:
+            try:
+                async with reached(where, written) as target:
+                    return await _check_target(target, output, limit)
+            except RunnerError:  # the reason may be there
+                sys.stderr.write(output.read().decode(errors="backslashreplace"))
+                raise
+
+
+async def _check_target(target: Target, output: BinaryIO, limit: float) -> list[Verdict]:
+    async with await target.connect():
+        pass  # whether there is a runner at all
+    verdicts = []
+    with progress_bar(TextColumn("{task.description}"), BarColumn()) as progress:
+        task = progress.add_task("", total=len(CHECKS))
+        for each in CHECKS:
+            progress.update(task, description=each.name)
+            verdict = await judge(each, target, limit)
+            verdicts.append(verdict._replace(printed=_last_lines(output.read())))
+            progress.advance(task)
+    return verdicts
+
+
+def _last_lines(printed: bytes) -> list[str]:
+    text = printed[-_PRINTED_BYTES:].decode(errors="backslashreplace")
+    return [printable(line) for line in text.splitlines()[-_PRINTED_LINES:]]
 
 
 async def judge(check: Check, target: Target, limit: float) -> Verdict:

@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections import Counter
     from collections.abc import AsyncGenerator, Callable, Sequence
-    from typing import Any
+    from typing import Any, BinaryIO
 
 # What a runner has to start, and to end after SIGTERM.
 _START_SECONDS = 30.0
@@ -106,12 +106,13 @@ def listening_pid(port: int) -> int | None:
 
 @asynccontextmanager
 async def runner_process(
-    command: Sequence[str],
+    command: Sequence[str], output: BinaryIO | None = None
 ) -> AsyncGenerator[RunnerProcess]:
     """Start a runner on a free port of loopback, connect, and end it afterwards.
 
     Arguments:
         command: the runner, to which `--tcp-socket HOST:PORT` is added.
+        output: takes what the runner prints. If None, it goes to stderr.
 
     Raises RunnerError if it cannot be started, ends, or does not listen within half a minute.
     """
@@ -124,7 +125,8 @@ async def runner_process(
             "--tcp-socket",
             f"127.0.0.1:{port}",
             stdin=asyncio.subprocess.DEVNULL,
-            stdout=_STDERR,
+            stdout=output or _STDERR,
+            stderr=output,
         )
     except OSError as error:
         raise RunnerError(f"cannot start {command[0]!r}: {error.strerror}") from None

@@ -17,7 +17,7 @@ from .driving import RunnerError, RunnerProcess, cpu_seconds, listening_pid, run
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-    from typing import Any, TypeVar
+    from typing import Any, BinaryIO, TypeVar
 
     T = TypeVar("T")
 
@@ -54,12 +54,18 @@ class Target(NamedTuple):
 
 
 @asynccontextmanager
-async def reached(where: Target | Sequence[str]) -> AsyncGenerator[Target]:
-    """The runner as it is, or the one that a command line starts, for as long as it is used."""
+async def reached(
+    where: Target | Sequence[str], output: BinaryIO | None = None
+) -> AsyncGenerator[Target]:
+    """Give the runner as it is, or start one by its command line and end it afterwards.
+
+    Arguments:
+        output: takes what a runner that is started prints. If None, it goes to stderr.
+    """
     if isinstance(where, Target):
         yield where
     else:
-        async with runner_process(where) as process:
+        async with runner_process(where, output) as process:
             yield Target("127.0.0.1", process.port, process)
 
 
