@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -25,7 +26,6 @@ COMMANDS = {
         "noop",
     ),
     "check": (["check", "--runner", RUNNER], "0 fail", "many frames in one write"),
-    "demo": (["demo"], "CPU", "rrq-runner"),
 }
 
 
@@ -44,6 +44,21 @@ def test_redirected_output_reaches_its_file_and_progress_the_terminal(
     assert "\x1b" not in text
     assert progress in shown
     assert printed not in shown
+
+
+def test_the_table_of_the_demo_reaches_its_file_and_fits_80_columns(on_a_terminal, tmp_path):
+    with (tmp_path / "out").open("wb") as out:
+        status, shown = on_a_terminal(
+            [sys.executable, "-m", "rrq_fastwire", "demo"], "stderr", stdout=out, COLUMNS="80"
+        )
+    assert status == 0
+    assert "rrq-fastwire-runner" in shown
+    lines = (tmp_path / "out").read_text(encoding="utf-8").splitlines()
+    assert max(map(len, lines)) <= 80
+    for runner in ("rrq-runner", "rrq-fastwire-runner", "+ --native-messages"):
+        (row,) = (line for line in lines if line.strip().startswith(runner))
+        figures = row.strip().removeprefix(runner).strip()
+        assert re.fullmatch(r"[\d,]+ +(-|[\d.]+ us) +(-|[\d.]+x)( +[\d.]+ ms){3}", figures)
 
 
 def test_the_example_of_encode_copies_a_capture_although_a_terminal_shows_progress(
