@@ -29,13 +29,14 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 $(READY): pyproject.toml setup.py $(wildcard rrq_fastwire/_c/*.p* rrq_fastwire/_c/*.h)
-	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --upgrade pip
-	RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	@echo 'Setting up $(VENV): this compiles the package and takes a minute or two.'
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN)/python -m pip install --quiet --upgrade pip
+	@RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
 
 demo: $(READY)  ## run 20,000 jobs in rrq's own runner and in this one, side by side
-	$(RUN)/python -m rrq_fastwire demo
+	@$(RUN)/python -m rrq_fastwire demo
 
 test: test-checkout test-json  ## run the suite: both implementations, and again with the standard library's json
 

@@ -100,6 +100,20 @@ def test_a_native_wheel_has_the_compiled_extensions_without_debug_information(so
             assert b".debug_info" not in archive.read(name)
 
 
+def test_setting_up_a_checkout_gives_no_advice_about_imports(sources, tmp_path):
+    code = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        cwd=sources,
+        env={**os.environ, "RRQ_FASTWIRE_PURE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Please be careful" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("choice", ["2", "yes"])
 def test_other_words_are_refused(sources, choice):
     status, printed, _ = build(sources, choice)
