@@ -123,9 +123,23 @@ def test_the_command_line_explains_itself(arguments):
     assert "Traceback" not in printed
 
 
+VERSION = f"rrq-fastwire {rrq_fastwire.__version__}\n"
+
+
 def test_the_version_is_printed():
     pytest.importorskip("click", reason="the command line is an extra")
-    assert run("-m", "rrq_fastwire", "--version") == (
-        0,
-        f"rrq-fastwire {rrq_fastwire.__version__}\n",
+    assert run("-m", "rrq_fastwire", "--version") == (0, VERSION)
+
+
+@pytest.mark.parametrize("missing", ["click", "rich"])
+@pytest.mark.parametrize(
+    ("arguments", "printed"), [("['--version']", VERSION), ("['info']", "implementation")]
+)
+def test_version_and_info_need_no_extra(missing, arguments, printed):
+    code = (
+        f"import sys; sys.modules[{missing!r}] = None; "
+        f"from rrq_fastwire.cli import main; sys.exit(main({arguments}))"
     )
+    status, shown = run(before=code)
+    assert status == 0
+    assert printed in shown

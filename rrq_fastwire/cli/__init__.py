@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from .. import __version__
 from . import info
 
 
@@ -21,8 +22,13 @@ def main(argv: list[str] | None = None) -> int:
 
         from .commands import commands
     except ImportError as error:
-        if (sys.argv[1:] if argv is None else argv) == ["info"]:
+        # What tells somebody about the installation works without the extra.
+        arguments = sys.argv[1:] if argv is None else argv
+        if arguments == ["info"]:
             return info.run()
+        if arguments == ["--version"]:
+            print(f"rrq-fastwire {__version__}")
+            return 0
         print(f"rrq-fastwire: {error}: pip install 'rrq-fastwire[cli]'", file=sys.stderr)
         return 2
     try:
