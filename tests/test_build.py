@@ -101,7 +101,9 @@ def test_a_native_wheel_has_the_compiled_extensions_without_debug_information(so
 
 
 def test_setting_up_a_checkout_gives_no_advice_about_imports(sources, tmp_path):
-    code = "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    code = (
+        "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path)],
         cwd=sources,

@@ -1,4 +1,4 @@
-"""A tag is released only if it names the version and CHANGELOG.md has its section."""
+"""A tag is released only if version, changelog and the links of PyPI's page are right."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if not (ROOT / ".ci" / "release.py").exists():
     pytest.skip("needs the checkout, which is not beside these tests", allow_module_level=True)
 
 SECTION = "## [1.2.3] - 2026-11-24\n\n### Fixed\n\n- A thing.\n"
+URLS = '[project.urls]\nSource = "https://example.com/project"\n'
 
 
 @pytest.mark.parametrize(
@@ -37,11 +38,34 @@ SECTION = "## [1.2.3] - 2026-11-24\n\n### Fixed\n\n- A thing.\n"
     ],
 )
 def test_a_tag(tmp_path, tag, changes, refused):
+    assert_verdict(tmp_path, tag, refused, changes=changes)
+
+
+@pytest.mark.parametrize(
+    ("urls", "readme", "refused"),
+    [
+        (URLS, "[a](https://example.com/b) [c](#part)", None),
+        ("", "", "add [project.urls] with Source"),
+        (
+            URLS,
+            "![a](pictures/a.svg)",
+            "do not work on PyPI: pictures/a.svg; begin them with https://",
+        ),
+        (URLS, "[a](https://example.com) [b](B.md)", "do not work on PyPI: B.md;"),
+    ],
+)
+def test_the_readme_must_work_on_pypi(tmp_path, urls, readme, refused):
+    assert_verdict(tmp_path, "v1.2.3", refused, urls=urls, readme=readme)
+
+
+def assert_verdict(tmp_path, tag, refused, *, changes=SECTION, urls=None, readme=""):
     for folder in (".ci", "rrq_fastwire"):
         (tmp_path / folder).mkdir()
     shutil.copy(ROOT / ".ci" / "release.py", tmp_path / ".ci")
     (tmp_path / "rrq_fastwire" / "__init__.py").write_text('x = 1\n__version__ = "1.2.3"\n')
     (tmp_path / "CHANGELOG.md").write_text(changes)
+    (tmp_path / "pyproject.toml").write_text(f"[project]\n{URLS if urls is None else urls}")
+    (tmp_path / "README.md").write_text(readme)
     done = subprocess.run(
         [sys.executable, tmp_path / ".ci" / "release.py", tag],
         capture_output=True,
