@@ -16,7 +16,7 @@ for extra in ("click", "rich", "rrq"):
     pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
 
 target = pytest.importorskip("rrq_fastwire.cli.target")
-checking = pytest.importorskip("rrq_fastwire.cli.check")
+checking = pytest.importorskip("rrq_fastwire.cli.check.command")
 CHECKS = checking.CHECKS
 
 COMMAND = [sys.executable, "-m", "rrq_fastwire", "check"]
@@ -43,7 +43,7 @@ RULES = {
     "strict fields": {"unknown fields"},
     "never busy": {"busy"},
     "one at a time": {"concurrency", "cancel by job"},
-    "no cancels": {"cancel by request", "cancel by job", "cancel behind its request", "busy"},
+    "no cancels": {"cancel by request", "cancel by job", "cancel after its request", "busy"},
     "late cancels are answered": {"cancel too late"},
     "cancels take the whole job": {"cancel by request"},
     "cancels are local": {"cancel by request", "cancel by job"},
@@ -112,9 +112,9 @@ def test_what_the_stock_runner_does_otherwise_is_reported():
             "an answer of 25,166,050 bytes, at which the orchestrator hangs up",
         ),
         # The job's task is cancelled before its first step, and so never gets to answering.
-        "cancel behind its request": ("FAIL", "no answer within 5 s"),
+        "cancel after its request": ("FAIL", "no answer within 5 s"),
         # It closes the connection, and cancels the other jobs on it, whose answers are lost.
-        "payload that is no JSON": ("found", CLOSED),
+        "payload that is not JSON": ("found", CLOSED),
         "unknown type of message": ("found", CLOSED),
         "request without a context": ("found", CLOSED),
     }
@@ -174,7 +174,7 @@ def test_a_terminal_shows_a_bar_and_colours_and_found_alone_is_no_failure(
     [
         ([], 2, r"which runner\? .*"),
         (["nonsense"], 2, r"expected HOST:PORT .* got 'nonsense'"),
-        (["127.0.0.1:9", "f"], 2, r"expected nothing behind the runner, got 'f'"),
+        (["127.0.0.1:9", "f"], 2, r"expected nothing after the runner, got 'f'"),
         (["127.0.0.1:9", "--limit", "0"], 2, r".*'--limit'.*"),
         (["--runner", "/no/such/runner"], 1, r"cannot start '/no/such/runner': .*"),
         (["127.0.0.1:9"], 1, r"cannot connect to 127.0.0.1:9: .*"),

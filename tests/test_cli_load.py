@@ -122,7 +122,7 @@ def test_two_runners_are_compared():
     found = json.loads(printed)
     assert status == 0
     assert [set(each) for each in found["rounds"]] == [{"A", "B"}] * 5
-    for name in ("throughput", "CPU a job", "p50", "p99"):
+    for name in ("throughput", "CPU per job", "p50", "p99"):
         assert set(found[name]) == {"A", "B", "B/A"}
         assert all(figure > 0 for figure in found[name].values())
 
@@ -130,7 +130,7 @@ def test_two_runners_are_compared():
 def test_a_comparison_is_a_table():
     status, printed, _ = load("--compare", RUNNER, RUNNER, "fail", "--requests", "10")
     assert status == 1
-    for name in ("throughput", "CPU a job", "p50", "p99", "B to A"):
+    for name in ("throughput", "CPU per job", "p50", "p99", "B to A"):
         assert name in printed
     assert printed.count("50  error: this handler always fails") == 2
 
@@ -221,7 +221,7 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
         (
             ["127.0.0.1:9", "f", "--params", "1GB"],
             2,
-            r"--params: '1GB' is no size, and as a file.*",
+            r"--params: '1GB' is not a size, and as a file.*",
         ),
         (["127.0.0.1:9", "f", "--params", "99MB"], 2, r"--params: '99MB' is not from .*"),
         (["127.0.0.1:9", "f", "--params", "{file}"], 2, r"--params: .* is not JSON: .*"),

@@ -8,10 +8,11 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.highlighter import JSONHighlighter
 
 from .. import ExecutionOutcome, OutcomeStatus, _json
-from .driving import RunnerError
-from .showing import coloured, printable
+from .formatting import printable
+from .runner_process import RunnerError
 from .target import Number, Target, reached, run, runner_option, split_target
 
 
@@ -94,7 +95,7 @@ def command(
         return 1
     if sys.stdout.isatty():
         text = json.dumps(outcome.result, ensure_ascii=False, indent=2)
-        Console(highlight=False, soft_wrap=True).print(coloured(text))
+        Console(highlight=False, soft_wrap=True).print(JSONHighlighter()(text))
     else:
         print(json.dumps(outcome.result, ensure_ascii=False, separators=(",", ":")))
     return 0
@@ -113,7 +114,7 @@ async def _call(
 
 
 def failure(outcome: ExecutionOutcome) -> str:
-    """An outcome that is no success, on one line."""
+    """An outcome other than a success, on one line."""
     text = str(outcome.status)
     error = outcome.error
     if error is not None:

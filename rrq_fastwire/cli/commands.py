@@ -1,4 +1,4 @@
-"""The commands; each has a file of its own."""
+"""The commands; each has a module or package of its own."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from typing import Any
 import click
 
 from .. import __version__, runner
-from . import call, check, decode, demo, encode, info, load, tap
+from . import call, decode, demo, encode, info, tap
+from .check.command import command as check
+from .load.command import command as load
 
 
 class _Commands(click.Group):
-    """Ends without a word at Ctrl-C, where click writes an empty line."""
+    """Ends silently at Ctrl-C, where click writes an empty line."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -29,9 +31,9 @@ def commands() -> None:
 commands.add_command(decode.command, "decode")
 commands.add_command(encode.command, "encode")
 commands.add_command(call.command, "call")
-commands.add_command(load.command, "load")
+commands.add_command(load, "load")
 commands.add_command(tap.command, "tap")
-commands.add_command(check.command, "check")
+commands.add_command(check, "check")
 
 
 @commands.command(
@@ -59,7 +61,7 @@ def run_info() -> int:
 
 @commands.command("demo")
 def run_demo() -> int:
-    """Run 20,000 jobs in rrq's own runner and in this one, and compare them.
+    """Compare rrq's own runner with this one, by 20,000 jobs.
 
     Example: rrq-fastwire demo
     """

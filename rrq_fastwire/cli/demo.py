@@ -9,7 +9,8 @@ import sys
 import time
 from array import array
 
-from .driving import drive, runner_process
+from .runner_process import runner_process
+from .workload import drive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import click
 
 from .. import EncodeError, pack_frame
-from .wire import members
+from .json_text import members
 
 
 @click.command

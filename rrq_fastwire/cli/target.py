@@ -12,7 +12,7 @@ import click
 
 from .. import FastwireError
 from ..client import RunnerClient
-from .driving import RunnerError, RunnerProcess, cpu_seconds, listening_pid, runner_process
+from .runner_process import RunnerError, RunnerProcess, cpu_seconds, listening_pid, runner_process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

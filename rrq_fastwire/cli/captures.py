@@ -1,0 +1,54 @@
+"""Raw captures: what one side wrote to a connection, as frames with their offsets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .. import FRAME_HEADER_LEN, FrameDecoder, FrameError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import BinaryIO
+
+_READ_SIZE = 256 * 1024
+
+
+class Frame(NamedTuple):
+    """A frame of a stream.
+
+    Attributes:
+        number: from 1.
+        offset: bytes of the stream before its header.
+        payload: its bytes.
+    """
+
+    number: int
+    offset: int
+    payload: bytes
+
+
+class BrokenStreamError(Exception):
+    """A stream cannot be read on; its text gives the offset and the reason."""
+
+
+def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None) -> Iterator[Frame]:
+    """The frames of a raw capture, in constant memory.
+
+    Arguments:
+        advance: called with the bytes of each read.
+
+    Raises BrokenStreamError after the last good frame.
+    """
+    decoder = FrameDecoder()
+    number = offset = 0
+    try:
+        while data := file.read(_READ_SIZE):
+            for payload in decoder.feed(data):
+                number += 1
+                yield Frame(number, offset, payload)
+                offset += FRAME_HEADER_LEN + len(payload)
+            advance(len(data))
+        decoder.feed_eof()
+    except FrameError as error:
+        raise BrokenStreamError(f"the stream is broken at offset {offset}: {error}") from None

@@ -1,0 +1,290 @@
+"""Speaks the protocol with the runner under test, and holds its answers against what is accepted.
+
+Each answer must be one that the orchestrator accepts, and may come once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import uuid
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta, timezone
+
+from ... import (
+    FRAME_HEADER_LEN,
+    MAX_FRAME_SIZE,
+    ExecutionOutcome,
+    MessageError,
+    OutcomeStatus,
+    decode_frame,
+    pack_frame,
+)
+from ..call import failure
+from ..target import Target, reason
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from typing import Any
+
+# Seconds of a job that is not meant to end by itself, and of one that is; and how long a check
+# listens for an answer that should not come.
+LONG = 60.0
+SHORT = 0.3
+_QUIET = 0.5
+
+
+class WrongError(Exception):
+    """What a runner did instead of what was expected."""
+
+
+class Request:
+    """A request as the orchestrator writes it, unless it is changed before it is sent.
+
+    Attributes:
+        context, fields: what it is made of.
+        raw: the bytes of its payload, if they are not to be made of the fields.
+    """
+
+    raw: bytes | None = None
+
+    def __init__(
+        self,
+        function_name: str,
+        params: dict[str, Any] | None = None,
+        *,
+        seconds: float = LONG,
+        job_id: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.job_id = job_id or str(uuid.uuid4())
+        self.request_id = request_id or str(uuid.uuid4())
+        now = datetime.now(timezone.utc)
+        self.context: dict[str, Any] = {
+            "job_id": self.job_id,
+            "attempt": 1,
+            "enqueue_time": _written(now),
+            "queue_name": "rrq:queue:default",
+            "deadline": _written(now + timedelta(seconds=seconds)),
+            "trace_context": None,
+            "correlation_context": None,
+            "worker_id": "rrq-fastwire-check",
+        }
+        self.fields: dict[str, Any] = {
+            "protocol_version": "2",
+            "request_id": self.request_id,
+            "job_id": self.job_id,
+            "function_name": function_name,
+            "params": {} if params is None else params,
+            "context": self.context,
+        }
+
+    def payload(self) -> bytes:
+        return self.raw or compact({"type": "request", "payload": self.fields})
+
+
+def _written(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}000Z"
+
+
+def compact(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def cancel(job_id: str, request_id: str | None = None, *, version: str = "2") -> bytes:
+    """The payload of a cancel."""
+    fields: dict[str, Any] = {"protocol_version": version, "job_id": job_id, "hard_kill": False}
+    if request_id is not None:
+        fields["request_id"] = request_id
+    return compact({"type": "cancel", "payload": fields})
+
+
+class Peer:
+    """A connection to the runner. What comes over it is looked at, frame by frame."""
+
+    def __init__(
+        self, runner: Runner, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self._runner = runner
+        self._reader = reader
+        self.writer = writer
+        self._asked: dict[str, str] = {}  # job ids of what is not answered, by request id
+
+    def expect(self, request: Request) -> None:
+        self._asked[request.request_id] = request.job_id
+
+    async def write(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def send(self, *messages: Request | bytes) -> None:
+        """Sends requests, and payloads of anything else, in one write."""
+        for message in messages:
+            if isinstance(message, Request):
+                self.expect(message)
+        await self.write(
+            b"".join(
+                pack_frame(message.payload() if isinstance(message, Request) else message)
+                for message in messages
+            )
+        )
+
+    async def start(self, *requests: Request) -> None:
+        """Sends requests, and sees to it that the runner has taken them."""
+        await self.send(*requests)
+        await self.works()
+
+    async def answer(self) -> ExecutionOutcome:
+        """The next answer. Raises WrongError for one that should not have come like this."""
+        self._runner.waits_for = "answer"
+        length = int.from_bytes(await self._reader.readexactly(FRAME_HEADER_LEN))
+        if not 0 < length <= MAX_FRAME_SIZE:
+            raise WrongError(f"an answer of {length:,} bytes, at which the orchestrator hangs up")
+        payload = await self._reader.readexactly(length)
+        try:
+            outcome = decode_frame(pack_frame(payload))
+        except MessageError as error:
+            raise WrongError(f"an answer that the orchestrator does not accept: {error}") from None
+        if not isinstance(outcome, ExecutionOutcome):
+            raise WrongError("a message that is not an answer")
+        job_id = self._asked.pop(outcome.request_id or "", None)
+        if job_id is None:
+            raise WrongError(f"a second answer, or one to no request: {summary(outcome)}")
+        if outcome.job_id != job_id:
+            raise WrongError(f"an answer with the job_id {outcome.job_id!r}, not {job_id!r}")
+        return outcome
+
+    async def answers(self, count: int) -> dict[str | None, ExecutionOutcome]:
+        """The next answers, by request_id."""
+        outcomes = [await self.answer() for _ in range(count)]
+        return {outcome.request_id: outcome for outcome in outcomes}
+
+    async def ask(self, request: Request) -> ExecutionOutcome:
+        await self.send(request)
+        outcome = await self.answer()
+        if request.raw is None and outcome.request_id != request.request_id:
+            raise WrongError(f"an answer to an earlier request came late: {summary(outcome)}")
+        return outcome
+
+    async def is_closed(self) -> None:
+        """Waits until the runner has closed the connection, without sending anything."""
+        self._runner.waits_for = "end of the connection"
+        try:
+            rest = await self._reader.read(100)
+        except ConnectionError:
+            return
+        if rest:
+            raise WrongError(f"bytes instead of the end of the connection: {rest!r}")
+
+    async def is_quiet(self) -> None:
+        """Makes sure that nothing more comes, and that the connection lives on."""
+        try:
+            async with asyncio.timeout(_QUIET):
+                outcome = await self.answer()
+        except TimeoutError:
+            await self.works()
+        else:
+            raise WrongError(f"an answer too many: {summary(outcome)}")
+
+    async def works(self) -> None:
+        """Makes sure that a job is run over this connection."""
+        succeeded(await self.ask(Request("echo", {"still": "alive"})), {"still": "alive"})
+
+
+class Runner:
+    """The runner, for the length of one check.
+
+    Attributes:
+        waits_for: what is waited for, for the case that it does not come.
+    """
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._peers: list[Peer] = []
+        self.waits_for = "connection"
+
+    async def connect(self) -> Peer:
+        self.waits_for = "connection"
+        try:
+            reader, writer = await asyncio.open_connection(self._target.host, self._target.port)
+        except OSError as error:
+            raise WrongError(f"cannot connect: {reason(error)}") from None
+        peer = Peer(self, reader, writer)
+        self._peers.append(peer)
+        return peer
+
+    @asynccontextmanager
+    async def bystander(self) -> AsyncGenerator[None]:
+        """A job on a connection of its own, which what goes on meanwhile must not disturb."""
+        peer = await self.connect()
+        await peer.start(Request("sleep", {"seconds": SHORT}))
+        yield
+        try:
+            succeeded(await peer.answer())
+        except (EOFError, ConnectionError):
+            raise WrongError("a connection beside it was closed, too") from None
+
+    async def send_and_leave(self, payload: bytes) -> None:
+        """One frame on a connection of its own, as the orchestrator sends its cancels."""
+        peer = await self.connect()
+        await peer.send(payload)
+        peer.writer.close()
+
+    def close(self) -> None:
+        for peer in self._peers:
+            peer.writer.transport.abort()
+
+    async def ended(self) -> str | None:
+        """How the process has ended, where it was started here; None if it goes on."""
+        process = self._target.process
+        return None if process is None else await process.ended()
+
+
+def summary(outcome: ExecutionOutcome) -> str:
+    """An outcome, on one line."""
+    if outcome.status is OutcomeStatus.SUCCESS:
+        return f"success: {json.dumps(outcome.result, ensure_ascii=False)}"
+    return failure(outcome)
+
+
+def has_status(
+    outcome: ExecutionOutcome, status: OutcomeStatus, error_type: str | None = None
+) -> str:
+    """Makes sure of an outcome's status, and of the type of its error if one is given."""
+    kind = outcome.error.type if outcome.error is not None else None
+    if outcome.status is not status or error_type not in (None, kind):
+        raise WrongError(summary(outcome))
+    return summary(outcome)
+
+
+def succeeded(outcome: ExecutionOutcome, *result: Any) -> None:
+    """Makes sure of a success, and of its result if one is given."""
+    has_status(outcome, OutcomeStatus.SUCCESS)
+    if result and not same(outcome.result, result[0]):
+        raise WrongError(difference(outcome.result, result[0]))
+
+
+def same(value: Any, expected: Any) -> bool:
+    """Whether two JSON values are equal: doubles to the last two units, as the orchestrator's."""
+    if isinstance(expected, float) and type(value) in (int, float):
+        return bool(abs(value - expected) <= 2 * math.ulp(expected))
+    if isinstance(value, dict) and isinstance(expected, dict):
+        return value.keys() == expected.keys() and all(
+            same(value[key], expected[key]) for key in value
+        )
+    if isinstance(value, list) and isinstance(expected, list):
+        return len(value) == len(expected) and all(map(same, value, expected))
+    return type(value) is type(expected) and bool(value == expected)
+
+
+def difference(value: Any, expected: Any) -> str:
+    """The first member that differs, where there are members."""
+    if isinstance(value, dict) and isinstance(expected, dict):
+        for key, item in expected.items():
+            if key not in value:
+                return f"{key!r} is missing"
+            if not same(value[key], item):
+                return f"{item!r} came back as {value[key]!r}"
+    return f"{expected!r} came back as {value!r}"

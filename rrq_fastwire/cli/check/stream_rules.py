@@ -1,0 +1,278 @@
+"""The rules of the protocol for streams: frames, many jobs at a time, deadlines, cancels, ends."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+import sys
+import uuid
+
+from ... import FRAME_HEADER_LEN, MAX_FRAME_SIZE, OutcomeStatus, pack_frame
+from .peer import (
+    LONG,
+    SHORT,
+    Request,
+    Runner,
+    WrongError,
+    cancel,
+    compact,
+    has_status,
+    succeeded,
+    summary,
+)
+from .rules import CHECKS, check
+
+# With this module they are complete.
+__all__ = ["CHECKS"]
+
+IN_FLIGHT = 64
+
+
+# Frames
+
+
+@check("frame in many pieces", "put together")
+async def check_frame_in_many_pieces(runner: Runner) -> None:
+    peer = await runner.connect()
+    request = Request("echo", {"a": 1})
+    frame = pack_frame(request.payload())
+    for at in range(len(frame) - 1):
+        await peer.write(frame[at : at + 1])
+        await asyncio.sleep(0)
+    peer.expect(request)
+    await peer.write(frame[-1:])
+    succeeded(await peer.answer(), {"a": 1})
+
+
+@check("many frames in one write", "one answer each")
+async def check_many_frames_in_one_write(runner: Runner) -> None:
+    peer = await runner.connect()
+    for _ in range(3):
+        await peer.send(*(Request("echo", {"number": number}) for number in range(IN_FLIGHT)))
+        for _ in range(IN_FLIGHT):
+            succeeded(await peer.answer())
+    await peer.is_quiet()
+
+
+@check("request of 16 MiB", "accepted")
+async def check_request_of_16_mib(runner: Runner) -> None:
+    request = Request("sleep", {"seconds": 0, "padding": ""})
+    request.fields["params"]["padding"] = "x" * (MAX_FRAME_SIZE - len(request.payload()))
+    succeeded(await (await runner.connect()).ask(request))
+
+
+@check("answer near 16 MiB", "sent as a frame of 16 MiB at the most, or as an error")
+async def check_answer_near_16_mib(runner: Runner) -> str | None:
+    # As escapes, these would be three times as long.
+    params = {"text": "é" * (4 * 1024 * 1024)}
+    outcome = await (await runner.connect()).ask(Request("echo", params))
+    if outcome.status is OutcomeStatus.ERROR:
+        return summary(outcome)
+    succeeded(outcome)
+    if outcome.result != params:
+        raise WrongError("success, with another result")
+    return None
+
+
+@check("frame of 16 MiB + 1", "closes its connection at the header, and no other")
+async def check_frame_of_16_mib_1(runner: Runner) -> None:
+    await _hangs_up(runner, struct.pack(">I", MAX_FRAME_SIZE + 1))
+
+
+@check("frame of 0 bytes", "closes its connection, and no other")
+async def check_frame_of_0_bytes(runner: Runner) -> None:
+    await _hangs_up(runner, bytes(FRAME_HEADER_LEN))
+
+
+@check("garbage", "closes its connection, and no other")
+async def check_garbage(runner: Runner) -> None:
+    await _hangs_up(runner, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+
+async def _hangs_up(runner: Runner, data: bytes) -> None:
+    peer = await runner.connect()
+    async with runner.bystander():
+        await peer.write(data)
+        await peer.is_closed()
+
+
+@check("half a frame", "ends its connection, and no other")
+async def check_half_a_frame(runner: Runner) -> None:
+    frame = pack_frame(Request("echo").payload())
+    async with runner.bystander():
+        for half in (frame[:2], frame[: len(frame) // 2]):
+            peer = await runner.connect()
+            await peer.write(half)
+            peer.writer.write_eof()
+            await peer.is_closed()
+
+
+@check("empty connection", "no trouble: the orchestrator looks so whether a runner is up")
+async def check_empty_connection(runner: Runner) -> None:
+    async with runner.bystander():
+        peer = await runner.connect()
+        peer.writer.write_eof()
+        await peer.is_closed()
+
+
+# Payloads that are not valid messages
+
+
+@check("payload that is not JSON", "its connection lives on", is_open=True)
+async def check_payload_that_is_not_json(runner: Runner) -> None:
+    await _lives_on(runner, b'{"type":"request",', b"\xff\xfe", b"NaN")
+
+
+@check("unknown type of message", "its connection lives on", is_open=True)
+async def check_unknown_type_of_message(runner: Runner) -> None:
+    await _lives_on(runner, compact({"type": "ping", "payload": {}}))
+
+
+async def _lives_on(runner: Runner, *payloads: bytes) -> None:
+    peer = await runner.connect()
+    async with runner.bystander():
+        await peer.send(*payloads)
+        await peer.works()
+
+
+@check("request without a context", "answered with status error", is_open=True)
+async def check_request_without_a_context(runner: Runner) -> str:
+    peer = await runner.connect()
+    request = Request("echo")
+    del request.fields["context"]
+    async with runner.bystander():
+        return has_status(await peer.ask(request), OutcomeStatus.ERROR)
+
+
+# Many at a time
+
+
+@check("concurrency", "short jobs are answered before a long one that came first")
+async def check_concurrency(runner: Runner) -> None:
+    peer = await runner.connect()
+    slow = Request("sleep", {"seconds": SHORT})
+    await peer.send(slow, Request("sleep", {"seconds": 0}), Request("echo"))
+    outcomes = await peer.answers(3)
+    for outcome in outcomes.values():
+        succeeded(outcome)
+    if list(outcomes)[-1] != slow.request_id:
+        raise WrongError("the long one was answered first")
+
+
+@check("busy", f"of {IN_FLIGHT + 1} in flight the last is answered with status error at once")
+async def check_busy(runner: Runner) -> str:
+    peer = await runner.connect()
+    job_id = str(uuid.uuid4())
+    jobs = [Request("sleep", {"seconds": LONG}, job_id=job_id) for _ in range(IN_FLIGHT)]
+    extra = Request("sleep", {"seconds": LONG})
+    await peer.send(*jobs, extra)
+    outcome = await peer.answer()
+    seen = has_status(outcome, OutcomeStatus.ERROR)
+    if outcome.request_id != extra.request_id:
+        raise WrongError(f"one of the first {IN_FLIGHT}: {seen}")
+    await peer.send(cancel(job_id))
+    for _ in jobs:
+        has_status(await peer.answer(), OutcomeStatus.ERROR, "cancelled")
+    await peer.works()
+    return seen
+
+
+# Deadlines and cancels
+
+
+@check("deadline already past", "status timeout")
+async def check_deadline_already_past(runner: Runner) -> str:
+    outcome = await (await runner.connect()).ask(Request("echo", seconds=-5))
+    return has_status(outcome, OutcomeStatus.TIMEOUT)
+
+
+@check("deadline passes", "status timeout, and nothing when the handler would have ended")
+async def check_deadline_passes(runner: Runner) -> str:
+    peer = await runner.connect()
+    outcome = await peer.ask(Request("sleep", {"seconds": SHORT}, seconds=SHORT / 3))
+    seen = has_status(outcome, OutcomeStatus.TIMEOUT)
+    await peer.is_quiet()
+    return seen
+
+
+@check("cancel by request", "status error, type cancelled; others of the job go on")
+async def check_cancel_by_request(runner: Runner) -> str:
+    peer = await runner.connect()
+    first = Request("sleep", {"seconds": LONG})
+    other = Request("sleep", {"seconds": SHORT}, job_id=first.job_id)
+    await peer.start(first, other)
+    await runner.send_and_leave(cancel(first.job_id, first.request_id))
+    outcomes = await peer.answers(2)
+    succeeded(outcomes[other.request_id])
+    seen = has_status(outcomes[first.request_id], OutcomeStatus.ERROR, "cancelled")
+    await peer.is_quiet()
+    return seen
+
+
+@check("cancel by job", "all of the job are cancelled, on any connection")
+async def check_cancel_by_job(runner: Runner) -> None:
+    peers = [await runner.connect(), await runner.connect()]
+    job_id = str(uuid.uuid4())
+    for peer in peers:
+        jobs = [Request("sleep", {"seconds": LONG}, job_id=job_id) for _ in range(2)]
+        await peer.start(*jobs)
+    await runner.send_and_leave(cancel(job_id))
+    for peer in peers:
+        for _ in range(2):
+            has_status(await peer.answer(), OutcomeStatus.ERROR, "cancelled")
+
+
+@check("cancel after its request", "status error, type cancelled")
+async def check_cancel_after_its_request(runner: Runner) -> str:
+    peer = await runner.connect()
+    before, request = Request("echo"), Request("sleep", {"seconds": LONG})
+    await peer.send(before, request, cancel(request.job_id, request.request_id))
+    outcomes = await peer.answers(2)
+    succeeded(outcomes[before.request_id])
+    return has_status(outcomes[request.request_id], OutcomeStatus.ERROR, "cancelled")
+
+
+@check("cancel too late", "ignored, as is one of an unknown job")
+async def check_cancel_too_late(runner: Runner) -> None:
+    peer = await runner.connect()
+    request = Request("echo")
+    succeeded(await peer.ask(request), {})
+    await peer.send(
+        cancel(request.job_id, request.request_id), cancel(request.job_id), cancel("unknown", "x")
+    )
+    await peer.is_quiet()
+
+
+@check("end of a connection", "cancels its jobs: none succeeds, and the runner hangs up")
+async def check_end_of_a_connection(runner: Runner) -> None:
+    peer = await runner.connect()
+    async with runner.bystander():
+        await peer.send(Request("sleep", {"seconds": SHORT}), Request("sleep", {"seconds": LONG}))
+        peer.writer.write_eof()
+        for _ in range(2):
+            try:
+                outcome = await peer.answer()
+            except (EOFError, ConnectionError):
+                return
+            has_status(outcome, OutcomeStatus.ERROR, "cancelled")
+        await peer.is_closed()
+
+
+@check("reset of a connection", "disturbs no other")
+async def check_reset_of_a_connection(runner: Runner) -> None:
+    peer = await runner.connect()
+    async with runner.bystander():
+        await peer.start(Request("sleep", {"seconds": LONG}))
+        linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
+        connection = peer.writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        peer.writer.transport.abort()
+
+
+@check("alive at the end", "the runner runs jobs, and has not ended meanwhile")
+async def check_alive_at_the_end(runner: Runner) -> None:
+    ended = await runner.ended()
+    if ended is not None:
+        raise WrongError(ended)
+    await (await runner.connect()).works()

@@ -1,0 +1,33 @@
+"""Text, times and sizes as a terminal shows them."""
+
+from __future__ import annotations
+
+from rich.filesize import decimal
+
+_UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
+
+
+def printable(text: str) -> str:
+    """Return text on one line, without characters that a terminal would act on."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in one unit or two: "3 h 5 min", "12.3 ms"."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    parts: list[str] = []
+    for unit, size in _UNITS:
+        count, seconds = divmod(int(seconds), size)
+        if count:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts[:2])
+
+
+def byte_count(count: int) -> str:
+    """Return a number of bytes in a unit that fits: "311 B", "1.0 MB"."""
+    return decimal(count).replace("bytes", "B")

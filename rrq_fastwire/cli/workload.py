@@ -1,0 +1,88 @@
+"""Send a runner many jobs: the workload of `demo`, `load` and the benchmarks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from itertools import count
+
+from .. import OutcomeStatus
+from .runner_process import RunnerError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections import Counter
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from ..client import RunnerClient
+
+
+async def drive(
+    clients: Sequence[RunnerClient],
+    function_name: str,
+    params: dict[str, Any],
+    *,
+    in_flight: int,
+    timeout: float,
+    requests: int | None = None,
+    seconds: float | None = None,
+    rate: float | None = None,
+    failures: Counter[str] | None = None,
+    answered: Callable[[float], object] = lambda seconds: None,
+) -> None:
+    """Run a function many times.
+
+    Arguments:
+        clients: connections, which take turns.
+        in_flight: how many requests are under way at a time, on all of them.
+        timeout: seconds until the deadline of each.
+        requests: how many there are in all; no end to them if None.
+        seconds: how long new ones are sent; one is in any case.
+        rate: requests a second; else as many as there can be. A time counts from when its request
+            was due, so that a runner that falls behind is seen to.
+        failures: takes what did not succeed, by message.
+        answered: called with the seconds that each answer took.
+
+    Raises RunnerError for an outcome that is no success, if there are no `failures` to take it, and
+    whatever RunnerClient.execute() raises but for TimeoutError.
+    """
+    start = time.perf_counter()
+    end = float("inf") if seconds is None else start + seconds
+    numbers = iter(count() if requests is None else range(requests))
+
+    async def lane(client: RunnerClient) -> None:
+        for number in numbers:
+            begun = time.perf_counter()
+            if rate is not None:
+                due = start + number / rate
+                if due < end and due > begun:
+                    await asyncio.sleep(due - begun)
+                begun = due
+            if number and max(begun, time.perf_counter()) >= end:
+                return
+            message = None
+            try:
+                outcome = await client.execute(function_name, params, timeout=timeout)
+                if outcome.status is not OutcomeStatus.SUCCESS:
+                    error = outcome.error
+                    message = f"{outcome.status}: {error.message if error else 'no message'}"
+            except TimeoutError:
+                message = "no answer"
+            took = time.perf_counter() - begun
+            if message is not None:
+                if failures is None:
+                    raise RunnerError(f"{function_name}: {message}")
+                failures[message] += 1
+            answered(took)
+
+    lanes = [
+        asyncio.ensure_future(lane(clients[number % len(clients)])) for number in range(in_flight)
+    ]
+    # Not a TaskGroup: in CPython 3.11 its parent looks cancelled after one of its tasks has failed.
+    try:
+        await asyncio.gather(*lanes)
+    finally:
+        for each in lanes:
+            each.cancel()
+        await asyncio.gather(*lanes, return_exceptions=True)
