@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from rrq_fastwire import CancelRequest, encode_frame, pack_frame
+from rrq_fastwire import CancelRequest, ExecutionOutcome, encode_frame, pack_frame
 
 pytest.importorskip("click", reason="the command line is an extra")
-pytest.importorskip("rich", reason="the command line is an extra")
+cell_len = pytest.importorskip("rich.cells", reason="the command line is an extra").cell_len
 
 CAPTURES = Path(__file__).parent / "captures"
 COMMAND = [sys.executable, "-m", "rrq_fastwire"]
@@ -103,7 +103,7 @@ def test_a_wrong_payload_is_named_and_decoding_goes_on():
     assert garbage["payload"]["path"] == ""
     assert good["type"] == "request"
     shown = run("decode", "-", input=stream).stdout.decode()
-    assert "no message: payload.job_id: expected a string, got 7" in shown
+    assert re.search(r"invalid +- +payload.job_id: expected a string, got 7$", shown, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -139,22 +139,84 @@ def test_filters(arguments, shown):
     assert [line["type"] for line in lines(*arguments, "-", input=stream)] == shown
 
 
-@pytest.mark.parametrize("arguments", [[], ["--json"]])
+@pytest.mark.parametrize("arguments", [["--verbose"], ["--json"]])
 def test_redacted_values_are_shown_nowhere(arguments):
     done = run("decode", *arguments, "--redact", "card,tenant", "-", input=pack_frame(REQUEST))
     text = done.stdout.decode()
-    assert text.count('"***"') == 3
+    assert text.count('"***"') == (3 if arguments == ["--json"] else 5)
     assert "4111" not in text
     assert "unknown" not in text
     assert "123456789012345678901" in text
 
 
-def test_for_a_reader_it_says_what_whose_and_when():
-    shown = run("decode", "-", input=pack_frame(REQUEST)).stdout.decode()
-    first, second = shown.splitlines()
-    assert first.startswith(f"#1 @0 {len(REQUEST)} B  request charge  job j  request r  attempt 1")
-    assert first.endswith("enqueued 2024-01-01 00:00:00 UTC, deadline 5 min after that")
-    assert second.strip() == REQUEST.decode().partition('"payload":')[2].removesuffix("}")
+def shown(*arguments: str, input: bytes) -> list[str]:
+    return run("decode", *arguments, "-", input=input).stdout.decode().splitlines()
+
+
+def test_a_request_is_one_line_with_its_own_times():
+    """Ages as of now would be wrong: this job was not late when it passed."""
+    date, line = shown(input=pack_frame(REQUEST))
+    assert date == "jobs enqueued on 2024-01-01, UTC"
+    assert line == (
+        "00:00:00.000  -> charge    j         attempt 1  +5 min    "
+        '{"card":"4111","deep":[{"card":{"no":1}}],"big":123456789012345678901}'
+    )
+
+
+def test_every_other_message_is_one_line_too():
+    outcomes = [
+        ExecutionOutcome.success("j", "r", {"a": [1.50, None]}),
+        ExecutionOutcome.failure("j", "r", "no", type="Declined", code="E7", details={"x": 1}),
+        ExecutionOutcome.retry_after("j", "r", "later", 30),
+        ExecutionOutcome.timeout("j", "r", "too late"),
+    ]
+    cancels = [CancelRequest(job_id="j"), CancelRequest(job_id="j", request_id="r")]
+    lines = shown(input=b"".join(map(encode_frame, [*outcomes, *cancels])))
+    assert [re.sub(" +", " ", line.strip()) for line in lines] == [
+        '<- success j {"a":[1.5,null]}',
+        '<- error j (Declined, E7) no {"x":1}',
+        "<- retry j in 30.0 s: later",
+        "<- timeout j too late",
+        "-> cancel j cancels the whole job",
+        "-> cancel j cancels the request r",
+    ]
+
+
+def test_verbose_shows_whole_payloads_as_they_are_written_and_where_they_are():
+    payload = REQUEST.replace(b'"big":123456789012345678901', b'"big":1.50e2,"e":[],"\\"}":{}')
+    lines = shown("--verbose", input=pack_frame(payload) * 2)
+    assert lines[2] == f"    #1 at offset 0, {len(payload)} B"
+    second = lines.index(f"    #2 at offset {4 + len(payload)}, {len(payload)} B")
+    document = "\n".join(lines[second + 1 :])
+    assert json.loads(document) == json.loads(payload)["payload"]
+    assert '        "big": 1.50e2,\n        "e": [],\n        "\\"}": {}\n' in document
+
+
+def test_several_files_are_named(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).write_bytes(pack_frame(REQUEST))
+    files = [str(tmp_path / "one"), str(tmp_path / "two")]
+    lines = run("decode", *files).stdout.decode().splitlines()
+    assert [lines[0], lines[3]] == files
+    assert lines[1] == lines[4] == "jobs enqueued on 2024-01-01, UTC"
+    assert "one" not in run("decode", files[0]).stdout.decode()
+
+
+def test_on_a_terminal_of_80_columns_nothing_wraps(on_a_terminal, tmp_path):
+    long = REQUEST.replace(b'"charge"', b'"charge_the_card_of_a_customer"').replace(
+        b'"j"', b'"b916cd1f-7f1c-4b6e-a1d3-0f5b9a3a1c11"'
+    )
+    wide = encode_frame(ExecutionOutcome.success("b916cd1f-7f1c", "r", "量子" * 100))
+    wrong = pack_frame(b'{"type":"cancel","payload":{"job_id":[%s]}}' % b",".join([b"7"] * 99))
+    capture = tmp_path / "capture"
+    capture.write_bytes(pack_frame(long) + wide + wrong + pack_frame(b"{"))
+    status, text = on_a_terminal([*COMMAND, "decode", str(capture)], COLUMNS="80", NO_COLOR="1")
+    assert status == 0
+    lines = re.sub("\x1b\\[[0-9;]*m", "", text).splitlines()
+    assert len(lines) == 5
+    assert [cell_len(line) <= 80 for line in lines] == [True] * 5
+    assert "-> charge_th…  b916cd1f  attempt 1" in lines[1]
+    assert lines[1].endswith("…")
 
 
 def test_it_is_coloured_on_a_terminal_only_and_not_against_the_users_will(on_a_terminal):
@@ -256,9 +318,54 @@ def test_without_the_extra_it_says_what_to_install():
 
 def test_a_name_does_not_reach_the_terminal_as_an_escape():
     request = REQUEST.replace(b'"charge"', b'"f\\u001b]0;owned\\u0007"').replace(b'"j"', b'"\\n"')
-    shown = run("decode", "-", input=pack_frame(request)).stdout.decode()
-    assert r"request f\x1b]0;owned\x07  job \n" in shown
-    assert "\x1b" not in shown
+    _, line = shown(input=pack_frame(request))
+    assert r"-> f\x1b]0;owned\x07  \n  " in line
+    assert "\x1b" not in line
+
+
+def test_text_does_not_reach_the_terminal_as_an_escape_either():
+    """JSON allows the controls from U+007F on as they are, of which U+009B begins an escape."""
+    frame = encode_frame(ExecutionOutcome.success("j", "r", "a\x9b2Jb"))
+    assert "\x9b".encode() in frame
+    for option in ("--verbose", "--redact=x"):
+        lines = shown(option, input=frame)
+        assert r'"a\x9b2Jb"' in lines[0]
+        assert "\x9b" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "redacted"),
+    [
+        ('{"card":"4111","fine":1}', '{"card":"***","fine":1}'),
+        ('[{"a":{"card":{"no":4111}}}]', '[{"a":{"card":"***"}}]'),
+        ('["{\\"card\\":\\"4111\\"}"]', '["{\\"card\\":\\"***\\"}"]'),
+        ("declined: {'card': '4111', 'fine': 1}", "declined: {'card': ***, 'fine': 1}"),
+        ('failed for {"card": {"no": 4111}}', 'failed for {"card": ***}'),
+        ("GET /pay?card=4111&fine=1", "GET /pay?card=***&fine=1"),
+        ("card: 4111, discard=1 card-type=2", "card: ***, discard=1 card-type=2"),
+        ("a card", "a card"),
+    ],
+)
+def test_redaction_reaches_values_inside_strings(text, redacted):
+    for outcome in (
+        ExecutionOutcome.success("j", "r", {"body": text}),
+        ExecutionOutcome.failure("j", "r", text),
+        ExecutionOutcome.failure("j", "r", "no", details=[text]),
+    ):
+        frame = encode_frame(outcome)
+        (line,) = shown("--redact", "card", input=frame)
+        (printed,) = lines("--redact", "card", "-", input=frame)
+        assert "4111" not in line
+        assert json.dumps(redacted)[1:-1] in line or redacted in line
+        assert redacted in strings(printed["payload"])
+
+
+def strings(value) -> list[str]:
+    """All strings in a document."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for each in inner for text in strings(each)]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--redact", "card"]])

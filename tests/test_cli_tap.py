@@ -17,7 +17,7 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
@@ -35,7 +35,7 @@ from rrq_fastwire.client import RunnerClient
 pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
 
 pytest.importorskip("click", reason="the command line is an extra")
-pytest.importorskip("rich", reason="the command line is an extra")
+cell_len = pytest.importorskip("rich.cells", reason="the command line is an extra").cell_len
 
 CAPTURES = Path(__file__).parent / "captures"
 COMMAND = [sys.executable, "-m", "rrq_fastwire"]
@@ -45,6 +45,8 @@ RUNNERS = {
     "ours": [sys.executable, "-m", "rrq_fastwire.runner", *SETTINGS],
 }
 WAIT_SECONDS = 60
+
+MILLISECONDS = re.compile(r"[\d.]+ ms *")
 
 ENQUEUED = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
@@ -64,8 +66,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def request(name="echo", request_id="r", job_id="j", params=None) -> bytes:
-    context = ExecutionContext(job_id=job_id, attempt=1, enqueue_time=ENQUEUED, queue_name="q")
+def request(name="echo", request_id="r", job_id="j", params=None, deadline=None) -> bytes:
+    context = ExecutionContext(
+        job_id=job_id, attempt=1, enqueue_time=ENQUEUED, queue_name="q", deadline=deadline
+    )
     return encode_frame(
         ExecutionRequest(
             request_id=request_id,
@@ -269,7 +273,7 @@ def test_a_connection_that_ends_at_once_is_passed_on_as_such(start):
 
 
 @pytest.mark.parametrize("by_runner", [False, True])
-def test_a_reset_is_passed_on_behind_what_was_sent(start, by_runner):
+def test_a_reset_is_passed_on_after_what_was_sent(start, by_runner):
     tap = start()
     pair = tap.connection()
     resetting, other = reversed(pair) if by_runner else pair
@@ -295,9 +299,9 @@ def test_a_broken_stream_is_passed_on_and_the_other_direction_is_shown(start):
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
         passes(orchestrator, runner, request() + b"\0\0\0\0" + request("later"))
-        tap.says("#1 ->", f"broken at offset {len(request())}: ")
+        tap.says("#1 -> broken at offset", f" {len(request())}: ")
         passes(runner, orchestrator, ANSWER)
-        tap.says("#1 <-", "echo took")
+        tap.says("<- success", "echo")
         passes(orchestrator, runner, request("later"))
     tap.ends(signal.SIGTERM)
     assert tap.output.count("broken") == 1
@@ -310,7 +314,7 @@ def test_a_stream_that_ends_within_a_frame_is_told(start):
     with runner:
         passes(orchestrator, runner, request()[:-1])
         orchestrator.close()
-        tap.says("#1 ->", "ended within a frame, at offset 0: ")
+        tap.says("#1 -> ended within a frame, at offset 0: ")
 
 
 # What is shown
@@ -321,32 +325,32 @@ def test_answers_are_paired_with_the_requests_of_their_own_connection(start):
     (one, runner_one), (two, runner_two) = tap.connection(), tap.connection()
     with one, two, runner_one, runner_two:
         passes(one, runner_one, request("first", params={"a": "naïve ☠"}))
-        passes(two, runner_two, request("second") + request("other", "r2"))
-        passes(runner_two, two, ANSWER)
-        assert "first" not in tap.says("#2 <-", "response success", "second took", "ms")
+        passes(two, runner_two, request("second", job_id="k") + request("other", "r2"))
+        passes(runner_two, two, encode_frame(ExecutionOutcome.success("k", "r", {"a": 1})))
+        assert MILLISECONDS.sub("TIME  ", tap.says("<- success").rstrip()[14:]) == (
+            '<- success   k         TIME  second    {"a":1}'
+        )
         passes(runner_one, one, ANSWER)
-        tap.says("#1 <-", "response success", "first took", "ms")
-    tap.says('"params":{"a":"naïve ☠"}')
-    tap.says('  {"job_id":"j","request_id":"r","status":"success","result":{"done":true}}')
-    tap.says("#2 <-", "never answered: other", "request r2")
+        tap.says("<- success", "j  ", "ms", "first", '{"done":true}')
+    tap.says("-> first", "j  ", "attempt 1", '{"a":"naïve ☠"}')
+    tap.says("waiting", "j  ", "other", "never answered")
 
 
 @pytest.mark.parametrize(
-    ("outcome", "remark"),
+    ("outcome", "status", "reason"),
     [
-        (ExecutionOutcome.failure("j", "r", "no"), ""),
-        (
-            ExecutionOutcome.failure("j", "r", "Runner busy: too many in-flight requests"),
-            "busy",
-        ),
-        (ExecutionOutcome.cancelled("j", "r"), "cancelled"),
-        (ExecutionOutcome.handler_not_found("j", "r", "no"), "handler not found"),
-        (ExecutionOutcome.timeout("j", "r", "late"), "timeout"),
-        (ExecutionOutcome.retry_after("j", "r", "later", 1), "retry after"),
+        (ExecutionOutcome.failure("j", "r", "no"), "error", "no"),
+        (ExecutionOutcome.failure("j", "r", "Runner busy"), "error", "Runner busy"),
+        (ExecutionOutcome.cancelled("j", "r"), "error", "(cancelled) Job cancelled"),
+        (ExecutionOutcome.handler_not_found("j", "r", "no"), "error", "(handler_not_found) no"),
+        (ExecutionOutcome.timeout("j", "r", "late"), "timeout", "late"),
+        (ExecutionOutcome.retry_after("j", "r", "later", 1), "retry", "in 1.0 s: later"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_is_no_success_is_marked_and_counted(start, outcome, remark):
+def test_an_outcome_other_than_success_is_shown_with_its_reason_and_counted(
+    start, outcome, status, reason
+):
     tap = start("--only-errors")
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
@@ -354,12 +358,81 @@ def test_what_is_no_success_is_marked_and_counted(start, outcome, remark):
         passes(runner, orchestrator, ANSWER)
         outcome.request_id = "other"
         passes(runner, orchestrator, encode_frame(outcome))
-        assert tap.says("<-", "bad took").endswith(f"ms  {remark}".rstrip())
-        tap.says("->", "request bad")
+        assert tap.says(f"<- {status}", "bad").endswith(f" {reason}")
+        tap.says("-> bad")
     assert tap.ends(signal.SIGTERM) == 128 + signal.SIGTERM
-    assert "good took" not in tap.output
+    assert "<- success" not in tap.output
+    assert "-> good" not in tap.output
     assert re.search(r"^ good +1 +0 +0 ", tap.output, re.MULTILINE)
     assert re.search(r"^ bad +1 +1 +0 ", tap.output, re.MULTILINE)
+
+
+def test_on_a_terminal_of_80_columns_messages_are_aligned_and_nothing_wraps(start, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    ids = ["b916cd1f-7f1c-4b6e-a1d3-0f5b9a3a1c11", "0c1d5bbe-2d0c-4d43-a2d8-3b7d1f3c9a10"]
+    tap = on_a_terminal(start)
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        for number, name in enumerate(["echo", "a_function_with_a_long_name"]):
+            params = {"to": "someone@example.com", "text": "量子" * 100}
+            passes(orchestrator, runner, request(name, f"r{number}", ids[number], params))
+        passes(runner, orchestrator, encode_frame(ExecutionOutcome.success(ids[0], "r0", params)))
+        passes(
+            runner, orchestrator, encode_frame(ExecutionOutcome.failure(ids[1], "r1", "no" * 99))
+        )
+        passes(orchestrator, runner, encode_frame(CancelRequest(job_id=ids[0])))
+        tap.says("cancel")
+        passes(orchestrator, runner, b"\0\0\0\0")
+        tap.says("broken")
+    tap.ends(signal.SIGTERM)
+    shown = re.sub("\x1b\\[[0-9;]*m|\r", "", tap.output).splitlines()
+    assert max(map(cell_len, shown)) <= 80
+    messages = [line[14:] for line in shown if re.match("[\\d:.]{12}  (->|<-)", line)]
+    assert [line.split()[:3] for line in messages] == [
+        ["->", "echo", "b916cd1f"],
+        ["->", "a_functio…", "0c1d5bbe"],
+        ["<-", "success", "b916cd1f"],
+        ["<-", "error", "0c1d5bbe"],
+        ["->", "cancel", "b916cd1f"],
+    ]
+    assert messages[2].index("b916cd1f") == messages[1].index("0c1d5bbe")
+    assert {line.index('{"to"') for line in (messages[1], messages[2])} == {
+        messages[3].index("nono")
+    }
+
+
+def test_verbose_prints_whole_payloads_below(start):
+    tap = start("--verbose", "--redact", "card")
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        passes(orchestrator, runner, request(params={"card": "4111", "list": [1, {}]}))
+        tap.says('        "queue_name": "q"')
+        passes(runner, orchestrator, ANSWER)
+        tap.says('        "done": true')
+    lines = tap.output.splitlines()
+    at = lines.index('      "params": {')
+    assert lines[at + 1 : at + 6] == [
+        '        "card": "***",',
+        '        "list": [',
+        "          1,",
+        "          {}",
+        "        ]",
+    ]
+    assert "4111" not in tap.output
+
+
+def test_an_overdue_answer_is_announced_once_before_the_deadline(start):
+    tap = start()
+    orchestrator, runner = tap.connection()
+    due = datetime.now(timezone.utc) + timedelta(seconds=2)
+    with orchestrator, runner:
+        passes(orchestrator, runner, request("hangs", deadline=due) + request("other", "r2"))
+        tap.says("waiting", "j  ", "hangs", "no answer yet, deadline in")
+        passes(runner, orchestrator, ANSWER)
+        tap.says("<- success", "hangs")
+    assert tap.output.count("no answer yet") == 1
 
 
 def test_cancels_name_what_they_cancel(start):
@@ -367,19 +440,16 @@ def test_cancels_name_what_they_cancel(start):
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
         passes(orchestrator, runner, request("one", "r1") + request("two", "r2"))
-        for number, (cancel, said) in enumerate(
-            [
-                (CancelRequest(job_id="j", request_id="r2"), ["cancels two after"]),
-                (CancelRequest(job_id="j"), ["cancels one after", ", two after"]),
-                (CancelRequest(job_id="other"), ["cancels nothing in flight"]),
-                (CancelRequest(job_id="j", request_id="r3"), ["cancels nothing in flight"]),
-            ],
-            2,
+        for cancel, said in (
+            (CancelRequest(job_id="j", request_id="r2"), ["cancels two after"]),
+            (CancelRequest(job_id="j"), ["cancels one after", ", two after"]),
+            (CancelRequest(job_id="other"), ["cancels nothing in flight"]),
+            (CancelRequest(job_id="j", request_id="r3"), ["cancels nothing in flight"]),
         ):
             canceller, cancelled = tap.connection()
             with canceller, cancelled:
                 passes(canceller, cancelled, encode_frame(cancel))
-                tap.says(f"#{number} ->", "cancel", *said)
+                tap.says("-> cancel", *said)
 
 
 def test_an_answer_to_nothing_is_told(start):
@@ -387,17 +457,17 @@ def test_an_answer_to_nothing_is_told(start):
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
         passes(runner, orchestrator, ANSWER)
-        tap.says("<-", "answers no request")
+        tap.says("<- success", 'answers no request: {"done":true}')
 
 
-def test_what_is_no_message_is_told_and_the_next_one_is_shown(start):
+def test_an_invalid_message_is_told_and_the_next_one_is_shown(start):
     tap = start()
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
         passes(orchestrator, runner, pack_frame(b'{"type":"cancel","payload":{"job_id":7}}'))
         passes(orchestrator, runner, request())
-        tap.says("->", "no message: payload.job_id: ")
-        tap.says("->", "request echo")
+        tap.says("-> invalid", "payload.job_id: expected a string, got 7")
+        tap.says("-> echo")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -407,9 +477,9 @@ def test_a_signal_ends_it_with_what_was_never_answered_and_a_table(start, number
     with orchestrator, runner:
         passes(orchestrator, runner, request("hangs") + request("echo", "r2"))
         passes(runner, orchestrator, encode_frame(ExecutionOutcome.success("j", "r2")))
-        tap.says("echo took")
+        tap.says("<- success", "echo")
         assert tap.ends(number) == 128 + number
-        tap.says("never answered: hangs", "job j", "request r")
+        tap.says("waiting", "j  ", "hangs", "never answered")
         assert re.search(r"^ hangs +1 +0 +1 +- +- +- +- +\d+ B +0 B", tap.output, re.MULTILINE)
         milliseconds = r" +[\d.]+" * 4
         assert re.search(rf"^ echo +1 +0 +0{milliseconds} +\d+ B +\d+ B", tap.output, re.MULTILINE)
@@ -437,12 +507,12 @@ def test_only_slow_requests_are_shown(start):
         time.sleep(0.11)
         passes(orchestrator, runner, request("quick") + encode_frame(CancelRequest(job_id="j")))
         passes(runner, orchestrator, encode_frame(ExecutionOutcome.success("j", "r1")))
-        tap.says("->", "request slow")
-        tap.says("<-", "slow took")
+        tap.says("-> slow")
+        tap.says("<- success", "slow")
         passes(runner, orchestrator, encode_frame(ExecutionOutcome.success("j", "unknown")))
         tap.says("answers no request")
     assert "cancel" not in tap.output
-    assert "request quick" not in tap.output
+    assert "-> quick" not in tap.output
 
 
 def test_a_payload_of_a_megabyte_is_named_and_not_shown(start):
@@ -450,7 +520,7 @@ def test_a_payload_of_a_megabyte_is_named_and_not_shown(start):
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
         passes(orchestrator, runner, request(params={"a": "x" * 1_000_000}))
-        tap.says("1.0 MB: too long to show")
+        tap.says("-> echo", "1.0 MB, too long to show")
     assert "xxx" not in tap.output
 
 
@@ -462,7 +532,7 @@ def test_a_payload_that_is_nested_deep_is_no_obstacle_to_the_next_one(start):
     with orchestrator, runner:
         passes(runner, orchestrator, pack_frame(nested % (b"[" * 1000 + b"]" * 1000)))
         passes(orchestrator, runner, request())
-        tap.says("request echo")
+        tap.says("-> echo")
     assert "nested too deep to show" in tap.output or "[" * 1000 in tap.output
 
 
@@ -476,10 +546,10 @@ def test_values_are_redacted_everywhere(start):
         wrong = json.loads(request()[4:])
         wrong["payload"]["params"] = "secret"
         passes(orchestrator, runner, pack_frame(json.dumps(wrong).encode()))
-        tap.says("no message: payload.params")
+        tap.says("invalid", "payload.params")
     assert tap.ends(signal.SIGTERM)
-    assert '"params":"***"' in tap.output
-    assert '"result":{"list":[{"card":"***"}],"fine":1}' in tap.output
+    assert re.search(r'-> echo +j +attempt 1 +"\*\*\*"$', tap.output, re.MULTILINE)
+    assert '{"list":[{"card":"***"}],"fine":1}' in tap.output
     assert "secret" not in tap.output
 
 
@@ -489,7 +559,7 @@ def test_names_cannot_write_to_the_terminal_nor_begin_lines(start):
     with orchestrator, runner:
         passes(orchestrator, runner, request("a\x1b[2Jb\nc"))
         passes(runner, orchestrator, ANSWER)
-        tap.says("a\\x1b[2Jb\\nc took")
+        tap.says("<- success", "a\\x1b[2Jb\\nc")
     tap.ends(signal.SIGTERM)
     assert re.search(r"^ a\\x1b\[2Jb\\nc +1 ", tap.output, re.MULTILINE)
 
@@ -520,7 +590,7 @@ def test_recorded_captures_are_what_passed(start, tmp_path, name):
     decoded = subprocess.run(
         [*COMMAND, "decode", *files], capture_output=True, text=True, check=True
     )
-    assert decoded.stdout.count("request ") > 0
+    assert decoded.stdout.count("-> ") > 0
 
 
 def test_captures_are_written_as_bytes_come(start, tmp_path):
@@ -545,7 +615,7 @@ def test_what_nobody_reads_holds_up_nothing(start):
             answer = ExecutionOutcome.success("j", f"r{number}")
             passes(runner, orchestrator, encode_frame(answer))
     tap.read()
-    tap.says("lines are left out: they came faster than they are printed")
+    tap.says("messages skipped: output too slow")
     tap.ends(signal.SIGTERM)
     assert re.search(r"^ echo +3,000 +0 +0 ", tap.output, re.MULTILINE)
 
@@ -580,9 +650,9 @@ def test_a_terminal_shows_colours(start, monkeypatch, environment, coloured):
     with orchestrator, runner:
         passes(orchestrator, runner, request())
         passes(runner, orchestrator, ANSWER)
-        tap.says("echo", "took")
+        tap.says("success", "echo")
     tap.ends(signal.SIGINT)
-    assert ("\x1b[1;34mrequest" in tap.output) == coloured
+    assert ("\x1b[1;34mecho" in tap.output) == coloured
     assert ("\x1b[32msuccess" in tap.output) == coloured
 
 
@@ -596,10 +666,10 @@ def test_live_shows_a_table_and_no_messages(start, monkeypatch):
         until(lambda: re.search(r" echo +1 +0 +0 ", tap.output))
         passes(orchestrator, runner, request())
         until(lambda: re.search(r" echo +2 +0 +1 ", tap.output))
-    tap.says("never answered: hangs")
+    tap.says("hangs", "never answered")
     assert tap.ends(signal.SIGINT) == 128 + signal.SIGINT
-    assert "request echo" not in tap.output
-    assert "took" not in tap.output
+    assert "-> echo" not in tap.output
+    assert "<- success" not in tap.output
 
 
 def on_a_terminal(start, *options: str) -> Wire:
@@ -622,9 +692,9 @@ def on_a_terminal(start, *options: str) -> Wire:
         (["--listen", "x", "--to", "127.0.0.1:1"], "TCP socket must be in host:port format"),
         (["--listen", "1.2.3.4:5", "--to", "127.0.0.1:1"], "loopback-only"),
         (["--listen", "127.0.0.1:1", "--to", "127.0.0.1"], "expected HOST:PORT"),
-        (["--listen", "127.0.0.1:1", "--to", "127.0.0.1:1", "x"], "what is 'x'?"),
+        (["--listen", "127.0.0.1:1", "--to", "127.0.0.1:1", "x"], "unexpected argument 'x'; use --wrap"),
         (["--wrap"], "--wrap needs a runner"),
-        (["--wrap", "--", "rrq-runner", "--settings", "x"], "--tcp-socket HOST:PORT behind it"),
+        (["--wrap", "--", "rrq-runner", "--settings", "x"], "--tcp-socket HOST:PORT after it"),
         (["--wrap", "--", "--tcp-socket", "127.0.0.1:1"], "--wrap needs a runner"),
         (["--wrap", "--", "rrq-runner", "--tcp-socket", "1.2.3.4:5"], "loopback-only"),
         (["--wrap", "--to", "127.0.0.1:1", "--", "x", "--tcp-socket", "127.0.0.1:1"], "--wrap takes"),
@@ -692,7 +762,7 @@ def test_a_wrapped_runner_runs_jobs_and_ends_with_its_exit_status(start, runner)
     tap = start(*RUNNERS[runner], kind=Wrap)
     until(lambda: can_connect(tap.port))
     assert asyncio.run(outcome(tap.port, "echo", {"a": 1})).result == {"a": 1}
-    tap.says("echo took")
+    tap.says("<- success", "echo")
     tap.process.terminate()
     # The stock runner does not catch SIGTERM.
     assert tap.process.wait(WAIT_SECONDS) == {"stock": 128 + signal.SIGTERM, "ours": 0}[runner]
@@ -706,8 +776,8 @@ def test_lines_of_two_wrapped_runners_name_their_processes(start):
         until(lambda port=tap.port: can_connect(port))
         assert asyncio.run(outcome(tap.port, "echo", {"a": 1})).result == {"a": 1}
         tap.says("is passed on to", process)
-        tap.says("->", "request echo", process)
-        tap.says("<-", "echo took", process)
+        tap.says(process, "-> echo")
+        tap.says(process, "<- success", "echo")
 
 
 @pytest.mark.parametrize("whole_group", [False, True])
@@ -716,7 +786,7 @@ def test_a_signal_reaches_the_runner_once_and_its_last_answers_are_passed_on(sta
     until(lambda: can_connect(tap.port))
     with tap.connect() as orchestrator:
         orchestrator.sendall(request("sleep", params={"seconds": WAIT_SECONDS}))
-        tap.says("request sleep")
+        tap.says("-> sleep")
         # The orchestrator signals the group; a second signal would end the runner at once.
         (os.killpg if whole_group else os.kill)(tap.process.pid, signal.SIGTERM)
         answer = b""
@@ -724,7 +794,7 @@ def test_a_signal_reaches_the_runner_once_and_its_last_answers_are_passed_on(sta
             answer += data
     assert b"Job cancelled" in answer
     assert tap.ends() == 0
-    tap.says("sleep took", "cancelled")
+    tap.says("<- error", "sleep", "cancelled")
 
 
 def test_its_own_exit_status_is_passed_on(start):

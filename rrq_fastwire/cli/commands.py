@@ -7,9 +7,10 @@ from typing import Any
 import click
 
 from .. import __version__, runner
-from . import call, decode, demo, encode, info, tap
+from . import call, decode, demo, encode, info
 from .check.command import command as check
 from .load.command import command as load
+from .tap.command import command as tap
 
 
 class _Commands(click.Group):
@@ -32,7 +33,7 @@ commands.add_command(decode.command, "decode")
 commands.add_command(encode.command, "encode")
 commands.add_command(call.command, "call")
 commands.add_command(load, "load")
-commands.add_command(tap.command, "tap")
+commands.add_command(tap, "tap")
 commands.add_command(check, "check")
 
 

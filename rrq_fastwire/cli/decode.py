@@ -13,50 +13,68 @@ from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 from rich.text import Text
 
-from .. import MessageError, decode_frame, pack_frame
+from .. import (
+    ExecutionOutcome,
+    ExecutionRequest,
+    MessageError,
+    decode_frame,
+    pack_frame,
+)
+from .captures import BrokenStreamError, frames
+from .formatting import duration
+from .json_text import members, on_one_line
+from .message_lines import (
+    MessageLines,
+    Payload,
+    cancel_row,
+    invalid_row,
+    request_row,
+    response_row,
+)
 from .progress import progress_bar
-from .showing import coloured, redact_option, redacted_text, title
-from .wire import BrokenStreamError, frames, members, on_one_line
+from .redaction import Redaction, redact_option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from datetime import date
 
     from .. import RunnerMessage
-    from .wire import Frame
+    from .captures import Frame
+    from .message_lines import Row
 
 
 class Decoded(NamedTuple):
-    """A frame, and what is in it: a message, or what is wrong with it.
+    """A frame and its content: a message, or what is wrong with it.
 
     Attributes:
-        kind: the text of the envelope's type, quotes included; "null" for what is no message.
+        kind: the text of the envelope's type, quotes included; "null" for an invalid message.
         payload: the text of the envelope's payload, as it stands.
     """
 
     frame: Frame
-    message: RunnerMessage | None
-    error: MessageError | None
+    message: RunnerMessage | MessageError
     kind: str
     payload: str
 
 
 def decoded(frame: Frame) -> Decoded:
-    """What is in a frame."""
+    """Decode a frame."""
     try:
         message = decode_frame(pack_frame(frame.payload))
         fields = members(frame.payload.decode())
     except MessageError as error:
-        return Decoded(frame, None, error, "null", "null")
+        return Decoded(frame, error, "null", "null")
     except RecursionError:
         deep = MessageError("nested too deep to be shown", frame.payload)
-        return Decoded(frame, None, deep, "null", "null")
-    return Decoded(frame, message, None, fields["type"], on_one_line(fields["payload"]))
+        return Decoded(frame, deep, "null", "null")
+    return Decoded(frame, message, fields["type"], on_one_line(fields["payload"]))
 
 
 @click.command
 @click.argument("files", nargs=-1, required=True, type=click.File("rb"), metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="An object a line, for `encode` and jq.")
+@click.option("--verbose", is_flag=True, help="Show whole payloads, indented, and offsets as well.")
 @click.option(
     "--type", "kind", type=click.Choice(["request", "response", "cancel"]), help="Only these."
 )
@@ -66,24 +84,35 @@ def decoded(frame: Frame) -> Decoded:
 def command(
     files: tuple[BinaryIO, ...],
     as_json: bool,
+    verbose: bool,
     kind: str | None,
     job: str | None,
     function: str | None,
-    redact: frozenset[str],
+    redact: Redaction,
 ) -> int:
-    """Show the messages in raw captures: what one side wrote to a connection. - is stdin.
+    """Show the messages in raw captures.
+
+    A capture is what one side wrote to a connection; - is stdin. A line is a message: a request
+    with its function, job id, attempt, the time until its deadline and its params; a response with
+    its status, and the result or the reason why the job did not succeed. On a terminal a line is
+    cut to its width, and the id to eight characters.
+
+    A capture does not have the times at which messages passed. The time of a request is when its
+    job was enqueued, in UTC, and +5 min a deadline five minutes after that.
 
     With --json each line is {"offset", "length", "type", "payload"}: the bytes before the frame,
     the bytes of its payload, and what stands in the envelope, unknown fields included. In the place
-    of a payload that is no message stands {"error", "path"}.
+    of an invalid payload stands {"error", "path"}.
 
     Exits with 1 if a capture is broken or ends within a frame.
 
     Example: rrq-fastwire decode --type request --function send_email capture.bin
     """
-    console = Console(highlight=False, soft_wrap=True)
+    show = _Shown(redact, verbose=verbose)
     status = 0
     for file in files:
+        if len(files) > 1 and not as_json:
+            show.file(file.name)
         try:
             with _progress(file) as advance:
                 for frame in frames(file, advance):
@@ -93,7 +122,7 @@ def command(
                     if as_json:
                         print(_json_line(item, redact))
                     else:
-                        _show(console, item, redact)
+                        show.message(item)
         except BrokenStreamError as error:
             sys.stdout.flush()
             click.echo(f"{file.name}: {error}", err=True)
@@ -102,21 +131,18 @@ def command(
 
 
 def _is_wanted(item: Decoded, kind: str | None, job: str | None, function: str | None) -> bool:
-    job_id = item.message.job_id if item.message is not None else None
-    if item.error is not None:
-        job_id = item.error.job_id
     return (
         (kind is None or item.kind == f'"{kind}"')
-        and (job is None or job_id == job)
+        and (job is None or item.message.job_id == job)
         and (function is None or getattr(item.message, "function_name", None) == function)
     )
 
 
-def _json_line(item: Decoded, redact: frozenset[str]) -> str:
-    if item.error is not None:
-        payload = json.dumps({"error": item.error.reason, "path": item.error.path})
+def _json_line(item: Decoded, redact: Redaction) -> str:
+    if isinstance(item.message, MessageError):
+        payload = json.dumps({"error": item.message.reason, "path": item.message.path})
     else:
-        payload = redacted_text(item.payload, redact)
+        payload = redact.document(item.payload)
     frame = item.frame
     return (
         f'{{"offset":{frame.offset},"length":{len(frame.payload)},'
@@ -124,14 +150,58 @@ def _json_line(item: Decoded, redact: frozenset[str]) -> str:
     )
 
 
-def _show(console: Console, item: Decoded, redact: frozenset[str]) -> None:
-    frame = item.frame
-    text = Text(f"#{frame.number} @{frame.offset} {len(frame.payload)} B  ", "dim")
-    if item.message is None:
-        console.print(text.append(f"no message: {item.error}", "not dim red"))
-        return
-    console.print(Text.assemble(text, title(item.message)))
-    console.print(Text("  ").append_text(coloured(redacted_text(item.payload, redact))))
+class _Shown:
+    """What is shown to a reader: the messages of several captures."""
+
+    def __init__(self, redaction: Redaction, *, verbose: bool) -> None:
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._lines = MessageLines(self._console)
+        self._redaction = redaction
+        self._verbose = verbose
+        self._date: date | None = None
+
+    def file(self, name: str) -> None:
+        """Show which file follows."""
+        self._console.print(Text(name, "bold"))
+        self._date = None
+
+    def message(self, item: Decoded) -> None:
+        """Show a message, after the date of its job if that differs from the one before."""
+        payload = Payload(item.frame.payload, self._redaction)
+        time = ""
+        if isinstance(item.message, ExecutionRequest):
+            enqueued = item.message.context.enqueue_time
+            time = enqueued.time().isoformat("milliseconds")
+            if enqueued.date() != self._date:
+                self._date = enqueued.date()
+                self._console.print(Text(f"jobs enqueued on {self._date}, UTC", "dim"))
+        self._console.print(self._lines.line(f"{time:12}", self._row(item.message, payload)))
+        if self._verbose:
+            frame = item.frame
+            where = f"    #{frame.number} at offset {frame.offset}, {len(frame.payload)} B"
+            self._console.print(Text(where, "dim"))
+            whole = None if isinstance(item.message, MessageError) else payload.whole()
+            if whole is not None:
+                self._console.print(self._lines.payload(whole))
+
+    def _row(self, message: RunnerMessage | MessageError, payload: Payload) -> Row:
+        if isinstance(message, MessageError):
+            return invalid_row("  ", message, self._redaction)
+        if isinstance(message, ExecutionRequest):
+            return request_row(message, payload, _time_allowed(message))
+        if isinstance(message, ExecutionOutcome):
+            return response_row(message, payload, self._redaction)
+        what = "request" if message.request_id is not None else "whole job"
+        return cancel_row(message, f"cancels the {what} {message.request_id or ''}".rstrip())
+
+
+def _time_allowed(request: ExecutionRequest) -> str:
+    """The time from when a job was enqueued until its deadline."""
+    deadline = request.context.deadline
+    if deadline is None:
+        return ""
+    seconds = (deadline - request.context.enqueue_time).total_seconds()
+    return f"{'+' if seconds >= 0 else '-'}{duration(abs(seconds))}"
 
 
 @contextmanager

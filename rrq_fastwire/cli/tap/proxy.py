@@ -1,6 +1,6 @@
 """A TCP proxy that changes no byte: what one side sends, ends or resets, the other one gets.
 
-Bytes are passed on in the turn of the loop in which they arrive, and shown to others after that.
+Bytes are passed on in the event loop iteration in which they arrive. Watchers see them after that.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Watcher(Protocol):
-        """Who looks at one connection. It must not raise anything."""
+        """What looks at one connection. It must not raise anything."""
 
         def passed(self, data: bytes, *, to_runner: bool) -> None:
             """Bytes that have been passed on."""
@@ -120,7 +120,7 @@ class _End(asyncio.Protocol):
 
 
 class _Pair:
-    """A connection: the two ends, and who watches."""
+    """A connection: the two ends, and what watches."""
 
     def __init__(self, proxy: Proxy, watcher: Watcher) -> None:
         self._proxy = proxy
@@ -163,7 +163,7 @@ class Proxy:
 
     Arguments:
         target: host and port.
-        watch: called with the number of each connection, from 1, for who looks at it.
+        watch: called with the number of each connection, from 1, for what looks at it.
     """
 
     def __init__(self, target: tuple[str, int], watch: Callable[[int], Watcher]) -> None:

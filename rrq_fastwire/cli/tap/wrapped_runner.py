@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sys
 from contextlib import asynccontextmanager, suppress
 
 import click
 
-from ..runner import ending_signals
-from .target import reason
+from ...runner import ending_signals
+from ..runner_process import free_port
+from ..target import reason
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,19 +37,20 @@ class WrappedRunner:
     """A runner on a port of its own. It is ended if the parent of this process goes away.
 
     Attributes:
+        pid: of the process that was started.
         port: of 127.0.0.1.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self.pid = process.pid
         self.port = port
-        self._process = process
         self._ended = asyncio.ensure_future(process.wait())
         self._watch = asyncio.create_task(self._end_as_orphan(os.getppid()))
 
     def signal(self, number: int) -> None:
         """Sends a signal to its process group, as the orchestrator does."""
         with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+            os.killpg(self.pid, number)
 
     async def listens(self) -> bool:
         """Waits until it listens; False if it ends before."""
@@ -86,9 +87,7 @@ async def wrapped_runner(command: Sequence[str]) -> AsyncGenerator[WrappedRunner
 
     Raises ClickException if it cannot be started.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     runner: WrappedRunner | None = None
     early: list[int] = []
 

@@ -1,0 +1,1 @@
+"""`tap`: what passes between orchestrator and runner, as it passes."""

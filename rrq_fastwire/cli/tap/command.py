@@ -1,0 +1,224 @@
+"""The command `tap`: its options, and the connections between orchestrator and runner."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import sys
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.live import Live
+
+from ...runner import ending_signals, parse_tcp_socket
+from ..redaction import Redaction, redact_option
+from ..target import Target, parse_address, reason
+from .printer import Printer
+from .proxy import Proxy
+from .statistics import function_table
+from .traffic import Traffic
+from .wrapped_runner import wrapped_runner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Callable
+
+# Seconds at the end for what is under way to be handed over.
+_END_SECONDS = 1.0
+
+_REMIND_POLL_SECONDS = 0.2
+
+
+def _read_by(parse: Callable[[str], Target]) -> Callable[..., Target | None]:
+    def read(_context: click.Context, _option: click.Parameter, text: str | None) -> Target | None:
+        return None if text is None else parse(text)
+
+    return read
+
+
+def _loopback(text: str) -> Target:
+    """An address to listen on, for which the rules are a runner's. Raises UsageError."""
+    try:
+        return Target(*parse_tcp_socket(text), None)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+# Options after the wrapped command are its own.
+@click.command(context_settings={"allow_interspersed_args": False})
+@click.option(
+    "--listen",
+    metavar="HOST:PORT",
+    callback=_read_by(_loopback),
+    help="Where to listen: a loopback address.",
+)
+@click.option(
+    "--to", metavar="HOST:PORT", callback=_read_by(parse_address), help="Where the runner listens."
+)
+@click.option("--wrap", is_flag=True, help="Start the runner that the arguments say (POSIX only).")
+@click.option(
+    "--record",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep raw captures, which `decode` reads.",
+)
+@click.option(
+    "--slow",
+    metavar="MS",
+    type=click.FloatRange(min=0),
+    help="Print only requests whose answer takes longer.",
+)
+@click.option("--only-errors", is_flag=True, help="Print only requests that do not succeed.")
+@click.option("--live", is_flag=True, help="Show the table all the time, and no messages.")
+@click.option("--verbose", is_flag=True, help="Print whole payloads, indented, as well.")
+@redact_option
+@click.argument("runner", nargs=-1, type=click.UNPROCESSED, metavar="[RUNNER...]")
+def command(
+    listen: Target | None,
+    to: Target | None,
+    wrap: bool,
+    record: Path | None,
+    slow: float | None,
+    only_errors: bool,
+    live: bool,
+    verbose: bool,
+    redact: Redaction,
+    runner: tuple[str, ...],
+) -> int:
+    """Print what passes between orchestrator and runner.
+
+    No byte is changed. A line is a message: a request with its function, job id, attempt and
+    params; a response with its status, the time that it took, its function, and the result or the
+    reason why the job did not succeed; a cancel with what it cancels. On a terminal a line is cut
+    to its width, and the id to eight characters.
+
+    Requests whose answer is overdue and requests that are never answered are marked. At the end, by
+    Ctrl-C or SIGTERM, comes a table of the functions; what it counts as failed includes retries.
+    Params of a payload of more than 64 KB are not printed, and messages are skipped while the
+    terminal cannot keep up. --record keeps all of it, in one file for each connection and
+    direction. These captures hold the raw bytes: --redact hides nothing there.
+
+    With --wrap the command in rrq.toml becomes
+
+    \b
+    cmd = ["rrq-fastwire", "tap", "--wrap", "--",
+           "rrq-runner", "--settings", "app.settings"]
+
+    and tap listens where the orchestrator's --tcp-socket says, runs the runner on another port,
+    passes SIGTERM and SIGINT on to it, ends with it and with its exit status, and ends it when its
+    own parent is gone.
+
+    Example: rrq-fastwire tap --listen 127.0.0.1:9000 --to 127.0.0.1:9001 --redact password
+    """
+    if wrap:
+        if listen is not None or to is not None:
+            raise click.UsageError("--wrap takes both addresses from --tcp-socket")
+        if sys.platform == "win32":
+            raise click.UsageError("--wrap needs the signals and process groups of POSIX")
+    elif runner:
+        raise click.UsageError(f"unexpected argument {runner[0]!r}; use --wrap to start a runner")
+    elif listen is None or to is None:
+        raise click.UsageError("give --listen and --to, or --wrap and a runner")
+    if record is not None:
+        try:
+            record.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise click.UsageError(f"cannot make {str(record)!r}: {reason(error)}") from None
+
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # an odd locale must not end the printing
+    printer = Printer(Console(highlight=False, soft_wrap=True), redact, verbose=verbose)
+    traffic = Traffic(
+        printer.put,
+        record=record,
+        slow=slow,
+        only_errors=only_errors,
+        live=live,
+        # The orchestrator's runners share its terminal.
+        process=os.getpid() if wrap else None,
+    )
+    table = partial(function_table, traffic.functions)
+    if live:
+        printer.view = Live(get_renderable=table, console=printer.console)
+    if listen is None or to is None:
+        work = _wrap(printer, traffic, *_take_tcp_socket(runner))
+    else:
+        work = _stand_between(printer, traffic, listen, to)
+    status = asyncio.run(work)
+    if printer.ident is not None:
+        traffic.finish()
+        if not printer.finish(None if live else table()):
+            os._exit(status)  # Python would wait for what the thread holds
+    return status
+
+
+async def _stand_between(printer: Printer, traffic: Traffic, listen: Target, to: Target) -> int:
+    """Passes connections on until Ctrl-C or SIGTERM, and returns the exit status."""
+    status = 1  # of a closed pipe
+
+    def signalled(number: int) -> None:
+        nonlocal status
+        status = 128 + number
+
+    with ending_signals(signalled) as ended:
+        proxy = await _listening(traffic, listen, to)
+        printer.failed = partial(asyncio.get_running_loop().call_soon_threadsafe, ended.set)
+        printer.start()
+        traffic.say(f"{listen} is passed on to {to}")
+        async with _reminders(traffic):
+            await ended.wait()
+            await proxy.close(_END_SECONDS)
+    return status
+
+
+async def _wrap(printer: Printer, traffic: Traffic, command: list[str], listen: Target) -> int:
+    """Passes connections on to a runner until that ends, and returns its exit status."""
+    async with wrapped_runner(command) as runner:
+        # The orchestrator takes a runner that listens for one that is ready.
+        if not await runner.listens():
+            return await runner.ended()
+        to = Target("127.0.0.1", runner.port, None)
+        proxy = await _listening(traffic, listen, to)
+        printer.start()
+        traffic.say(f"{listen} is passed on to {to}, process {runner.pid}")
+        async with _reminders(traffic):
+            status = await runner.ended()
+            await proxy.runner_finished(_END_SECONDS)
+            await proxy.close(_END_SECONDS)
+    return status
+
+
+@asynccontextmanager
+async def _reminders(traffic: Traffic) -> AsyncGenerator[None]:
+    async def remind() -> None:
+        while True:
+            await asyncio.sleep(_REMIND_POLL_SECONDS)
+            traffic.remind()
+
+    task = asyncio.create_task(remind())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def _listening(traffic: Traffic, listen: Target, to: Target) -> Proxy:
+    proxy = Proxy((to.host, to.port), traffic.watch)
+    try:
+        await proxy.listen(listen.host, listen.port)
+    except OSError as error:
+        raise click.ClickException(f"cannot listen on {listen}: {reason(error)}") from None
+    return proxy
+
+
+def _take_tcp_socket(arguments: tuple[str, ...]) -> tuple[list[str], Target]:
+    """The runner's command, and the address that the orchestrator appends. Raises UsageError."""
+    if len(arguments) < 3 or arguments[-2] != "--tcp-socket":
+        raise click.UsageError("--wrap needs a runner, and --tcp-socket HOST:PORT after it")
+    return list(arguments[:-2]), _loopback(arguments[-1])

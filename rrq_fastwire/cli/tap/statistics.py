@@ -1,0 +1,75 @@
+"""What is counted of the requests of each function, in the memory of a few."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+from ..formatting import byte_count, printable
+
+# Latencies are counted in steps of one percent.
+_STEP = math.log(1.01)
+
+
+class Latencies:
+    """Any number of latencies, in the memory of a few, exact to one percent."""
+
+    def __init__(self) -> None:
+        self._steps: Counter[int] = Counter()
+        self._count = 0
+        self._longest = 0.0
+
+    def add(self, seconds: float) -> None:
+        self._steps[math.ceil(math.log(max(seconds, 1e-9)) / _STEP)] += 1
+        self._count += 1
+        self._longest = max(self._longest, seconds)
+
+    def at(self, share: float) -> str:
+        """Return the milliseconds that a share of them did not exceed."""
+        if not self._count:
+            return "-"
+        seconds = self._longest
+        left = share * self._count
+        for step, count in sorted(self._steps.copy().items()):
+            left -= count
+            if left <= 0:
+                seconds = min(math.exp(step * _STEP), self._longest)
+                break
+        return f"{seconds * 1000:,.1f}"
+
+
+class FunctionCounts:
+    """What is counted of the requests of one function."""
+
+    def __init__(self) -> None:
+        self.requests = self.answers = self.failures = 0
+        self.bytes_to = self.bytes_from = 0
+        self.latencies = Latencies()
+
+
+def function_table(functions: dict[str, FunctionCounts]) -> Table:
+    """Return a table of functions by name."""
+    table = Table(
+        *("function", "requests", "failed", "no\nanswer"),
+        *("p50\nms", "p95\nms", "p99\nms", "max\nms", "to\nrunner", "from\nrunner"),
+        box=SIMPLE_HEAD,
+        padding=0,
+    )
+    for column in table.columns[1:]:
+        column.justify = "right"
+        column.no_wrap = True
+    for name, function in sorted(functions.items()):
+        table.add_row(
+            Text(printable(name)),
+            f"{function.requests:,}",
+            f"{function.failures:,}",
+            f"{function.requests - function.answers:,}",
+            *map(function.latencies.at, (0.5, 0.95, 0.99, 1.0)),
+            byte_count(function.bytes_to),
+            byte_count(function.bytes_from),
+        )
+    return table
