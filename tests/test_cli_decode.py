@@ -360,6 +360,22 @@ def test_redaction_reaches_values_inside_strings(text, redacted):
         assert redacted in strings(printed["payload"])
 
 
+@pytest.mark.parametrize("depth", [300, 600, 900])
+def test_redaction_copes_with_what_can_be_decoded(depth):
+    nested = "[" * depth + "]" * depth
+    head = b'{"type":"response","payload":{"status":"%s",%s}}'
+    stream = b"".join(
+        pack_frame(head % (status, rest.encode()))
+        for status, rest in (
+            (b"success", f'"result":{nested}'),
+            (b"success", f'"result":"{nested}"'),
+            (b"error", f'"error":{{"message":"{nested}","details":{nested}}}'),
+        )
+    )
+    assert len(shown("--redact", "card", input=stream)) == 3
+    assert len(lines("--redact", "card", "-", input=stream)) == 3
+
+
 def strings(value) -> list[str]:
     """All strings in a document."""
     if isinstance(value, str):

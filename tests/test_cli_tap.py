@@ -500,12 +500,13 @@ def test_a_request_that_is_never_answered_is_shown_with_its_params_whatever_is_l
 
 
 def test_only_slow_requests_are_shown(start):
-    tap = start("--slow", "100")
+    tap = start("--slow", "500")
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
         passes(orchestrator, runner, request("slow", "r1"))
-        time.sleep(0.11)
+        time.sleep(0.51)
         passes(orchestrator, runner, request("quick") + encode_frame(CancelRequest(job_id="j")))
+        passes(runner, orchestrator, ANSWER)
         passes(runner, orchestrator, encode_frame(ExecutionOutcome.success("j", "r1")))
         tap.says("-> slow")
         tap.says("<- success", "slow")

@@ -50,13 +50,17 @@ def on_one_line(document: str) -> str:
     return document.replace("\r", " ").replace("\n", " ")
 
 
+def tokens(document: str) -> list[str]:
+    """Return the brackets, commas, colons, strings and other values of JSON."""
+    return _token.findall(document)
+
+
 def indented(document: str, indent: str = "  ") -> str:
     """Return JSON with a line for each member, each as it is written."""
     parts: list[str] = []
     depth = 0
-    tokens = _token.findall(document)
-    for at, token in enumerate(tokens):
-        follows = tokens[at + 1] if at + 1 < len(tokens) else ""
+    found = tokens(document)
+    for token, follows in zip(found, [*found[1:], ""], strict=True):
         parts.append(token)
         if token in ("{", "["):
             depth += 1

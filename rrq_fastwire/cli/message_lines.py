@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from .. import CancelRequest, ExecutionRequest, MessageError
+    from .. import CancelRequest, ExecutionError, ExecutionRequest, MessageError
     from .redaction import Redaction
 
 _STATUS_STYLES = {"success": "green", "retry": "yellow", "timeout": "red", "error": "red"}
@@ -37,6 +37,8 @@ _NAMES_SHARE = 1 / 4
 
 # Bytes of a longer payload are only counted: nobody reads that far, and laying it out takes time.
 _LONGEST_PAYLOAD = 64 * 1024
+
+_TOO_DEEP = "nested too deep to show"
 
 _colour = JSONHighlighter()
 
@@ -88,7 +90,7 @@ class Payload:
                 return '"***"'
             return self._redaction.document(on_one_line(text))
         except RecursionError:
-            return "nested too deep to show"
+            return _TOO_DEEP
 
 
 def request_row(request: ExecutionRequest, payload: Payload, name: str = "") -> Row:
@@ -145,9 +147,16 @@ def _reason(outcome: ExecutionOutcome, redaction: Redaction) -> str:
             parts.append(f"({', '.join(kinds)})")
         parts.append("***" if "message" in redaction.keys else redaction.text(error.message))
         if error.details is not None:
-            details = json.dumps(error.details, ensure_ascii=False, separators=(",", ":"))
-            parts.append("***" if "details" in redaction.keys else redaction.document(details))
+            parts.append("***" if "details" in redaction.keys else _details(error, redaction))
     return " ".join(parts).removesuffix(":")
+
+
+def _details(error: ExecutionError, redaction: Redaction) -> str:
+    try:
+        document = json.dumps(error.details, ensure_ascii=False, separators=(",", ":"))
+    except RecursionError:
+        return _TOO_DEEP
+    return redaction.document(document)
 
 
 def cancel_row(cancel: CancelRequest, content: str) -> Row:

@@ -8,6 +8,8 @@ from functools import cached_property
 
 import click
 
+from .json_text import tokens
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,11 +32,30 @@ class Redaction:
         return bool(self.keys)
 
     def document(self, document: str) -> str:
-        """Return JSON as it stands if there are no keys; else written anew, without their values.
-
-        Raises RecursionError if it is nested too deep for the json module.
-        """
-        return _compact(self._value(json.loads(document))) if self.keys else document
+        """Return JSON without the values of the keys; all else is as it is written."""
+        if not self.keys:
+            return document
+        parts: list[str] = []
+        found = tokens(document)
+        at = 0
+        while at < len(found):
+            token = found[at]
+            at += 1
+            if not token.startswith('"'):
+                parts.append(token)
+            elif found[at : at + 1] == [":"]:
+                parts += token, ":"
+                at += 1
+                if json.loads(token) in self.keys:
+                    parts.append(f'"{_HIDDEN}"')
+                    at = _after_value(found, at)
+            else:
+                text = json.loads(token)
+                redacted = self.text(text)
+                parts.append(
+                    token if redacted == text else json.dumps(redacted, ensure_ascii=False)
+                )
+        return "".join(parts)
 
     def text(self, text: str) -> str:
         """Return text without the values of the keys, as far as they can be recognised in it."""
@@ -42,22 +63,14 @@ class Redaction:
             return text
         if text.lstrip()[:1] in ("{", "["):
             try:
-                value = json.loads(text)
+                json.loads(text)
             except ValueError:
-                pass
+                pass  # no JSON, but maybe the repr of a dict
+            except RecursionError:
+                return _HIDDEN  # JSON or not, it may hold values to be hidden
             else:
-                return _compact(self._value(value))
+                return self.document(text)
         return self._pattern.sub(rf"\1{_HIDDEN}", text)
-
-    def _value(self, value: Any) -> Any:
-        if isinstance(value, dict):
-            return {
-                key: _HIDDEN if key in self.keys else self._value(item)
-                for key, item in value.items()
-            }
-        if isinstance(value, list):
-            return [self._value(item) for item in value]
-        return self.text(value) if isinstance(value, str) else value
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
@@ -69,8 +82,15 @@ class Redaction:
         return re.compile(rf"((?<![\w-]){quote}(?:{keys}){quote}\s*[:=]\s*)(?:{value})")
 
 
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+def _after_value(found: list[str], at: int) -> int:
+    """Return where the value that begins at a token has ended."""
+    depth = 0
+    while at < len(found):
+        depth += (found[at] in ("{", "[")) - (found[at] in ("}", "]"))
+        at += 1
+        if depth == 0:
+            break
+    return at
 
 
 def redact_option(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -39,7 +39,7 @@ def _parse_params(text: str) -> dict[str, Any]:
         params = _json.loads(Path(text).read_bytes())
     except OSError as error:
         raise click.UsageError(
-            f"--params: {text!r} is no size, and as a file: {error.strerror}"
+            f"--params: {text!r} is not a size, and as a file: {error.strerror}"
         ) from None
     except ValueError as error:
         raise click.UsageError(f"--params: {text!r} is not JSON: {error}") from None
