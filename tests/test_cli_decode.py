@@ -158,7 +158,7 @@ def test_a_request_is_one_line_with_its_own_times():
     date, line = shown(input=pack_frame(REQUEST))
     assert date == "jobs enqueued on 2024-01-01, UTC"
     assert line == (
-        "00:00:00.000  -> charge    j         attempt 1  +5 min    "
+        "00:00:00.000  -> charge   j         attempt 1 +5 min   "
         '{"card":"4111","deep":[{"card":{"no":1}}],"big":123456789012345678901}'
     )
 

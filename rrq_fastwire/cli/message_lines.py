@@ -30,9 +30,9 @@ TO_RUNNER, FROM_RUNNER = "->", "<-"
 # for a name.
 _ID_WIDTH = 8
 _NOTE_WIDTH = 9
-_NAME_WIDTHS = (8, 24)
+_NAME_WIDTHS = (7, 24)
 
-# What the two names may take of a terminal. Of 80 columns this leaves at least 18 to the content.
+# What the two names may take of a terminal. Of 80 columns this leaves at least 19 to the content.
 _NAMES_SHARE = 1 / 4
 
 # Bytes of a longer payload are only counted: nobody reads that far, and laying it out takes time.
@@ -197,7 +197,7 @@ class MessageLines:
             (f"  {job:{_ID_WIDTH}}  ", "dim"),
         )
         if row.note or name:
-            line.append(f"{row.note:{_NOTE_WIDTH}}  ").append(f"{name:{self._names}}  ", "bold")
+            line.append(f"{row.note:{_NOTE_WIDTH}} ").append(f"{name:{self._names}}  ", "bold")
         content = row.content
         if self._cut:
             content = content[: 4 * width]  # laying out what is cut off would take time

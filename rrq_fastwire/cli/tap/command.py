@@ -184,7 +184,7 @@ async def _wrap(printer: Printer, traffic: Traffic, command: list[str], listen: 
         to = Target("127.0.0.1", runner.port, None)
         proxy = await _listening(traffic, listen, to)
         printer.start()
-        traffic.say(f"{listen} is passed on to {to}, process {runner.pid}")
+        traffic.say(f"{listen} is passed on to process {runner.pid}")
         async with _reminders(traffic):
             status = await runner.ended()
             await proxy.runner_finished(_END_SECONDS)

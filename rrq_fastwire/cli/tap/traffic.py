@@ -69,17 +69,24 @@ class Pending:
     remind: float
     line: Line | None
 
-    def row(self, content: str) -> Row:
-        """Return what is said of it while there is no answer."""
-        message = self.message
-        now, deadline = datetime.now(timezone.utc), message.context.deadline
-        if deadline is not None and deadline > now:
-            content += f", deadline in {duration((deadline - now).total_seconds())}"
-        elif deadline is not None:
-            content += f", deadline passed {duration((now - deadline).total_seconds())} ago"
-        took = duration(time.monotonic() - self.start)
-        name = message.function_name
-        return Row("  ", "waiting", "bold red", message.job_id, took, name, content)
+    def row(self, *parts: str) -> Row:
+        """Return a row that says something of it while there is no answer."""
+        request = self.message
+        waited = duration(time.monotonic() - self.start)
+        content = ", ".join(filter(None, parts))
+        return Row(
+            "  ", "waiting", "bold red", request.job_id, waited, request.function_name, content
+        )
+
+    def deadline(self) -> str:
+        """Return how far away the deadline is, or "" if there is none."""
+        deadline = self.message.context.deadline
+        if deadline is None:
+            return ""
+        seconds = (deadline - datetime.now(timezone.utc)).total_seconds()
+        if seconds > 0:
+            return f"deadline in {duration(seconds)}"
+        return f"deadline passed {duration(-seconds)} ago"
 
 
 class Traffic:
@@ -163,7 +170,11 @@ class Traffic:
                 if now >= request.remind and late:
                     request.remind = math.inf
                     self.show_request(request)
-                    self.show(self.line(partial(_row_of, request.row("no answer yet"))))
+                    self.show(
+                        self.line(
+                            partial(_row_of, request.row(request.deadline(), "no answer yet"))
+                        )
+                    )
 
     def show_request(self, request: Pending) -> None:
         """Print a request that was held back until something is to be said of it."""
@@ -308,7 +319,7 @@ class Connection:
 
     def _never_answered(self, request: Pending) -> None:
         self._traffic.show_request(request)
-        self._traffic.say_row(request.row("never answered"))
+        self._traffic.say_row(request.row("never answered", request.deadline()))
 
     def ended(self, *, by_runner: bool) -> None:
         side = self._sides[not by_runner]
