@@ -22,7 +22,8 @@ MOMENT := $(shell git log -1 --format=%ct 2>/dev/null)
 export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(MOMENT),315532800)
 
 .PHONY: help demo test lint typecheck e2e bench bench-check bench-instructions pictures clean
-.PHONY: test-checkout test-json test-oldest test-newest test-threads test-no-compiler sanitize fuzz
+.PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
+.PHONY: test-no-compiler sanitize fuzz
 .PHONY: sdist wheel-pure wheels wheels-cross release-check
 
 help:  ## list the targets
@@ -57,6 +58,13 @@ test-newest:  ## run the suite with the newest dependencies, those before their 
 	$(call fresh,newest)
 	RRQ_FASTWIRE_PURE=0 build/newest/bin/python -m pip install --quiet --pre '.[cli,e2e,test]'
 	$(call suite,newest)
+
+# Its event loop begins to read where newer patch releases do not.
+test-debian: PYTHON := /usr/bin/python3
+test-debian:  ## run the suite with Debian's own python3
+	$(call fresh,debian)
+	RRQ_FASTWIRE_PURE=0 build/debian/bin/python -m pip install --quiet '.[cli,e2e,test]'
+	$(call suite,debian)
 
 test-threads:  ## run the codec's tests in eight threads at once
 	$(call fresh,threads)

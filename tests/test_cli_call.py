@@ -251,7 +251,8 @@ def test_what_a_runner_prints_does_not_mix_with_the_result(tmp_path):
     (tmp_path / "loud.py").write_text(
         "async def shout(request):\n    print('loud')\n    return 1\nhandlers = {'shout': shout}\n"
     )
-    runner = f"env PYTHONPATH={tmp_path} {sys.executable} -u -m rrq_fastwire.runner --settings loud.handlers"
+    command = [sys.executable, "-u", "-m", "rrq_fastwire.runner", "--settings", "loud.handlers"]
+    runner = shlex.join(["env", f"PYTHONPATH={tmp_path}", *command])
     assert call("--runner", runner, "shout") == (0, "1\n", "loud\n")
 
 

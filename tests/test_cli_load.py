@@ -39,6 +39,12 @@ def figures(*arguments: str) -> dict:
     return json.loads(printed)
 
 
+def runner_with(folder: Path, settings: str) -> str:
+    """The command of a runner whose settings are in a module of a folder."""
+    command = [sys.executable, "-u", "-m", "rrq_fastwire.runner", "--settings", settings]
+    return shlex.join(["env", f"PYTHONPATH={folder}", *command])
+
+
 def test_figures_and_a_histogram_are_printed():
     status, printed, said = load("--runner", RUNNER, "echo", "--requests", "500")
     assert (status, said) == (0, "")
@@ -165,7 +171,7 @@ def test_a_runner_that_goes_away_is_one_sentence(tmp_path):
     (tmp_path / "leaving.py").write_text(
         "import os\nasync def leave(request):\n    os._exit(3)\nhandlers = {'leave': leave}\n"
     )
-    runner = f"env PYTHONPATH={tmp_path} {sys.executable} -m rrq_fastwire.runner --settings leaving.handlers"
+    runner = runner_with(tmp_path, "leaving.handlers")
     status, printed, said = load("--runner", runner, "leave")
     assert (status, printed) == (1, "")
     assert re.fullmatch(r"rrq-fastwire: the connection is lost: .*\n", said)
@@ -180,7 +186,7 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
         f"    if len(done) == 500:\n        pathlib.Path({str(many)!r}).touch()\n"
         "handlers = {'count': count}\n"
     )
-    runner = f"env PYTHONPATH={tmp_path} {sys.executable} -m rrq_fastwire.runner --settings counting.handlers"
+    runner = runner_with(tmp_path, "counting.handlers")
     with subprocess.Popen(
         [*COMMAND, "--runner", runner, "count", "--seconds", "90"],
         stdout=subprocess.PIPE,
