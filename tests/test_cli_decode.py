@@ -303,9 +303,10 @@ def test_help_has_an_example(command):
     assert "Example: rrq-fastwire" in run(command, "--help").stdout.decode()
 
 
-def test_without_the_extra_it_says_what_to_install():
+@pytest.mark.parametrize("missing", ["click", "rich"])
+def test_without_the_extra_it_says_what_to_install(missing):
     code = (
-        "import sys; sys.modules['click'] = None; from rrq_fastwire.cli import main;"
+        f"import sys; sys.modules[{missing!r}] = None; from rrq_fastwire.cli import main;"
         "sys.exit(main(sys.argv[1:]))"
     )
     done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 
 from .. import __version__
 from . import info
@@ -21,6 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         import click
 
         from .commands import commands
+
+        import_module("rich")  # the commands need it, too
     except ImportError as error:
         # What tells somebody about the installation works without the extra.
         arguments = sys.argv[1:] if argv is None else argv

@@ -1,20 +1,39 @@
-"""The commands; each has a module or package of its own."""
+"""The commands; each has a module or package of its own, imported when the command is used."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import click
 
-from .. import __version__, runner
-from . import call, decode, demo, encode, info
-from .check.command import command as check
-from .load.command import command as load
-from .tap.command import command as tap
+from .. import __version__
+from . import info
+
+_MODULES = {
+    "call": ".call",
+    "check": ".check.command",
+    "decode": ".decode",
+    "encode": ".encode",
+    "load": ".load.command",
+    "tap": ".tap.command",
+}
 
 
 class _Commands(click.Group):
-    """Ends silently at Ctrl-C, where click writes an empty line."""
+    """Imports a command when it is asked for, and ends silently at Ctrl-C.
+
+    click itself would write an empty line at Ctrl-C.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_MODULES])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _MODULES:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = import_module(_MODULES[cmd_name], __package__).command
+        return command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -29,14 +48,6 @@ def commands() -> None:
     """See and use the wire between RRQ's orchestrator and its runners."""
 
 
-commands.add_command(decode.command, "decode")
-commands.add_command(encode.command, "encode")
-commands.add_command(call.command, "call")
-commands.add_command(load, "load")
-commands.add_command(tap, "tap")
-commands.add_command(check, "check")
-
-
 @commands.command(
     "runner",
     add_help_option=False,
@@ -48,6 +59,8 @@ def run_runner(arguments: tuple[str, ...]) -> None:
 
     Example: rrq-fastwire runner --settings myapp.runner.settings --tcp-socket 127.0.0.1:9000
     """
+    from .. import runner
+
     runner.main(list(arguments))
 
 
@@ -66,4 +79,6 @@ def run_demo() -> int:
 
     Example: rrq-fastwire demo
     """
+    from . import demo
+
     return demo.run()
