@@ -13,6 +13,9 @@ CODEC := $(patsubst %,tests/test_%.py,captures encode fast_paths frames hostile 
 # Left out in threads: slow ones, those that start interpreters, and those that Hypothesis draws for.
 SLOW_OR_SPAWNING := tests/test_stream.py tests/test_reentrancy.py
 
+# What `make test-quick` leaves out: these files take most of the time.
+SLOW := adding_a_field build cli_check cli_load cli_progress cli_tap fast_paths hostile leaks reentrancy runner_command stream
+
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
 READY := $(VENV)/ready
@@ -38,6 +41,9 @@ $(READY): pyproject.toml setup.py $(wildcard rrq_fastwire/_c/*.p* rrq_fastwire/_
 
 demo: $(READY)  ## run 20,000 jobs in rrq's own runner and in this one, side by side
 	@$(RUN)/python -m rrq_fastwire demo
+
+test-quick: $(READY)  ## run the tests that take least, in less than 90 seconds
+	$(PYTEST) tests $(patsubst %,--ignore=tests/test_%.py,$(SLOW))
 
 test: test-checkout test-json  ## run the suite: both implementations, and again with the standard library's json
 
