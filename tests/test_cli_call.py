@@ -207,8 +207,8 @@ def test_ctrl_c_cancels_the_job_and_ends_without_a_word():
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([], 2, r"which runner\? .*"),
-        (["127.0.0.1:9"], 2, r"which function .*"),
+        ([], 2, r"no runner given; .*"),
+        (["127.0.0.1:9"], 2, r"no function given"),
         (["nonsense", "f"], 2, r"expected HOST:PORT .* got 'nonsense'"),
         ([":9", "f"], 2, r"expected HOST:PORT .* got ':9'"),
         (["host:0", "f"], 2, r"expected HOST:PORT .* got 'host:0'"),

@@ -109,7 +109,7 @@ def test_what_the_stock_runner_does_otherwise_is_reported():
         # It writes every character beyond ASCII as an escape, and does not look at the size.
         "answer near 16 MiB": (
             "FAIL",
-            "an answer of 25,166,050 bytes, at which the orchestrator hangs up",
+            "an answer of 25,166,050 bytes; the orchestrator accepts 16 MiB",
         ),
         # The job's task is cancelled before its first step, and so never gets to answering.
         "cancel after its request": ("FAIL", "no answer within 5 s"),
@@ -172,7 +172,7 @@ def test_a_terminal_shows_a_bar_and_colours_and_found_alone_is_no_failure(
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([], 2, r"which runner\? .*"),
+        ([], 2, r"no runner given; .*"),
         (["nonsense"], 2, r"expected HOST:PORT .* got 'nonsense'"),
         (["127.0.0.1:9", "f"], 2, r"expected nothing after the runner, got 'f'"),
         (["127.0.0.1:9", "--limit", "0"], 2, r".*'--limit'.*"),

@@ -211,7 +211,7 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
-        ([], 2, r"which runner\? .*"),
+        ([], 2, r"no runner given; .*"),
         (["127.0.0.1:9"], 2, r"expected one function, got 0"),
         (["127.0.0.1:9", "f", "g"], 2, r"expected one function, got 2"),
         (["--compare", "a"], 2, r".*'--compare' requires 2 arguments.*"),

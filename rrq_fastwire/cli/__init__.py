@@ -11,10 +11,10 @@ from . import info
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command, and returns the exit status of the process.
+    """Run one command and return the exit status of the process.
 
-    0 is success; 1 that what was asked for has failed or could not be shown whole; 2 a wrong
-    command line. Ctrl-C ends with 130, and a closed pipe with 1, both without a word.
+    The status is 0 for success, 1 if what was asked for has failed or could not be shown whole, 2
+    for a wrong command line, 130 for Ctrl-C and 1 for a closed pipe. The last two print nothing.
     """
     if sys.stdout is None:  # it was closed before
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115

@@ -24,7 +24,7 @@ def _pair(text: str, expected: str = "KEY=VALUE") -> tuple[str, str]:
 
 
 def _parse_params(arguments: list[str]) -> dict[str, Any]:
-    """JSON objects and KEY=VALUE, later ones over earlier ones."""
+    """Return params from JSON objects and KEY=VALUE. Later values replace earlier ones."""
     params: dict[str, Any] = {}
     for argument in arguments:
         if argument.lstrip().startswith("{"):
@@ -77,7 +77,7 @@ def command(
     """
     where, rest = split_target(arguments, runner)
     if not rest:
-        raise click.UsageError("which function of the runner?")
+        raise click.UsageError("no function given")
     function_name, params = rest[0], _parse_params(rest[1:])
     trace_context = dict(_pair(text) for text in trace) or None
     outcome = run(
@@ -114,7 +114,7 @@ async def _call(
 
 
 def failure(outcome: ExecutionOutcome) -> str:
-    """An outcome other than a success, on one line."""
+    """Return an outcome other than a success as one line."""
     text = str(outcome.status)
     error = outcome.error
     if error is not None:

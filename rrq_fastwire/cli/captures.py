@@ -29,11 +29,11 @@ class Frame(NamedTuple):
 
 
 class BrokenStreamError(Exception):
-    """A stream cannot be read on; its text gives the offset and the reason."""
+    """A stream cannot be read further; the text gives the offset and the reason."""
 
 
 def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None) -> Iterator[Frame]:
-    """The frames of a raw capture, in constant memory.
+    """Yield the frames of a raw capture, in constant memory.
 
     Arguments:
         advance: called with the bytes of each read.

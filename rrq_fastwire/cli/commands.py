@@ -21,7 +21,7 @@ _MODULES = {
 
 
 class _Commands(click.Group):
-    """Imports a command when it is asked for, and ends silently at Ctrl-C.
+    """A group that imports a command when it is used, and ends silently at Ctrl-C.
 
     click itself would write an empty line at Ctrl-C.
     """

@@ -151,7 +151,7 @@ def _json_line(item: Decoded, redact: Redaction) -> str:
 
 
 class _Shown:
-    """What is shown to a reader: the messages of several captures."""
+    """Shows the messages of several captures to a reader."""
 
     def __init__(self, redaction: Redaction, *, verbose: bool) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
@@ -196,7 +196,7 @@ class _Shown:
 
 
 def _time_allowed(request: ExecutionRequest) -> str:
-    """The time from when a job was enqueued until its deadline."""
+    """Return the time from when a job was enqueued until its deadline."""
     deadline = request.context.deadline
     if deadline is None:
         return ""
@@ -206,7 +206,7 @@ def _time_allowed(request: ExecutionRequest) -> str:
 
 @contextmanager
 def _progress(file: BinaryIO) -> Generator[Callable[[int], object]]:
-    """A bar on stderr for a file of known size, where the messages go elsewhere."""
+    """Show a bar on stderr for a file of known size, unless stdout is a terminal, too."""
     try:
         size = os.fstat(file.fileno()).st_size
     except (OSError, ValueError):

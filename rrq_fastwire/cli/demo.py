@@ -29,7 +29,7 @@ _RUNNERS = {
 
 
 def run() -> int:
-    """Run 20,000 jobs in rrq's own runner and in this one, and compare them."""
+    """Compare rrq's own runner with this one, by 20,000 jobs."""
     try:
         importlib.import_module("rrq.runner_runtime")
         from rich.box import SIMPLE_HEAD
@@ -74,7 +74,7 @@ def run() -> int:
 async def _measure(
     name: str, command: list[str], progress: Progress
 ) -> tuple[float, float | None, array[float]]:
-    """Seconds, seconds of the runner's CPU, and the latencies of all jobs."""
+    """Return seconds, the runner's CPU seconds, and the latencies of all jobs."""
     async with runner_process(command) as runner:
         task = progress.add_task(name, total=_JOBS)
         latencies = array("d")

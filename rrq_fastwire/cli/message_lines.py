@@ -35,7 +35,7 @@ _NAME_WIDTHS = (7, 24)
 # What the two names may take of a terminal. Of 80 columns this leaves at least 19 to the content.
 _NAMES_SHARE = 1 / 4
 
-# Bytes of a longer payload are only counted: nobody reads that far, and laying it out takes time.
+# Bytes of a longer payload are only counted, since laying it out would hold up the lines after it.
 _LONGEST_PAYLOAD = 64 * 1024
 
 _TOO_DEEP = "nested too deep to show"
@@ -134,7 +134,7 @@ def response_row(
 
 
 def _reason(outcome: ExecutionOutcome, redaction: Redaction) -> str:
-    """Why a job did not succeed."""
+    """Return why a job did not succeed."""
     parts: list[str] = []
     if outcome.retry_after_seconds is not None:
         parts.append(f"in {duration(outcome.retry_after_seconds)}:")

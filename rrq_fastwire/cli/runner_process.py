@@ -39,7 +39,7 @@ class RunnerProcess:
     Attributes:
         client: the connection.
         port: where it listens on 127.0.0.1.
-        pid: the process that listens; the one that was started, where that is not known.
+        pid: the process that listens, or the one that was started if that is not known.
     """
 
     def __init__(
@@ -51,11 +51,11 @@ class RunnerProcess:
         self._process = process
 
     def cpu_seconds(self) -> float | None:
-        """The CPU time of the process so far, to the nanosecond; None where that is not known."""
+        """Return the CPU time of the process so far, or None if it is not known."""
         return cpu_seconds(self.pid)
 
     async def ended(self) -> str | None:
-        """How the process has ended, or ends within a moment; None if it goes on."""
+        """Return how the process has ended, or None if it still runs after a moment."""
         try:
             status = await asyncio.wait_for(self._process.wait(), _MOMENT_SECONDS)
         except TimeoutError:
@@ -64,7 +64,7 @@ class RunnerProcess:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """The CPU time of a process so far, to the nanosecond; None where that is not known.
+    """Return the CPU time of a process so far, or None if it is not known.
 
     It comes from Linux's /proc/PID/task/TID/schedstat.
     """
@@ -78,9 +78,9 @@ def cpu_seconds(pid: int) -> float | None:
 
 
 def listening_pid(port: int) -> int | None:
-    """The process that listens on a TCP port of this machine; None where that is not known.
+    """Return the process that listens on a TCP port here, or None if it is not known.
 
-    It comes from Linux's /proc, which shows a user only processes of his own.
+    It comes from Linux's /proc, which shows a user only their own processes.
     """
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):

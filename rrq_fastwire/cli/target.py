@@ -36,14 +36,14 @@ class Target(NamedTuple):
     process: RunnerProcess | None
 
     def cpu_seconds(self) -> float | None:
-        """The CPU time of the runner so far; None where that is not known."""
+        """Return the CPU time of the runner so far, or None if it is not known."""
         if self.process is not None:
             return self.process.cpu_seconds()
         pid = listening_pid(self.port) if self.host in _LOCAL else None
         return None if pid is None else cpu_seconds(pid)
 
     async def connect(self) -> RunnerClient:
-        """A connection to it. Raises RunnerError."""
+        """Return a new connection. Raises RunnerError."""
         try:
             return await RunnerClient.connect(self.host, self.port)
         except OSError as error:
@@ -70,7 +70,7 @@ async def reached(
 
 
 def parse_address(text: str) -> Target:
-    """The runner at "HOST:PORT"; an IPv6 address stands in brackets. Raises UsageError."""
+    """Return the runner at "HOST:PORT", or "[IPv6]:PORT". Raises UsageError."""
     host, _, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -80,7 +80,7 @@ def parse_address(text: str) -> Target:
 
 
 def parse_command(text: str) -> list[str]:
-    """The words of a command line. Raises UsageError."""
+    """Return the words of a command line. Raises UsageError."""
     try:
         words = shlex.split(text)
     except ValueError as error:
@@ -95,19 +95,19 @@ def runner_option(command: Callable[..., Any]) -> Callable[..., Any]:
     return click.option(
         "--runner",
         metavar='"CMD..."',
-        help="Start this runner in the place of HOST:PORT, and stop it afterwards;"
-        " --tcp-socket is added to it.",
+        help="Start this runner instead of using HOST:PORT, and stop it at the end;"
+        " --tcp-socket is added.",
     )(command)
 
 
 def split_target(
     arguments: Sequence[str], runner: str | None
 ) -> tuple[Target | list[str], list[str]]:
-    """Where the runner is, and the arguments behind that. Raises UsageError."""
+    """Return where the runner is, and the arguments after that. Raises UsageError."""
     if runner is not None:
         return parse_command(runner), list(arguments)
     if not arguments:
-        raise click.UsageError("which runner? give HOST:PORT, or --runner with what starts it")
+        raise click.UsageError("no runner given; use HOST:PORT, or --runner and its command")
     return parse_address(arguments[0]), list(arguments[1:])
 
 
@@ -125,7 +125,7 @@ class Number(click.types.FloatParamType):
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Runs what talks to a runner; what goes wrong with that is said in one sentence.
+    """Run a coroutine that talks to a runner, and turn its errors into one sentence each.
 
     Raises ClickException, and Abort at Ctrl-C.
     """
@@ -140,7 +140,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def reason(error: OSError) -> str:
-    """Why the system did not do what it was asked to."""
+    """Return the reason that the operating system gives for an error."""
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)  # asyncio's own text names the address once more
     return error.strerror or str(error)

@@ -34,18 +34,18 @@ async def drive(
     """Run a function many times.
 
     Arguments:
-        clients: connections, which take turns.
-        in_flight: how many requests are under way at a time, on all of them.
+        clients: connections, used in turn.
+        in_flight: requests in flight at a time, on all connections.
         timeout: seconds until the deadline of each.
-        requests: how many there are in all; no end to them if None.
-        seconds: how long new ones are sent; one is in any case.
-        rate: requests a second; else as many as there can be. A time counts from when its request
-            was due, so that a runner that falls behind is seen to.
-        failures: takes what did not succeed, by message.
+        requests: how many there are in all; no limit if None.
+        seconds: how long new ones are sent; at least one is sent.
+        rate: requests per second; as many as possible if None. A latency counts from when its
+            request was due, so that a runner that is too slow shows it.
+        failures: counts the outcomes that did not succeed, by message.
         answered: called with the seconds that each answer took.
 
-    Raises RunnerError for an outcome that is no success, if there are no `failures` to take it, and
-    whatever RunnerClient.execute() raises but for TimeoutError.
+    Raises RunnerError for an outcome other than success if `failures` is None, and what
+    RunnerClient.execute() raises except TimeoutError.
     """
     start = time.perf_counter()
     end = float("inf") if seconds is None else start + seconds

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _SEEN_LENGTH = 200
 
-# Of what the runner prints during one check, the last lines are shown, and of the last bytes.
+# Of what the runner prints during one check, only the end is shown.
 _PRINTED_LINES = 20
 _PRINTED_BYTES = 16 * 1024
 

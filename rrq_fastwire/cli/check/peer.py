@@ -45,7 +45,7 @@ class Request:
 
     Attributes:
         context, fields: what it is made of.
-        raw: the bytes of its payload, if they are not to be made of the fields.
+        raw: the bytes of its payload, if not made of the fields.
     """
 
     raw: bytes | None = None
@@ -94,7 +94,7 @@ def compact(value: Any) -> bytes:
 
 
 def cancel(job_id: str, request_id: str | None = None, *, version: str = "2") -> bytes:
-    """The payload of a cancel."""
+    """Return the payload of a cancel."""
     fields: dict[str, Any] = {"protocol_version": version, "job_id": job_id, "hard_kill": False}
     if request_id is not None:
         fields["request_id"] = request_id
@@ -102,7 +102,7 @@ def cancel(job_id: str, request_id: str | None = None, *, version: str = "2") ->
 
 
 class Peer:
-    """A connection to the runner. What comes over it is looked at, frame by frame."""
+    """A connection to the runner that examines each frame it receives."""
 
     def __init__(
         self, runner: Runner, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
@@ -120,7 +120,7 @@ class Peer:
         await self.writer.drain()
 
     async def send(self, *messages: Request | bytes) -> None:
-        """Sends requests, and payloads of anything else, in one write."""
+        """Send requests, and payloads of anything else, in one write."""
         for message in messages:
             if isinstance(message, Request):
                 self.expect(message)
@@ -132,16 +132,16 @@ class Peer:
         )
 
     async def start(self, *requests: Request) -> None:
-        """Sends requests, and sees to it that the runner has taken them."""
+        """Send requests, and wait until the runner has read them."""
         await self.send(*requests)
         await self.works()
 
     async def answer(self) -> ExecutionOutcome:
-        """The next answer. Raises WrongError for one that should not have come like this."""
+        """Return the next answer. Raises WrongError if it breaks a rule."""
         self._runner.waits_for = "answer"
         length = int.from_bytes(await self._reader.readexactly(FRAME_HEADER_LEN))
         if not 0 < length <= MAX_FRAME_SIZE:
-            raise WrongError(f"an answer of {length:,} bytes, at which the orchestrator hangs up")
+            raise WrongError(f"an answer of {length:,} bytes; the orchestrator accepts 16 MiB")
         payload = await self._reader.readexactly(length)
         try:
             outcome = decode_frame(pack_frame(payload))
@@ -157,7 +157,7 @@ class Peer:
         return outcome
 
     async def answers(self, count: int) -> dict[str | None, ExecutionOutcome]:
-        """The next answers, by request_id."""
+        """Return the next answers by request_id."""
         outcomes = [await self.answer() for _ in range(count)]
         return {outcome.request_id: outcome for outcome in outcomes}
 
@@ -169,7 +169,7 @@ class Peer:
         return outcome
 
     async def is_closed(self) -> None:
-        """Waits until the runner has closed the connection, without sending anything."""
+        """Wait until the runner has closed the connection without sending anything."""
         self._runner.waits_for = "end of the connection"
         try:
             rest = await self._reader.read(100)
@@ -179,7 +179,7 @@ class Peer:
             raise WrongError(f"bytes instead of the end of the connection: {rest!r}")
 
     async def is_quiet(self) -> None:
-        """Makes sure that nothing more comes, and that the connection lives on."""
+        """Check that nothing more comes and that the connection still works."""
         try:
             async with asyncio.timeout(_QUIET):
                 outcome = await self.answer()
@@ -189,7 +189,7 @@ class Peer:
             raise WrongError(f"an answer too many: {summary(outcome)}")
 
     async def works(self) -> None:
-        """Makes sure that a job is run over this connection."""
+        """Check that a job runs over this connection."""
         succeeded(await self.ask(Request("echo", {"still": "alive"})), {"still": "alive"})
 
 
@@ -197,7 +197,7 @@ class Runner:
     """The runner, for the length of one check.
 
     Attributes:
-        waits_for: what is waited for, for the case that it does not come.
+        waits_for: what the check waits for, for the message if it does not come.
     """
 
     def __init__(self, target: Target) -> None:
@@ -217,7 +217,7 @@ class Runner:
 
     @asynccontextmanager
     async def bystander(self) -> AsyncGenerator[None]:
-        """A job on a connection of its own, which what goes on meanwhile must not disturb."""
+        """Run a job on another connection, which must not be disturbed in the meantime."""
         peer = await self.connect()
         await peer.start(Request("sleep", {"seconds": SHORT}))
         yield
@@ -227,7 +227,7 @@ class Runner:
             raise WrongError("a connection beside it was closed, too") from None
 
     async def send_and_leave(self, payload: bytes) -> None:
-        """One frame on a connection of its own, as the orchestrator sends its cancels."""
+        """Send one frame on a connection of its own, as the orchestrator sends cancels."""
         peer = await self.connect()
         await peer.send(payload)
         peer.writer.close()
@@ -237,13 +237,13 @@ class Runner:
             peer.writer.transport.abort()
 
     async def ended(self) -> str | None:
-        """How the process has ended, where it was started here; None if it goes on."""
+        """Return how a process that was started here has ended, or None if it still runs."""
         process = self._target.process
         return None if process is None else await process.ended()
 
 
 def summary(outcome: ExecutionOutcome) -> str:
-    """An outcome, on one line."""
+    """Return an outcome as one line."""
     if outcome.status is OutcomeStatus.SUCCESS:
         return f"success: {json.dumps(outcome.result, ensure_ascii=False)}"
     return failure(outcome)
@@ -252,7 +252,7 @@ def summary(outcome: ExecutionOutcome) -> str:
 def has_status(
     outcome: ExecutionOutcome, status: OutcomeStatus, error_type: str | None = None
 ) -> str:
-    """Makes sure of an outcome's status, and of the type of its error if one is given."""
+    """Check an outcome's status, and the type of its error if one is given."""
     kind = outcome.error.type if outcome.error is not None else None
     if outcome.status is not status or error_type not in (None, kind):
         raise WrongError(summary(outcome))
@@ -260,14 +260,14 @@ def has_status(
 
 
 def succeeded(outcome: ExecutionOutcome, *result: Any) -> None:
-    """Makes sure of a success, and of its result if one is given."""
+    """Check that an outcome is a success, and its result if one is given."""
     has_status(outcome, OutcomeStatus.SUCCESS)
     if result and not same(outcome.result, result[0]):
         raise WrongError(difference(outcome.result, result[0]))
 
 
 def same(value: Any, expected: Any) -> bool:
-    """Whether two JSON values are equal: doubles to the last two units, as the orchestrator's."""
+    """Return whether two JSON values are equal, doubles within two units of the last digit."""
     if isinstance(expected, float) and type(value) in (int, float):
         return bool(abs(value - expected) <= 2 * math.ulp(expected))
     if isinstance(value, dict) and isinstance(expected, dict):
@@ -280,7 +280,7 @@ def same(value: Any, expected: Any) -> bool:
 
 
 def difference(value: Any, expected: Any) -> str:
-    """The first member that differs, where there are members."""
+    """Return what differs: the first member if both have members."""
     if isinstance(value, dict) and isinstance(expected, dict):
         for key, item in expected.items():
             if key not in value:

@@ -21,7 +21,7 @@ class Check(NamedTuple):
     """One thing that a runner does right or not.
 
     Attributes:
-        is_open: whether the protocol leaves it open. What differs is then found, and no failure.
+        is_open: whether the protocol leaves it open, so that a difference is not a failure.
     """
 
     name: str
@@ -34,7 +34,7 @@ CHECKS: list[Check] = []
 
 
 def check(name: str, expected: str, *, is_open: bool = False) -> Callable[[Run], Run]:
-    """Adds a function to the checks. It returns what it saw, or None for what was expected."""
+    """Add a function to the checks. It returns what it saw, or None for what was expected."""
 
     def add(run: Run) -> Run:
         CHECKS.append(Check(name, expected, is_open, run))

@@ -244,7 +244,7 @@ async def check_cancel_too_late(runner: Runner) -> None:
     await peer.is_quiet()
 
 
-@check("end of a connection", "cancels its jobs: none succeeds, and the runner hangs up")
+@check("end of a connection", "cancels its jobs: none succeeds, and the runner closes it")
 async def check_end_of_a_connection(runner: Runner) -> None:
     peer = await runner.connect()
     async with runner.bystander():

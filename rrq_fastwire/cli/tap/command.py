@@ -41,7 +41,7 @@ def _read_by(parse: Callable[[str], Target]) -> Callable[..., Target | None]:
 
 
 def _loopback(text: str) -> Target:
-    """An address to listen on, for which the rules are a runner's. Raises UsageError."""
+    """Return an address to listen on; the rules are those of a runner. Raises UsageError."""
     try:
         return Target(*parse_tcp_socket(text), None)
     except ValueError as error:
@@ -157,8 +157,8 @@ def command(
 
 
 async def _stand_between(printer: Printer, traffic: Traffic, listen: Target, to: Target) -> int:
-    """Passes connections on until Ctrl-C or SIGTERM, and returns the exit status."""
-    status = 1  # of a closed pipe
+    """Pass connections on until Ctrl-C or SIGTERM, and return the exit status."""
+    status = 1  # if the pipe is closed
 
     def signalled(number: int) -> None:
         nonlocal status
@@ -176,7 +176,7 @@ async def _stand_between(printer: Printer, traffic: Traffic, listen: Target, to:
 
 
 async def _wrap(printer: Printer, traffic: Traffic, command: list[str], listen: Target) -> int:
-    """Passes connections on to a runner until that ends, and returns its exit status."""
+    """Pass connections on to a runner until it ends, and return its exit status."""
     async with wrapped_runner(command) as runner:
         # The orchestrator takes a runner that listens for one that is ready.
         if not await runner.listens():
@@ -218,7 +218,7 @@ async def _listening(traffic: Traffic, listen: Target, to: Target) -> Proxy:
 
 
 def _take_tcp_socket(arguments: tuple[str, ...]) -> tuple[list[str], Target]:
-    """The runner's command, and the address that the orchestrator appends. Raises UsageError."""
+    """Return the runner's command, and the address after it. Raises UsageError."""
     if len(arguments) < 3 or arguments[-2] != "--tcp-socket":
         raise click.UsageError("--wrap needs a runner, and --tcp-socket HOST:PORT after it")
     return list(arguments[:-2]), _loopback(arguments[-1])

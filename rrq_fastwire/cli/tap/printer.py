@@ -55,7 +55,7 @@ class Line(NamedTuple):
 
 
 class Printer(threading.Thread):
-    """Prints lines.
+    """The thread that prints lines.
 
     Attributes:
         view: what is shown all the time, below the lines.

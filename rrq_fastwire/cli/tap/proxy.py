@@ -106,12 +106,12 @@ class _End(asyncio.Protocol):
             self._pair.watcher.ended(by_runner=self._is_runner)
 
     def close(self) -> None:
-        """Ends it, once what was written is handed over."""
+        """Close it after what was written has been handed over."""
         if self.transport is not None:
             self.transport.close()
 
     def reset(self) -> None:
-        """Ends it as the peer of a reset connection sees it."""
+        """Reset it, so that the peer sees a reset."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, _RESET
@@ -148,7 +148,7 @@ class _Pair:
         self.front.transport.resume_reading()
 
     def lost(self, end: _End) -> None:
-        """One end is closed; the other one closes, if it was ever connected."""
+        """One end is closed: close the other one, if it was ever connected."""
         end.transport = None
         if self.front.transport is None and self._connecting is not None:
             self._connecting.cancel()
@@ -159,7 +159,7 @@ class _Pair:
 
 
 class Proxy:
-    """Passes connections on to a target.
+    """A proxy that passes connections on to a target.
 
     Arguments:
         target: host and port.
@@ -174,7 +174,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> None:
-        """Takes connections from now on. Raises OSError."""
+        """Accept connections from now on. Raises OSError."""
         self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
 
     def _accept(self) -> _End:
@@ -182,11 +182,11 @@ class Proxy:
         return _Pair(self, self._watch(self._count)).front
 
     async def runner_finished(self, seconds: float) -> None:
-        """Waits until everything is passed on from a runner that has ended, but not for ever."""
+        """Wait until everything from a runner that has ended is passed on, or so many seconds."""
         await _wait((pair.back.finished for pair in self.pairs), seconds)
 
     async def close(self, seconds: float) -> None:
-        """Closes everything, once what was received is handed over, but not later than that."""
+        """Close everything after what was received is handed over, or after so many seconds."""
         if self._server is not None:
             self._server.close()
         pairs = list(self.pairs)

@@ -132,7 +132,7 @@ class Traffic:
         self._connections.discard(connection)
 
     def cancelled_by(self, cancel: CancelRequest) -> Iterator[Pending]:
-        """The requests that a cancel means, on whichever connections."""
+        """Yield the requests that a cancel refers to, on any connection."""
         for connection in self._connections:
             if cancel.request_id is None:
                 requests = list(connection.pending.values())
@@ -156,7 +156,7 @@ class Traffic:
         self._put(Line(time.time(), self._prefix, Text(text, style)))
 
     def say_row(self, row: Row) -> None:
-        """Print a row that stands for no message, also where no messages are printed."""
+        """Print a row about a missing message, also where no messages are printed."""
         self._put(self.line(partial(_row_of, row)))
 
     def remind(self) -> None:

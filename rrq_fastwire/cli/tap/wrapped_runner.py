@@ -1,4 +1,4 @@
-"""A runner that another process stands in for: it gets that one's signals, and ends with it.
+"""A runner started by tap --wrap: it gets the signals of this process, and ends with it.
 
 POSIX only, for its process groups.
 """
@@ -21,15 +21,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-# How often it is looked whether the runner listens, and whether the parent is there.
+# How often to look whether the runner listens, and whether the parent still runs.
 _LISTEN_POLL_SECONDS = 0.02
 _PARENT_POLL_SECONDS = 0.2
 
 # What a runner has to end, once its orchestrator is gone.
 _ORPHAN_SECONDS = 0.6
 
-# Kills a process group when what it reads from has ended: the process that stands in, which can do
-# nothing itself about SIGKILL.
+# Kills the runner's process group when this process has ended, even by SIGKILL: its standard input
+# ends then.
 _KEEPER = "import os, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), 9)"
 
 
@@ -48,12 +48,12 @@ class WrappedRunner:
         self._watch = asyncio.create_task(self._end_as_orphan(os.getppid()))
 
     def signal(self, number: int) -> None:
-        """Sends a signal to its process group, as the orchestrator does."""
+        """Send a signal to its process group, as the orchestrator does."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     async def listens(self) -> bool:
-        """Waits until it listens; False if it ends before."""
+        """Wait until it listens. Return False if it ends before."""
         while not self._ended.done():
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -63,7 +63,7 @@ class WrappedRunner:
         return False
 
     async def ended(self) -> int:
-        """Waits for its end. Returns the exit status, as a shell would."""
+        """Wait for its end, and return the exit status as a shell does."""
         status = await self._ended
         self._watch.cancel()
         return 128 - status if status < 0 else status
@@ -78,7 +78,7 @@ class WrappedRunner:
 
 @asynccontextmanager
 async def wrapped_runner(command: Sequence[str]) -> AsyncGenerator[WrappedRunner]:
-    """Starts a runner, to which SIGTERM and SIGINT are passed on from now on, and ends it.
+    """Start a runner, pass SIGTERM and SIGINT on to it, and end it afterwards.
 
     A second signal kills this process, and the runner with it.
 
