@@ -153,6 +153,14 @@ def shown(*arguments: str, input: bytes) -> list[str]:
     return run("decode", *arguments, "-", input=input).stdout.decode().splitlines()
 
 
+@pytest.mark.parametrize("arguments", [[], ["--verbose"], ["--json"]])
+def test_with_redaction_the_reason_against_a_payload_quotes_no_value(arguments):
+    wrong = REQUEST.replace(b'"params":{', b'"params":7,"x":{')
+    done = run("decode", *arguments, "--redact", "params", "-", input=pack_frame(wrong))
+    assert b"payload.params" in done.stdout
+    assert b"got 7" not in done.stdout
+
+
 def test_a_request_is_one_line_with_its_own_times():
     """Ages as of now would be wrong: this job was not late when it passed."""
     date, line = shown(input=pack_frame(REQUEST))

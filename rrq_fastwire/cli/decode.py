@@ -32,7 +32,7 @@ from .message_lines import (
     response_row,
 )
 from .progress import progress_bar
-from .redaction import Redaction, redact_option
+from .redaction import HIDDEN, Redaction, redact_option
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,7 +140,9 @@ def _is_wanted(item: Decoded, kind: str | None, job: str | None, function: str |
 
 def _json_line(item: Decoded, redact: Redaction) -> str:
     if isinstance(item.message, MessageError):
-        payload = json.dumps({"error": item.message.reason, "path": item.message.path})
+        # The reason may quote a value.
+        reason = HIDDEN if redact else item.message.reason
+        payload = json.dumps({"error": reason, "path": item.message.path})
     else:
         payload = redact.document(item.payload)
     frame = item.frame

@@ -15,6 +15,7 @@ from rich.text import Text
 from .. import ExecutionOutcome, OutcomeStatus
 from .formatting import byte_count, duration, printable
 from .json_text import indented, members, on_one_line
+from .redaction import HIDDEN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Payload:
         try:
             text = members(members(self._frame.decode())["payload"]).get(name, default)
             if name in self._redaction.keys:
-                return '"***"'
+                return f'"{HIDDEN}"'
             return self._redaction.document(on_one_line(text))
         except RecursionError:
             return _TOO_DEEP
@@ -140,14 +141,14 @@ def _reason(outcome: ExecutionOutcome, redaction: Redaction) -> str:
         parts.append(f"in {duration(outcome.retry_after_seconds)}:")
     error = outcome.error
     if error is not None and "error" in redaction.keys:
-        parts.append("***")
+        parts.append(HIDDEN)
     elif error is not None:
         kinds = [kind for kind in (error.type, error.code) if kind and kind != outcome.status]
         if kinds:
             parts.append(f"({', '.join(kinds)})")
-        parts.append("***" if "message" in redaction.keys else redaction.text(error.message))
+        parts.append(HIDDEN if "message" in redaction.keys else redaction.text(error.message))
         if error.details is not None:
-            parts.append("***" if "details" in redaction.keys else _details(error, redaction))
+            parts.append(HIDDEN if "details" in redaction.keys else _details(error, redaction))
     return " ".join(parts).removesuffix(":")
 
 

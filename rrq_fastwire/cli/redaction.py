@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-_HIDDEN = "***"
+HIDDEN = "***"
 
 
 class Redaction:
@@ -47,7 +47,7 @@ class Redaction:
                 parts += token, ":"
                 at += 1
                 if json.loads(token) in self.keys:
-                    parts.append(f'"{_HIDDEN}"')
+                    parts.append(f'"{HIDDEN}"')
                     at = _after_value(found, at)
             else:
                 text = json.loads(token)
@@ -67,10 +67,10 @@ class Redaction:
             except ValueError:
                 pass  # no JSON, but maybe the repr of a dict
             except RecursionError:
-                return _HIDDEN  # JSON or not, it may hold values to be hidden
+                return HIDDEN  # JSON or not, it may hold values to be hidden
             else:
                 return self.document(text)
-        return self._pattern.sub(rf"\1{_HIDDEN}", text)
+        return self._pattern.sub(rf"\1{HIDDEN}", text)
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
