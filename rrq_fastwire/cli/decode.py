@@ -17,8 +17,7 @@ from .. import (
     ExecutionOutcome,
     ExecutionRequest,
     MessageError,
-    decode_frame,
-    pack_frame,
+    decode_payload,
 )
 from .captures import BrokenStreamError, frames
 from .formatting import duration
@@ -61,7 +60,7 @@ class Decoded(NamedTuple):
 def decoded(frame: Frame) -> Decoded:
     """Decode a frame."""
     try:
-        message = decode_frame(pack_frame(frame.payload))
+        message = decode_payload(frame.payload)
         fields = members(frame.payload.decode())
     except MessageError as error:
         return Decoded(frame, error, "null", "null")

@@ -18,7 +18,7 @@ from ... import (
     ExecutionOutcome,
     MessageError,
     OutcomeStatus,
-    decode_frame,
+    decode_payload,
     pack_frame,
 )
 from ..call import failure
@@ -144,7 +144,7 @@ class Peer:
             raise WrongError(f"an answer of {length:,} bytes; the orchestrator accepts 16 MiB")
         payload = await self._reader.readexactly(length)
         try:
-            outcome = decode_frame(pack_frame(payload))
+            outcome = decode_payload(payload)
         except MessageError as error:
             raise WrongError(f"an answer that the orchestrator does not accept: {error}") from None
         if not isinstance(outcome, ExecutionOutcome):

@@ -21,8 +21,7 @@ from ... import (
     FrameError,
     MessageError,
     OutcomeStatus,
-    decode_frame,
-    pack_frame,
+    decode_payload,
 )
 from ..formatting import duration
 from ..message_lines import (
@@ -250,7 +249,7 @@ class Connection:
 
     def _frame(self, payload: bytes, now: float, to_runner: bool) -> None:
         try:
-            message = decode_frame(pack_frame(payload))
+            message = decode_payload(payload)
         except MessageError as error:
             arrow = TO_RUNNER if to_runner else FROM_RUNNER
             self._traffic.show(self._traffic.line(_invalid(arrow, error), moment=now))
