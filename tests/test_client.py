@@ -26,7 +26,7 @@ from rrq_fastwire import (
 )
 from rrq_fastwire import client as module
 from rrq_fastwire.client import RunnerClient
-from rrq_fastwire.runner import Runner
+from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import MessageStream, start_server
 
 

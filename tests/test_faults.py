@@ -28,7 +28,7 @@ from rrq_fastwire import (
     pack_frame,
 )
 from rrq_fastwire.client import RunnerClient
-from rrq_fastwire.runner import Runner
+from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import open_connection, start_server
 
 # A test fails if what it waits for takes longer.

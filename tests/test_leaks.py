@@ -27,7 +27,7 @@ from rrq_fastwire import (
     encode_frame,
     pack_frame,
 )
-from rrq_fastwire.runner import Runner
+from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import open_connection, start_server
 
 WARM_UP = 20_000

@@ -50,7 +50,7 @@ from rrq_fastwire import (
     encode_frame,
     pack_frame,
 )
-from rrq_fastwire.runner import Runner
+from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
 
 pytest.importorskip("rrq", reason="compares with rrq, which is not installed")

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 import rrq_fastwire
 from rrq_fastwire import ExecutionContext, ExecutionRequest, MessageDecoder, encode_frame
-from rrq_fastwire.runner import parse_tcp_socket, serve
+from rrq_fastwire.runner import serve
+from rrq_fastwire.runner.server import parse_tcp_socket
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and parents are POSIX's here")
 

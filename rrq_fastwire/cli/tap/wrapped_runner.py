@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 import click
 
-from ...runner import ending_signals
+from ...runner.process import ending_signals
 from ..runner_process import free_port
 from ..target import reason
 

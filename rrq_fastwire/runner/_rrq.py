@@ -12,7 +12,7 @@ from rrq.runner import ExecutionRequest as StockRequest
 from rrq.runner_settings import PythonRunnerSettings
 from rrq.telemetry import RunnerSpan, Telemetry, get_telemetry
 
-from . import ExecutionOutcome, ExecutionRequest
+from .. import ExecutionOutcome, ExecutionRequest
 
 __all__ = [
     "PythonRunnerSettings",

@@ -1,0 +1,140 @@
+"""What a handler returned or raised, and the outcome that is sent for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .. import ExecutionError, ExecutionOutcome, OutcomeStatus
+from ..errors import describe
+from .stock import HAS_RRQ, rrq
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from rrq.telemetry import RunnerSpan
+
+    from .engine import Job
+
+__all__ = [
+    "OUTCOMES",
+    "RESULTS",
+    "TIMED_OUT",
+    "cancelled",
+    "failure",
+    "report_to_span",
+    "returned",
+    "text_of",
+    "timeout",
+]
+
+# The types of most results, which are no outcome: isinstance() is slow with pydantic's classes.
+RESULTS = frozenset((dict, list, str, int, float, bool, type(None)))
+
+# What a handler can return instead of a result.
+OUTCOMES = (ExecutionOutcome, rrq.StockOutcome) if HAS_RRQ else (ExecutionOutcome,)
+
+TIMED_OUT = "Job execution timed out."
+
+
+def timeout(job: Job, message: str) -> ExecutionOutcome:
+    return ExecutionOutcome.timeout(job.job_id, job.request_id, message)
+
+
+def cancelled(job: Job) -> ExecutionOutcome:
+    return ExecutionOutcome.cancelled(job.job_id, job.request_id)
+
+
+def returned(outcome: Any, job: Job) -> ExecutionOutcome:
+    """The answer where a handler returned an outcome: a copy, with the request's ids."""
+    try:
+        error = outcome.error
+        if error is not None:
+            error = ExecutionError(
+                message=error.message, type=error.type, code=error.code, details=error.details
+            )
+        return ExecutionOutcome(
+            job_id=job.job_id,
+            request_id=job.request_id,
+            status=outcome.status,
+            result=outcome.result,
+            error=error,
+            retry_after_seconds=outcome.retry_after_seconds,
+        )
+    except Exception as error:  # made without validation, or something that poses as an outcome
+        name = job.function_name
+        text = f"outcome of {describe(name)} cannot be sent: {text_of(error, name)}"
+        return ExecutionOutcome.failure(job.job_id, job.request_id, text)
+
+
+def failure(job: Job, error: BaseException) -> ExecutionOutcome:
+    """What an exception amounts to that a handler raised, even where its own code fails."""
+    try:
+        return _raised(job, error)
+    except BaseException as second:
+        raised = f"{describe(job.function_name)} raised {type(error).__name__}"
+        text = f"{raised}, whose own code raised {type(second).__name__}"
+        return ExecutionOutcome.failure(job.job_id, job.request_id, text)
+
+
+def _raised(job: Job, error: BaseException) -> ExecutionOutcome:
+    if isinstance(error, asyncio.CancelledError):
+        return cancelled(job)
+    text = text_of(error, job.function_name)
+    if HAS_RRQ and isinstance(error, rrq.RetryJob):
+        return ExecutionOutcome.retry_after(
+            job.job_id,
+            job.request_id,
+            text or "Job requested retry",
+            _delay(error.defer_seconds),
+        )
+    if isinstance(error, TimeoutError):
+        return timeout(job, text or TIMED_OUT)
+    return ExecutionOutcome.failure(job.job_id, job.request_id, text or "Unhandled handler error")
+
+
+def _delay(seconds: Any) -> Any:
+    """A retry's delay, turned into a number as rrq's outcome does it; as it is, if it is none."""
+    try:
+        return seconds if seconds is None or type(seconds) is int else float(seconds)
+    except Exception:
+        return seconds
+
+
+def text_of(error: BaseException, name: str) -> str:
+    """What an exception says that came of the function `name`, even where its own code fails."""
+    try:
+        text = str(error)
+    except BaseException as second:
+        text = f"its __str__ raised {type(second).__name__}"
+    else:
+        if isinstance(error, Exception):
+            return text
+    return f"{describe(name)} raised {type(error).__name__}: {text}"
+
+
+def report_to_span(
+    span: RunnerSpan,
+    name: str,
+    seconds: float,
+    error: BaseException | None,
+    overtaken: ExecutionOutcome | None,
+) -> None:
+    """Tells telemetry how a job ended."""
+    if overtaken is not None and overtaken.error is not None:
+        message = overtaken.error.message
+        if overtaken.status is OutcomeStatus.TIMEOUT:
+            span.timeout(duration_seconds=seconds, error_message=message)
+        else:
+            span.cancelled(duration_seconds=seconds, reason=message)
+    elif error is None:
+        span.success(duration_seconds=seconds)
+    elif isinstance(error, asyncio.CancelledError):
+        span.cancelled(duration_seconds=seconds)
+    elif isinstance(error, rrq.RetryJob):
+        delay, reason = error.defer_seconds, text_of(error, name) or None
+        span.retry(duration_seconds=seconds, delay_seconds=delay, reason=reason)
+    elif isinstance(error, TimeoutError):
+        span.timeout(duration_seconds=seconds, error_message=text_of(error, name) or TIMED_OUT)
+    else:
+        span.error(duration_seconds=seconds, error=error)
