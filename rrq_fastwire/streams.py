@@ -1,12 +1,15 @@
 """Connections that carry messages, on asyncio or uvloop: TCP and Unix sockets.
 
-Bytes are received into the decoder's own memory, and messages are decoded when they are asked for;
-what is sent in one turn of the event loop leaves in one write.
+Bytes are received into the decoder's own memory, and messages are decoded when they are asked for.
+What is sent while deliver() handles a read leaves in one write at the end of that read; what is
+sent elsewhere leaves in one write per event loop iteration.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict, deque
+from time import monotonic
 from typing import cast
 
 from . import MAX_FRAME_SIZE, FrameError, MessageDecoder, encode_frame
@@ -30,8 +33,14 @@ __all__ = [
 ]
 
 # Bytes received and not asked for yet, above which reading pauses until all of them are taken;
-# and bytes sent within one turn of the loop, above which drain() waits for the write.
+# and bytes sent and not given to the transport yet, above which drain() waits.
 _HIGH_WATER = 64 * 1024
+
+# Frames are joined into one write up to this size, and larger ones are not copied.
+_LARGEST_JOINED = 256 * 1024
+
+# How long deliver() handles messages before it writes what they sent and lets the event loop run.
+_DELIVERY_SECONDS = 0.005
 
 _CLOSED = "the connection is closed"
 
@@ -56,9 +65,12 @@ class MessageStream(asyncio.BufferedProtocol):
         "__weakref__",
         "_closed",
         "_decoder",
-        "_drained",
+        "_delivering",
+        "_delivery_due",
         "_eof",
         "_failure",
+        "_frame_size",
+        "_held_back",
         "_loop",
         "_lost",
         "_on_message",
@@ -68,6 +80,8 @@ class MessageStream(asyncio.BufferedProtocol):
         "_task",
         "_unsent",
         "_unsent_size",
+        "_waiting",
+        "_woken",
         "_write_due",
         "_write_paused",
         "transport",
@@ -87,15 +101,20 @@ class MessageStream(asyncio.BufferedProtocol):
         self._decoder = MessageDecoder(max_frame_size)
         self._receiver: asyncio.Future[None] | None = None  # set when there is something for it
         self._on_message: Callable[[RunnerMessage], object] | None = None  # given to deliver()
+        self._delivering = False  # _deliver() is running
+        self._delivery_due = False  # the loop is about to call _continue_delivery()
+        self._held_back = False  # there may be messages to deliver once drain() would not wait
         self._failure: Exception | None = None  # of a message or of _on_message(), for deliver()
         self._suspended = False  # too much is undelivered: reading is paused
         self._eof = False
         # Sending
-        self._unsent: list[bytes] = []  # of this turn of the loop
+        self._unsent: deque[bytes] = deque()  # frames that the transport does not have yet
         self._unsent_size = 0
+        self._frame_size = 1  # of the last frame: how many more there is room for
         self._write_due = False  # the loop is about to call _write()
         self._write_paused = False  # the transport holds more than it should
-        self._drained: set[asyncio.Future[None]] = set()  # those who wait in drain()
+        self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # in drain()
+        self._woken = 0  # how many of them are about to go on
 
     def __repr__(self) -> str:
         state = "closed" if self._closed.done() else "closing" if self.is_closing() else "open"
@@ -115,57 +134,57 @@ class MessageStream(asyncio.BufferedProtocol):
 
     def receive_nowait(self) -> RunnerMessage | None:
         """The next message if it has arrived, else None. Raises MessageError and FrameError."""
+        self._return_memory()
         try:
-            # uvloop may have asked for memory and not used it. Until the decoder is told, it gives
-            # no memory back.
-            message = next(self._decoder.buffer_updated(0), None)
+            message = next(self._decoder, None)
         except FrameError:
             self.transport.pause_reading()
             raise
-        if message is None and self._suspended:
+        if message is None:
+            self._resume_reading()
+        return message
+
+    def _return_memory(self) -> None:
+        # uvloop may have asked for memory and not used it. Until the decoder is told, it gives no
+        # memory back.
+        try:  # noqa: SIM105  suppress() takes longer than the call
+            self._decoder.buffer_updated(0)
+        except FrameError:  # the next message raises it again
+            pass
+
+    def _resume_reading(self) -> None:
+        if self._suspended:
             self._suspended = False
             self.transport.resume_reading()
-        return message
 
     async def _more(self) -> None:
         """Waits for more bytes, when what has arrived is taken. Raises what ends the iteration."""
+        self._refuse_second_receiver()
+        if self._has_ended():
+            raise StopAsyncIteration
+        await self._wait_as_receiver()
+
+    def _refuse_second_receiver(self) -> None:
         if self._receiver is not None:
             raise RuntimeError("another task is already receiving from this stream")
+
+    def _has_ended(self) -> bool:
+        """Whether nothing more will arrive. Raises if that is not the peer's orderly end."""
         if self._eof:
             self._decoder.feed_eof()
-            raise StopAsyncIteration
+            return True
         if self._closed.done():
-            raise StopAsyncIteration if self._lost is None else self._closing_error()
+            if self._lost is not None:
+                raise self._closing_error()
+            return True
+        return False
+
+    async def _wait_as_receiver(self) -> None:
         self._receiver = self._loop.create_future()
         try:
             await self._receiver
         finally:
             self._receiver = None
-
-    async def deliver(self, on_message: Callable[[RunnerMessage], object]) -> None:
-        """Calls a function with each message, in the turn of the loop in which its bytes arrive.
-
-        It costs less than iterating, because no task is woken for that. It returns where iterating
-        would end, and raises what that would raise; after a MessageError, calling it again goes on.
-        It holds back what arrives while drain() would wait.
-        """
-        while True:
-            if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure
-            if self.congested:
-                await self._wait_while_congested()
-            message = self.receive_nowait()
-            if message is not None:
-                on_message(message)
-                continue
-            self._on_message = on_message
-            try:
-                await self._more()
-            except StopAsyncIteration:
-                return
-            finally:
-                self._on_message = None
 
     def _wake_receiver(self) -> None:
         if self._receiver is not None and not self._receiver.done():
@@ -176,30 +195,100 @@ class MessageStream(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._decoder.buffer_updated(nbytes)
-        receiver, on_message = self._receiver, self._on_message
-        if receiver is None or receiver.done():
-            if self._decoder.buffered > _HIGH_WATER:
-                self._suspended = True
-                self.transport.pause_reading()
-        elif on_message is None:
-            self._wake_receiver()
-        else:
-            try:
-                while not (self._write_paused or self._unsent_size > _HIGH_WATER):
-                    message = next(self._decoder, None)
-                    if message is None:
-                        return
-                    on_message(message)
-            except Exception as error:
-                if isinstance(error, FrameError):
-                    self.transport.pause_reading()
-                self._failure = error
-            self._wake_receiver()
+        if self._hand_on() and self._decoder.buffered > _HIGH_WATER and not self._suspended:
+            self._suspended = True
+            self.transport.pause_reading()
 
     def eof_received(self) -> bool:
         self._eof = True
-        self._wake_receiver()
+        self._hand_on()
         return True  # what is still to be sent can be
+
+    def _hand_on(self) -> bool:
+        """Sees to it that what has arrived is taken. Returns whether it has to wait for that."""
+        if self._on_message is not None:
+            if not self._delivery_due:
+                self._deliver()
+            return self._delivery_due or self._held_back or self._failure is not None
+        if self._receiver is not None and not self._receiver.done():
+            self._receiver.set_result(None)
+            return False
+        return True
+
+    # Delivering
+
+    async def deliver(self, on_message: Callable[[RunnerMessage], object]) -> None:
+        """Calls a function with each message, from the callback in which its bytes arrive.
+
+        It costs less than iterating, because no task is woken for that. What the function sends
+        leaves in one write when all messages of a read are handled. After 5 ms the event loop runs
+        before the next message is handled. Messages are held back while drain() would wait.
+
+        It returns where iterating would end, and raises what that would raise, or what the function
+        raises; after a MessageError, calling it again goes on.
+        """
+        self._refuse_second_receiver()
+        self._on_message = on_message
+        try:
+            while True:
+                if self._failure is None:
+                    # Not now: the function is always called outside of tasks.
+                    self._deliver_soon()
+                    await self._wait_as_receiver()
+                if self._failure is not None:
+                    failure, self._failure = self._failure, None
+                    raise failure
+                if self._has_ended():
+                    return
+        finally:
+            self._on_message = None
+
+    def _deliver_soon(self) -> None:
+        if not self._delivery_due:
+            self._delivery_due = True
+            self._loop.call_soon(self._continue_delivery)
+
+    def _continue_delivery(self) -> None:
+        self._delivery_due = False
+        if self._on_message is not None:
+            self._return_memory()
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Calls the function of deliver() with what has arrived, and writes what it sends.
+
+        Wakes deliver() when there is something to raise, or the end is reached.
+        """
+        on_message = self._on_message
+        if on_message is None or self._failure is not None:
+            return
+        end = monotonic() + _DELIVERY_SECONDS
+        self._delivering = True
+        try:
+            while True:
+                if self._write_paused and not self.is_closing():
+                    self._held_back = True
+                    break
+                message = next(self._decoder, None)
+                if message is None:
+                    self._resume_reading()
+                    if self._eof or self._closed.done():
+                        self._wake_receiver()
+                    break
+                on_message(message)
+                if self._unsent_size > _HIGH_WATER:
+                    self._write()
+                if monotonic() >= end:
+                    self._deliver_soon()
+                    break
+        except Exception as error:
+            if isinstance(error, FrameError):
+                self.transport.pause_reading()
+            self._failure = error
+            self._wake_receiver()
+        finally:
+            self._delivering = False
+            self._write()
 
     # Sending
 
@@ -208,31 +297,31 @@ class MessageStream(asyncio.BufferedProtocol):
 
         Raises EncodeError, and ConnectionError if the connection is closed or lost.
         """
-        if self.congested:
-            await self.drain()
+        await self.drain()
         self.send_nowait(message)
 
-    def send_nowait(self, message: RunnerMessage) -> None:
-        """Sends one message without waiting: it is encoded now, and written in this turn's write.
+    def send_nowait(self, message: RunnerMessage, *, flush: bool = False) -> None:
+        """Sends one message without waiting: it is encoded now.
+
+        Arguments:
+            flush: write it now, and not at the end of the event loop iteration. It makes no
+                difference while deliver() handles a read, at the end of which all is written.
 
         Raises EncodeError, and ConnectionError if the connection is closed or lost.
         """
         if self.transport.is_closing():
             raise self._closing_error()
         frame = encode_frame(message)
-        self.write_soon()
         self._unsent.append(frame)
-        self._unsent_size += len(frame)
-
-    def write_soon(self) -> None:
-        """Writes what is sent before the loop has run all that it was to run when this is called.
-
-        Sending does it by itself. Who knows that something will be sent within the next turn, and
-        says so now, saves it a turn.
-        """
-        if not self._write_due:
+        self._frame_size = size = len(frame)
+        self._unsent_size += size
+        if self._delivering or self._write_paused:
+            return
+        if flush:
+            self._write()
+        elif not self._write_due:
             self._write_due = True
-            self._loop.call_soon(self._write)
+            self._loop.call_soon(self._write_what_is_due)
 
     @property
     def congested(self) -> bool:
@@ -240,46 +329,96 @@ class MessageStream(asyncio.BufferedProtocol):
         return self._write_paused or self._unsent_size > _HIGH_WATER
 
     async def drain(self) -> None:
-        """Waits while more is on its way to the peer than should be.
+        """Waits while more is on its way to the peer than should be, in the order of the calls.
 
         Raises ConnectionError if the connection is closed or lost.
         """
-        await self._wait_while_congested()
+        if self.congested or self._waiting:
+            await self._wait_while_congested()
         if self.is_closing():
             raise self._closing_error()
 
     async def _wait_while_congested(self) -> None:
-        while self.congested and not self.is_closing():
-            drained = self._loop.create_future()
-            self._drained.add(drained)
-            try:
-                await drained
-            finally:
-                self._drained.discard(drained)
-
-    def _write(self) -> None:
-        self._write_due = False
-        if self._unsent and not self.is_closing():
-            # Not writelines(): that of CPython 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 never asks
-            # the protocol to pause (CVE-2024-12254).
-            frames = b"".join(self._unsent)
-            self._unsent.clear()
-            self._unsent_size = 0
-            self.transport.write(frames)
-        if not self._write_paused:
-            self._wake_senders()
+        place = object()
+        try:
+            while not self.is_closing():
+                self._waiting[place] = drained = self._loop.create_future()
+                try:
+                    await drained
+                finally:
+                    if not drained.cancelled():
+                        self._woken -= 1
+                if not self.congested:
+                    break
+        finally:
+            self._waiting.pop(place, None)
+            if not self._woken:
+                self._wake_senders()
 
     def _wake_senders(self) -> None:
-        for drained in self._drained:
+        """Wakes as many calls of drain() as there is room for, in their order.
+
+        Each takes as much as the last frame did, as far as one can know. If it takes more, the
+        others wait on; if less, the last one to go on wakes more. So each is woken about once,
+        where waking all of them at each write would take quadratic time.
+        """
+        most: float
+        if self.is_closing():
+            most = float("inf")
+        elif self.congested:
+            return
+        else:
+            most = 1 + (_HIGH_WATER - self._unsent_size) // self._frame_size
+        for drained in self._waiting.values():
+            if self._woken >= most:
+                break
             if not drained.done():
                 drained.set_result(None)
+                self._woken += 1
+
+    def _write_what_is_due(self) -> None:
+        self._write_due = False
+        self._write()
+
+    def _write(self) -> None:
+        while self._unsent and not self._write_paused and not self.is_closing():
+            self._write_some()
+        if not self._write_paused:
+            if self._waiting:
+                self._wake_senders()
+            if self._held_back:
+                self._held_back = False
+                self._deliver_soon()
+
+    def _write_some(self) -> None:
+        """Gives the next frames to the transport: small ones joined, a large one as it is.
+
+        The transport keeps what the peer does not take, in a copy where CPython is older than 3.12.
+        So it gets no more once it asks to pause, and the other frames are held once.
+        """
+        unsent = self._unsent
+        if self._unsent_size <= _LARGEST_JOINED:
+            frames = b"".join(unsent)
+            unsent.clear()
+        else:
+            pieces = [unsent.popleft()]
+            size = len(pieces[0])
+            while unsent and size + len(unsent[0]) <= _LARGEST_JOINED:
+                size += len(unsent[0])
+                pieces.append(unsent.popleft())
+            frames = b"".join(pieces)
+        self._unsent_size -= len(frames)
+        # A memoryview, because asyncio slices what the kernel does not take. And not writelines():
+        # that of CPython 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 never asks the protocol to pause
+        # (CVE-2024-12254).
+        self.transport.write(frames if len(frames) <= _HIGH_WATER else memoryview(frames))
 
     def pause_writing(self) -> None:
         self._write_paused = True
 
     def resume_writing(self) -> None:
         self._write_paused = False
-        self._wake_senders()
+        self._write()
 
     # Beginning and end
 
@@ -308,7 +447,9 @@ class MessageStream(asyncio.BufferedProtocol):
             exc = ConnectionAbortedError(f"the connection is lost: {exc}")
         self._lost = exc
         self._closed.set_result(None)
-        self._wake_receiver()
+        self._unsent.clear()
+        self._unsent_size = 0
+        self._hand_on()
         self._wake_senders()
 
     def _closing_error(self) -> ConnectionError:
@@ -323,7 +464,8 @@ class MessageStream(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Closes the connection, once what was sent before has been handed over."""
         if not self.is_closing():
-            self._write()
+            while self._unsent:
+                self._write_some()
             self.transport.close()
             self._wake_senders()
 

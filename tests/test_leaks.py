@@ -155,8 +155,6 @@ async def serve(kind):
             "KiB": pages * os.sysconf("SC_PAGE_SIZE") // 1024,
             "connections": len(runner._connections),
             "jobs": sum(len(connection.jobs) for connection in runner._connections),
-            "queue": len(runner._queue),
-            "starting": runner._starting,
             "cancelled": len(runner._cancelled),
             "deadlines": len(runner._deadlines._heap),
         }

@@ -153,18 +153,15 @@ def test_what_is_sent_in_one_turn_of_the_loop_leaves_in_one_write(run, connected
     run(scenario())
 
 
-def test_write_soon_saves_what_is_sent_within_the_next_turn_a_turn(run, connected):
+def test_flushing_writes_at_once_with_what_was_sent_before(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             stream.transport = transport = CountingTransport(stream.transport)
-            asyncio.get_running_loop().call_soon(stream.send_nowait, message("a"))
-            stream.write_soon()
-            stream.write_soon()
-            await asyncio.sleep(0)
+            stream.send_nowait(message("a"))
+            assert transport.writes == 0
+            stream.send_nowait(message("b"), flush=True)
             assert transport.writes == 1
-            assert await read(peer, 1) == ["a"]
-            stream.write_soon()
-            await asyncio.sleep(0)
+            assert await read(peer, 2) == ["a", "b"]
             assert transport.writes == 1
 
     run(scenario())
@@ -448,7 +445,7 @@ def test_who_gives_up_sending_leaves_nothing_behind(run, connected):
                 await asyncio.sleep(0)
                 sender.cancel()
                 await asyncio.wait([sender])
-            assert not stream._drained
+            assert not stream._waiting
             stream.abort()
 
     run(scenario())

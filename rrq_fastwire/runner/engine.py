@@ -7,17 +7,11 @@ cancellation, the answer is one that the orchestrator accepts, and the other job
 from __future__ import annotations
 
 import asyncio
-import heapq
 import inspect
-import itertools
 import logging
 import time
-import types
-from collections import deque
 from collections.abc import Mapping
-from contextvars import copy_context
 from functools import partial
-from operator import attrgetter
 
 from .. import (
     PROTOCOL_VERSION,
@@ -32,6 +26,8 @@ from .. import (
     _json,
 )
 from ..errors import describe
+from .deadlines import Deadlines
+from .log import LOGGER, log
 from .outcomes import (
     OUTCOMES,
     RESULTS,
@@ -44,11 +40,11 @@ from .outcomes import (
     timeout,
 )
 from .stock import HAS_RRQ, rrq
+from .tasks import TaskStarter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Generator
-    from contextvars import Context
+    from collections.abc import Awaitable, Callable
     from typing import Any, TypeAlias
 
     from rrq.registry import Registry
@@ -62,19 +58,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-_logger = logging.getLogger(__package__)
+# Event loop iterations until an accepted connection is given to on_stream(): asyncio takes four.
+_ITERATIONS_TO_ACCEPT = 5
 
-# Jobs that one task runs before answers are written and others have their turn.
-_JOBS_A_TURN = 64
-
-# Turns of the loop in which what was accepted before is given to on_stream(): asyncio takes four.
-_TURNS_TO_ACCEPT = 5
-
-# Whether a handler that has not waited has cancelled the task that it ran in. Up to CPython 3.12
-# that comes to pass even if it was taken back, of which cancelling() knows nothing.
-_is_to_be_cancelled: Callable[[asyncio.Task[None]], object] = (
-    attrgetter("_must_cancel") if hasattr(asyncio.Task, "_must_cancel") else asyncio.Task.cancelling
-)
+# How long an answer waits to be written together with others, where it is not part of a read. So
+# handlers that block one after another do not hold back each other's answers.
+_ANSWER_WAITS_SECONDS = 0.001
 
 # Characters of why an answer could not be sent.
 _LONGEST_REASON = 1000
@@ -84,9 +73,8 @@ class Job:
     """A request in the works.
 
     Attributes:
-        connection: where its answer goes; None once it is answered, and the request is gone then.
-        request: what a handler may be given, and may change; what the runner needs of it follows.
-        task: what runs the handler, once that waits for something.
+        connection: where its answer goes; None once it is answered.
+        task: what runs the handler, if that waits for something.
         overtaken: the answer, if the handler was not waited for.
     """
 
@@ -96,14 +84,12 @@ class Job:
         "function_name",
         "job_id",
         "overtaken",
-        "request",
         "request_id",
         "task",
     )
 
     def __init__(self, connection: _Connection, request: ExecutionRequest) -> None:
         self.connection: _Connection | None = connection
-        self.request = request
         self.job_id = request.job_id
         self.request_id = request.request_id
         self.function_name = request.function_name
@@ -116,63 +102,19 @@ class _Connection:
     """A stream, the jobs that it waits for, by request_id, and its name in the log.
 
     Attributes:
-        hung_up: requests are not taken any more: nobody would get the answers.
+        hung_up: whether requests are ignored, because nobody would get the answers.
+        flushed: when an answer was last written at once.
     """
 
-    __slots__ = ("hung_up", "jobs", "name", "stream")
+    __slots__ = ("flushed", "hung_up", "jobs", "name", "stream")
 
     def __init__(self, stream: MessageStream) -> None:
         self.stream = stream
         self.hung_up = False
+        self.flushed = 0.0
         self.jobs: dict[str, Job] = {}
         peer = stream.transport.get_extra_info("peername")
         self.name = "{}:{}".format(*peer) if isinstance(peer, tuple) else "Unix socket"
-
-
-class _Deadlines:
-    """One timer for the deadlines of all jobs.
-
-    Arguments:
-        passed: called with each job that is not answered by its deadline.
-    """
-
-    def __init__(self, passed: Callable[[Job], None]) -> None:
-        self._passed = passed
-        self._heap: list[tuple[float, int, Job]] = []
-        self._count = itertools.count()
-        self._timer: asyncio.TimerHandle | None = None
-        # Jobs that were answered in time stay in the heap, until it is as long as this.
-        self._crowded = 256
-
-    def add(self, job: Job, seconds: float) -> None:
-        """Watches over a job whose deadline is some seconds away."""
-        loop = asyncio.get_running_loop()
-        entry = loop.time() + seconds, next(self._count), job
-        if len(self._heap) >= self._crowded:
-            self._heap = [other for other in self._heap if other[2].connection is not None]
-            heapq.heapify(self._heap)
-            self._crowded = max(256, 2 * len(self._heap))
-        heapq.heappush(self._heap, entry)
-        if self._heap[0] is entry:
-            self._set_timer(loop)
-
-    def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = loop.call_at(self._heap[0][0], self._ring, loop)
-
-    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
-        heap, now = self._heap, loop.time()
-        while heap and (heap[0][0] <= now or heap[0][2].connection is None):
-            job = heapq.heappop(heap)[2]
-            if job.connection is not None:
-                self._passed(job)
-        if heap:
-            self._set_timer(loop)
 
 
 class Runner:
@@ -198,11 +140,9 @@ class Runner:
         self._convert = None if native_messages else rrq.stock_request
         self._max_in_flight = max_in_flight
         self._connections: set[_Connection] = set()
-        self._queue: deque[Job] = deque()  # jobs that no task has begun
-        self._verbose = False  # whether jobs are logged: asked a turn of the loop, not a job
-        self._starting = 0  # tasks that are about to take from the queue
-        self._deadlines = _Deadlines(self._overdue)
-        self._cancelled: set[asyncio.Task[None]] = set()  # answered, and not at their end yet
+        self._tasks = TaskStarter()
+        self._deadlines = Deadlines(self._overdue)
+        self._cancelled: dict[asyncio.Task[None], Job] = {}  # answered, and not at their end yet
 
     # Receiving
 
@@ -210,7 +150,7 @@ class Runner:
         """Serves one connection, until its end."""
         connection = _Connection(stream)
         self._connections.add(connection)
-        _logger.debug("%s: connected", connection.name)
+        log(logging.DEBUG, "%s: connected", connection.name)
         try:
             while True:
                 try:
@@ -218,22 +158,27 @@ class Runner:
                     break
                 except MessageError as error:
                     self._refuse(connection, error)
-            _logger.debug("%s: disconnected", connection.name)
+            log(logging.DEBUG, "%s: disconnected", connection.name)
         except FrameError as error:
-            _logger.warning("%s: closed, this is not RRQ's protocol: %s", connection.name, error)
+            log(
+                logging.WARNING,
+                "%s: closed, this is not RRQ's protocol: %s",
+                connection.name,
+                error,
+            )
         except ConnectionError as error:
-            _logger.debug("%s: lost: %s", connection.name, error)
+            log(logging.DEBUG, "%s: lost: %s", connection.name, error)
         finally:
             self._connections.discard(connection)
             self._hang_up(connection)
 
     def _take(self, connection: _Connection, message: RunnerMessage) -> None:
-        """Puts a request into the queue, or answers it at once; sees to what else there is."""
+        """Starts the handler of a request, or refuses it; does what a cancel demands."""
         if type(message) is not ExecutionRequest:
             if type(message) is CancelRequest:
                 self._cancel(message)
             else:
-                _logger.warning("%s: sent a response, which a runner ignores", connection.name)
+                log(logging.WARNING, "%s: sent a response, which a runner ignores", connection.name)
             return
         if connection.hung_up:
             return
@@ -247,17 +192,20 @@ class Runner:
             wrong = "Request already in flight"
         else:
             jobs[request_id] = job = Job(connection, message)
-            self._queue.append(job)
-            if not self._starting:
-                self._start_workers()
-                connection.stream.write_soon()
+            steps = self._run(connection, job, message)
+            job.task = self._tasks.start(steps, f"rrq-runner-{request_id}")
+            if job.task is not None:
+                if job.overtaken is not None:  # in an event loop that the handler has run itself
+                    self._cancel_handler(job, job.task)
+                elif job.deadline is not None:
+                    self._deadlines.add(job, job.deadline.timestamp() - time.time())
             return
         outcome = ExecutionOutcome.failure(message.job_id, request_id, wrong)
         self._send(connection, outcome, message.function_name)
 
     def _refuse(self, connection: _Connection, error: MessageError) -> None:
         """Answers what is no message, if it was meant to be a request."""
-        _logger.warning("%s: job %s: %s", connection.name, describe(error.job_id), error)
+        log(logging.WARNING, "%s: job %s: %s", connection.name, describe(error.job_id), error)
         if (
             error.job_id is not None
             and error.request_id is not None
@@ -283,51 +231,9 @@ class Runner:
 
     # Running
 
-    def _start_workers(self) -> None:
-        """Starts a task for every job in the queue that has none in sight."""
-        self._verbose = _logger.isEnabledFor(logging.DEBUG)
-        loop = asyncio.get_running_loop()
-        while self._starting < len(self._queue):
-            self._starting += 1
-            asyncio.Task(self._work(), loop=loop)
-
-    async def _work(self) -> None:
-        """Runs the jobs of the queue one after another, up to one that waits for something.
-
-        That one keeps the task for itself, and others go on with the queue: jobs that never wait
-        share a task, which costs more than they do, and a job that waits has one of its own.
-        Each has its own copy of the context.
-        """
-        self._starting -= 1
-        task = asyncio.current_task()
-        assert task is not None
-        for _ in range(_JOBS_A_TURN):
-            if not self._queue or _is_to_be_cancelled(task):
-                break
-            job = self._queue.popleft()
-            if job.connection is None:
-                continue  # cancelled meanwhile
-            context = copy_context()
-            steps = self._run(job, job.connection, job.request)
-            try:
-                waits_for = context.run(steps.send, None)
-            except StopIteration:
-                continue
-            job.task = task
-            self._watch_deadline(job)
-            self._start_workers()
-            rest = _rest(context, steps, waits_for)
-            # A future refers to what it raises, the traceback of that to this frame.
-            del waits_for
-            await rest
-            return
-        self._start_workers()
-
-    async def _run(self, job: Job, connection: _Connection, request: ExecutionRequest) -> None:
+    async def _run(self, connection: _Connection, job: Job, request: ExecutionRequest) -> None:
         """Runs the handler of a job, and answers."""
         name, deadline = job.function_name, job.deadline
-        if self._verbose:
-            _logger.debug("%s: job %s: starts", connection.name, job.job_id)
         try:
             if deadline is not None and deadline.timestamp() <= time.time():
                 raise TimeoutError("Job deadline exceeded")
@@ -351,18 +257,12 @@ class Runner:
                     outcome = returned(result, job)
         except BaseException as error:
             outcome = failure(job, error)
-            _logger.debug(
-                "%s: job %s: %s raised",
-                connection.name,
-                job.job_id,
-                describe(name),
-                exc_info=error,
-            )
-        self._answer(job, outcome)
-
-    def _watch_deadline(self, job: Job) -> None:
-        if job.deadline is not None:
-            self._deadlines.add(job, job.deadline.timestamp() - time.time())
+            if job.connection is not None:
+                self._answer(job, outcome, error)
+            elif not _is_cancellation(error):
+                self._log_end(connection, job, outcome, error)
+        else:
+            self._answer(job, outcome)
 
     async def _traced(self, span: RunnerSpan, job: Job, handler: Handler, request: Any) -> Any:
         """Runs a handler within a span of telemetry, which is told how the job ended."""
@@ -390,38 +290,76 @@ class Runner:
         job.overtaken = outcome
         self._answer(job, outcome)
         if job.task is not None:
-            job.task.set_name(f"{describe(job.function_name)} of job {describe(job.job_id)}")
-            self._cancelled.add(job.task)
-            job.task.add_done_callback(self._cancelled.discard)
-            try:
-                job.task.cancel()
-            except BaseException as error:  # of what the handler waits for
-                _logger.debug("%s cannot be cancelled", job.task.get_name(), exc_info=error)
+            self._cancel_handler(job, job.task)
 
-    def _answer(self, job: Job, outcome: ExecutionOutcome) -> None:
-        """Sends the answer to a job, unless it has one."""
+    def _cancel_handler(self, job: Job, task: asyncio.Task[None]) -> None:
+        self._cancelled[task] = job
+        task.add_done_callback(self._cancelled.pop)
+        try:
+            task.cancel()
+        except BaseException as error:  # of what the handler waits for
+            job_id, name = describe(job.job_id), describe(job.function_name)
+            log(logging.WARNING, "job %s: %s cannot be cancelled", job_id, name, error=error)
+
+    def _answer(
+        self, job: Job, outcome: ExecutionOutcome, error: BaseException | None = None
+    ) -> None:
+        """Sends the answer to a job, unless it has one, and logs it.
+
+        Arguments:
+            error: what the handler raised.
+        """
         connection = job.connection
         if connection is None:
             return
         job.connection = None
-        del job.request, connection.jobs[job.request_id]
-        status = self._send(connection, outcome, job.function_name)
-        if self._verbose:
-            _logger.debug("%s: job %s: %s", connection.name, job.job_id, status)
+        del connection.jobs[job.request_id]
+        sent = self._send(connection, outcome, job.function_name)
+        if error is not None or (
+            sent is outcome  # else it is logged why it could not be sent
+            and (sent.status is not OutcomeStatus.SUCCESS or LOGGER.isEnabledFor(logging.DEBUG))
+        ):
+            self._log_end(connection, job, outcome, error)
 
-    def _send(self, connection: _Connection, outcome: ExecutionOutcome, name: str) -> OutcomeStatus:
-        """Sends what has come of the function `name`, and returns the status that was sent."""
+    def _log_end(
+        self,
+        connection: _Connection,
+        job: Job,
+        outcome: ExecutionOutcome,
+        error: BaseException | None,
+    ) -> None:
+        """Logs how a job has ended: one record."""
+        subject = connection.name, describe(job.job_id), describe(job.function_name)
+        message = None if outcome.error is None else outcome.error.message
+        if outcome.status is OutcomeStatus.RETRY:
+            log(logging.INFO, "%s: job %s: %s requests a retry: %s", *subject, message)
+        elif outcome.status is OutcomeStatus.TIMEOUT:
+            log(logging.WARNING, "%s: job %s: %s timed out: %s", *subject, message)
+        elif error is None or _is_cancellation(error):
+            log(logging.DEBUG, "%s: job %s: %s: %s", *subject, outcome.status)
+        else:
+            log(logging.ERROR, "%s: job %s: %s raised an exception:", *subject, error=error)
+
+    def _send(
+        self, connection: _Connection, outcome: ExecutionOutcome, name: str
+    ) -> ExecutionOutcome:
+        """Sends what has come of the function `name`, and returns what was sent."""
+        flush = not connection.jobs
+        if not flush:
+            now = time.monotonic()
+            if now - connection.flushed > _ANSWER_WAITS_SECONDS:
+                connection.flushed, flush = now, True
         try:
-            connection.stream.send_nowait(outcome)
+            connection.stream.send_nowait(outcome, flush=flush)
         except ConnectionError:
-            pass  # nobody is there
+            pass  # the peer has gone away
         except BaseException as error:
             return self._send_instead(connection, outcome, name, error)
-        return outcome.status
+        return outcome
 
     def _send_instead(
         self, connection: _Connection, outcome: ExecutionOutcome, name: str, reason: BaseException
-    ) -> OutcomeStatus:
+    ) -> ExecutionOutcome:
         """Sends what could not be encoded: as rrq writes it, or why that does not help."""
         send = connection.stream.send_nowait
         # Without a path, or another error as its cause, it is the size that is at fault.
@@ -430,14 +368,15 @@ class Runner:
             try:
                 rrq.as_stock_writes(outcome)
                 send(outcome)
-                return outcome.status
+                return outcome
             except BaseException as error:
                 reason = error
         subject = "result" if outcome.error is None else "error"
         text = f"{subject} of {describe(name)} cannot be sent: {text_of(reason, name)}"
         # What other code's exceptions say may itself be unfit, or long.
         text = text[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
-        _logger.debug("%s: job %s: %s", connection.name, outcome.job_id, text)
+        job_id = describe(outcome.job_id)
+        log(logging.WARNING, "%s: job %s: %s", connection.name, job_id, text)
         instead = ExecutionOutcome(
             job_id=outcome.job_id,
             request_id=outcome.request_id,
@@ -446,9 +385,9 @@ class Runner:
         )
         try:
             send(instead)
-        except (EncodeError, ConnectionError) as error:  # ids of 16 MiB; nobody is there
-            _logger.warning("%s: a request cannot be answered: %s", connection.name, error)
-        return instead.status
+        except (EncodeError, ConnectionError) as error:  # ids of 16 MiB; the peer has gone away
+            log(logging.WARNING, "%s: a request cannot be answered: %s", connection.name, error)
+        return instead
 
     # Ending
 
@@ -465,42 +404,27 @@ class Runner:
         Arguments:
             grace: seconds that handlers have to end, and peers to take their answers.
         """
-        # asyncio takes some turns from accepting a connection to on_stream().
-        for _ in range(_TURNS_TO_ACCEPT):
+        # asyncio takes some iterations from accepting a connection to on_stream().
+        for _ in range(_ITERATIONS_TO_ACCEPT):
             await asyncio.sleep(0)
         streams = [connection.stream for connection in self._connections]
         for connection in self._connections:
             self._hang_up(connection)
         self._deadlines.stop()
+        self._tasks.stop()
         closed = [asyncio.ensure_future(stream.wait_closed()) for stream in streams]
         if closed or self._cancelled:
             await asyncio.wait({*closed, *self._cancelled}, timeout=grace)
         for stream in streams:
             stream.abort()
-        for task in self._cancelled:
-            _logger.warning("%s goes on though it is cancelled", task.get_name())
+        for job in self._cancelled.values():
+            job_id, name = describe(job.job_id), describe(job.function_name)
+            log(logging.WARNING, "job %s: %s goes on though it is cancelled", job_id, name)
 
 
-@types.coroutine
-def _rest(
-    context: Context, steps: Coroutine[Any, None, None], waits_for: Any
-) -> Generator[Any, None, None]:
-    """The rest of a coroutine that has been begun in a context, and waits for something."""
-    while True:
-        thrown: BaseException | None = None
-        try:
-            yield waits_for
-        except BaseException as error:
-            thrown = error
-        try:
-            if thrown is None:
-                waits_for = context.run(steps.send, None)
-            else:
-                waits_for = context.run(steps.throw, thrown)
-        except StopIteration:
-            # What was thrown refers to this frame, and what raised it to that.
-            waits_for = thrown = None
-            return
+def _is_cancellation(error: BaseException) -> bool:
+    # Not isinstance(), which may run code of the error's class.
+    return issubclass(type(error), asyncio.CancelledError)
 
 
 def _is_not_async(handler: object) -> bool:

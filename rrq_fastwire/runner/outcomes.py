@@ -124,7 +124,7 @@ def report_to_span(
     if overtaken is not None and overtaken.error is not None:
         message = overtaken.error.message
         if overtaken.status is OutcomeStatus.TIMEOUT:
-            span.timeout(duration_seconds=seconds, error_message=message)
+            span.timeout(duration_seconds=seconds, timeout_seconds=None, error_message=message)
         else:
             span.cancelled(duration_seconds=seconds, reason=message)
     elif error is None:
@@ -135,6 +135,7 @@ def report_to_span(
         delay, reason = error.defer_seconds, text_of(error, name) or None
         span.retry(duration_seconds=seconds, delay_seconds=delay, reason=reason)
     elif isinstance(error, TimeoutError):
-        span.timeout(duration_seconds=seconds, error_message=text_of(error, name) or TIMED_OUT)
+        message = text_of(error, name) or TIMED_OUT
+        span.timeout(duration_seconds=seconds, timeout_seconds=None, error_message=message)
     else:
         span.error(duration_seconds=seconds, error=error)

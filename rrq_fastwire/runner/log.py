@@ -1,0 +1,41 @@
+"""The runner's log.
+
+Its logger is `rrq_fastwire.runner`. The parent of `rrq_fastwire` is rrq's own logger `rrq.runner`:
+so the level and the handlers that are configured for that one, or for `rrq`, apply here as well.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from contextlib import suppress
+
+__all__ = ["LOGGER", "log"]
+
+LOGGER = logging.getLogger("rrq_fastwire.runner")
+
+_RRQ = logging.getLogger("rrq.runner")
+
+
+def _place_below_rrq() -> None:
+    package = logging.getLogger("rrq_fastwire")
+    package.parent = _RRQ
+    package.setLevel(package.level)  # makes loggers forget which levels are enabled
+
+
+_place_below_rrq()
+
+
+def log(level: int, message: str, *values: object, error: BaseException | None = None) -> None:
+    """Logs a message, with the traceback of an error.
+
+    What a filter, a handler or the code of a value raises is printed to stderr: it concerns no job.
+    """
+    try:
+        exc_info = None if error is None else (type(error), error, error.__traceback__)
+        # logging.config disables loggers that it does not name.
+        logger = _RRQ if LOGGER.disabled else LOGGER
+        logger.log(level, message, *values, exc_info=exc_info, stacklevel=2)
+    except BaseException:
+        with suppress(BaseException):
+            traceback.print_exc()
