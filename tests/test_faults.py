@@ -42,17 +42,25 @@ class Served:
         self.running = Counter()
         self.changed = asyncio.Event()
         self.released = asyncio.Event()  # the jobs of faulty connections
+        self.filled = asyncio.Event()  # the jobs of a connection that does not read
         self.over = asyncio.Event()  # the job of the neighbour
         self.runner = Runner(
-            {"echo": self.echo, "wait": self.wait, "stay": self.stay, "blob": self.blob}
+            {
+                handler.__name__: handler
+                for handler in (self.echo, self.wait, self.stay, self.blob, self.blob_later)
+            }
         )
 
     async def echo(self, request):
         return request.params
 
     async def blob(self, request):
-        self._count("blob", 1)
         return "x" * request.params["size"]
+
+    async def blob_later(self, request):
+        self._count("blob_later", 1)
+        await self.filled.wait()
+        return await self.blob(request)
 
     async def wait(self, request):
         return await self._wait_for(self.released, "wait")
@@ -414,12 +422,13 @@ async def deaf(served):
     """A connection that asks for 60 MB, more than the system takes without a reader, and reads nothing."""
     async with await open_connection("127.0.0.1", served.port) as stream:
         stream.transport.pause_reading()
-        blobs = [request("blob", str(number), size=1_000_000) for number in range(60)]
+        blobs = [request("blob_later", str(number), size=1_000_000) for number in range(60)]
         stream.transport.write(
             b"".join(encode_frame(each) for each in (*blobs, request("wait", "w")))
         )
         await served.until_running("wait", 1)
-        await served.until_running("blob", 60)
+        await served.until_running("blob_later", 60)
+        served.filled.set()
         yield stream
 
 
@@ -439,6 +448,7 @@ def test_a_peer_that_never_reads_does_not_hold_up_the_end(run):
         async with await start_server(served.runner.on_stream, "127.0.0.1", 0) as server:
             served.port = server.sockets[0].getsockname()[1]
             async with deaf(served) as stream:
+                await execute_all(served.port, 1)  # the answers are on their way now
                 server.close()
                 await served.runner.stop(grace=0.1)
                 stream.transport.resume_reading()
