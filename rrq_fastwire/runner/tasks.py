@@ -79,6 +79,7 @@ else:
             finally:
                 asyncio._leave_task(loop, task)
             relay.take_over(context, steps, waits_for)
+            self._reserve = _Relay(loop)
             return task
 
         def stop(self) -> None:
@@ -94,7 +95,8 @@ else:
             self._idle: asyncio.Future[None] | None = None  # what the task waits for in reserve
             self._context: Context | None = None  # set by take_over(), with the next two
             self._steps: Any = None
-            self._waits_for: Any = None  # yielded by the steps, and not seen by the task yet
+            self._waits_for: Any = None
+            self._is_told = False  # whether the task knows what the steps wait for
             self.task: asyncio.Task[None] = asyncio.Task(self, loop=loop)  # type: ignore[arg-type]
 
         def is_cancelled(self) -> bool:
@@ -117,35 +119,39 @@ else:
             if self._context is None:
                 self._idle = self._loop.create_future()
                 return self._yield(self._idle)
-            if self._waits_for is not None:
-                return self._yield_waits_for()
+            if not self._is_told:
+                self._is_told = True
+                # What waits for the next iteration has that now, if the task was in reserve. A new
+                # task has been due before other callbacks that the steps have asked for.
+                if self._waits_for is not None or self._idle is None:
+                    return self._yield(self._waits_for)
             return self._context.run(self._steps.send, None)
 
         def throw(self, error: BaseException) -> object:
             if self._context is None:
                 raise error
-            if self._waits_for is not None and self._is_to_wait_on(error):
-                return self._yield_waits_for()
-            self._waits_for = None
+            if not self._is_told:
+                self._is_told = True
+                if self._is_to_wait_on(error):
+                    return self._yield(self._waits_for)
             return self._context.run(self._steps.throw, error)
 
         def _is_to_wait_on(self, error: BaseException) -> bool:
-            """Cancels what the task has not seen yet, as it would itself.
+            """Cancels what the task does not know yet, as the task would itself.
 
             Returns whether that accepts it, so that it raises the cancellation later.
             """
+            if not asyncio.isfuture(self._waits_for):
+                return False
             try:
-                return not asyncio.isfuture(self._waits_for) or self._waits_for.cancel(*error.args)
+                return self._waits_for.cancel(*error.args)
             except Exception:  # of a future of another kind
                 return True
 
-        def _yield_waits_for(self) -> object:
-            waits_for, self._waits_for = self._waits_for, None
-            return self._yield(waits_for) if asyncio.isfuture(waits_for) else waits_for
-
-        def _yield(self, future: asyncio.Future[Any]) -> asyncio.Future[Any]:
-            future._asyncio_future_blocking = True  # as its __await__() does
-            return future
+        def _yield(self, value: Any) -> object:
+            if asyncio.isfuture(value):
+                value._asyncio_future_blocking = True  # as its __await__() does
+            return value
 
     # So that a task accepts it.
     cast(Any, Coroutine).register(_Relay)
