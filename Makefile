@@ -6,7 +6,7 @@ VENV ?= .venv
 CONFORMANCE := $(wildcard ../shared/conformance)
 
 # What these tests start has orjson all the same.
-NOT_IN_PROCESS := --ignore-glob='*/test_cli_*' --ignore=tests/test_runner_command.py
+NOT_IN_PROCESS := --ignore-glob='*/test_cli_*' --ignore-glob='*/test_runner_[cp]*'
 
 # The tests that need nothing but the codec.
 CODEC := $(patsubst %,tests/test_%.py,captures encode fast_paths frames hostile implementations messages reentrancy stream threads wire_table)

@@ -1,60 +1,23 @@
-"""The command `rrq-fastwire-runner`: its arguments, and the handlers that its settings name."""
+"""The command `rrq-fastwire-runner`: its arguments, and what it says if it cannot start."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
+import atexit
 import errno
-import importlib
 import os
 import signal
-import threading
-from collections.abc import Mapping
+import sys
+from contextlib import suppress
 
 from .. import __version__
-from .engine import Runner
-from .process import FORCE_SECONDS, exit_after, watch_parent
-from .server import parse_tcp_socket, run_server
-from .stock import HAS_RRQ, rrq
+from .guard import Guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-    from rrq.registry import Registry
-
-    from .engine import Handlers
-
 __all__ = ["main"]
-
-
-def load_handlers(path: str) -> Handlers:
-    """The handlers that "module.attr" or "module:attr" names: PythonRunnerSettings or a mapping.
-
-    Raises ValueError with what is wrong.
-    """
-    module_name, separator, attribute = path.partition(":")
-    if not separator:
-        module_name, separator, attribute = path.rpartition(".")
-    if not (module_name and attribute):
-        raise ValueError(f"--settings must be module.attr or module:attr, got {path!r}")
-    try:
-        settings = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:
-        # Some, like pydantic's, have a text of many lines.
-        text = " ".join(str(error).split())
-        if isinstance(error, ModuleNotFoundError):
-            text += " (is it on PYTHONPATH?)"
-        raise ValueError(f"cannot load {path!r}: {type(error).__name__}: {text}") from error
-    if HAS_RRQ and isinstance(settings, rrq.PythonRunnerSettings):
-        registry: Registry = settings.registry
-        return registry
-    if isinstance(settings, Mapping):
-        return settings
-    raise ValueError(
-        f"{path!r} is of type {type(settings).__name__}, not PythonRunnerSettings"
-        " or a mapping of names to async functions"
-    )
 
 
 class _Parser(argparse.ArgumentParser):
@@ -64,8 +27,7 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """`rrq-fastwire-runner`: serves the handlers of a settings object."""
+def _parser() -> _Parser:
     parser = _Parser(
         prog="rrq-fastwire-runner",
         description="Runs RRQ jobs, in the place of rrq-runner.",
@@ -96,9 +58,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--grace",
         type=_seconds,
-        default=1.0,
+        default=0.1,
         metavar="SECONDS",
-        help="how long cancelled handlers are waited for at the end (default: %(default)s)",
+        help="how long cancelled handlers may clean up at the end (default: %(default)s). The"
+        " worker ends its runners one after another: keep pool_size * (grace + 0.05) below its"
+        " worker_shutdown_grace_period_seconds + 2, or jobs stay ACTIVE until their lock expires",
     )
     parser.add_argument(
         "--no-parent-watch",
@@ -106,32 +70,71 @@ def main(argv: list[str] | None = None) -> None:
         action="store_false",
         help="do not end when the parent process does (for service managers)",
     )
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """`rrq-fastwire-runner`: serves the handlers of a settings object."""
+    parser = _parser()
     options = parser.parse_args(argv)
+    guard = Guard(options.grace, watch_parent=options.parent_watch)
+    # A second Ctrl-C kills while asyncio and the interpreter wait for threads.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Python flushes stdout when the guard cannot run any more, and it may be a pipe that is full.
+    atexit.register(_flush_stdout)
 
-    def end_by_force(_: int) -> None:
-        exit_after(options.grace + FORCE_SECONDS)
+    # Imported here, because it takes long: the parent is watched by now.
+    import asyncio
 
-    # Ctrl-C kills like SIGTERM wherever ending_signals() does not see to both: before something
-    # runs, and as the second signal while asyncio and the interpreter wait for threads.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if options.parent_watch:
-        threading.Thread(target=watch_parent, args=(os.getppid(),), daemon=True).start()
+    from .server import parse_tcp_socket
+    from .settings import StartError, split_path
+
     try:
-        handlers = load_handlers(options.settings)
-        runner = Runner(handlers, native_messages=options.native_messages)
+        module_name, attribute = split_path(options.settings)
         host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
+    serving = _serve(options, module_name, attribute, host, port, guard)
     try:
-        asyncio.run(run_server(runner, host, port, options.grace, end_by_force))
+        # A signal handler of the user's own may raise KeyboardInterrupt.
+        with suppress(KeyboardInterrupt), asyncio.Runner() as loop:
+            loop.run(serving)
+    except StartError as error:
+        parser.exit(1, f"{error.details}{parser.prog}: {error}\n")
+
+
+async def _serve(
+    options: argparse.Namespace,
+    module_name: str,
+    attribute: str,
+    host: str,
+    port: int,
+    guard: Guard,
+) -> None:
+    """Imports the settings, in the event loop as rrq-runner does, and serves their handlers."""
+    from .engine import Runner
+    from .server import run_server
+    from .settings import StartError, load_handlers
+
+    handlers = load_handlers(module_name, attribute)
+    try:
+        runner = Runner(handlers, native_messages=options.native_messages)
+    except TypeError as error:
+        raise StartError(str(error)) from error
+    try:
+        await run_server(runner, host, port, options.grace, guard.start_countdown)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         advice = ", or end what listens there" if error.errno == errno.EADDRINUSE else ""
-        parser.exit(
-            2,
-            f"{parser.prog}: cannot listen on {options.tcp_socket}: {reason};"
-            f" choose another --tcp-socket{advice}\n",
-        )
+        raise StartError(
+            f"cannot listen on {options.tcp_socket}: {reason}; choose another --tcp-socket{advice}"
+        ) from error
+
+
+def _flush_stdout() -> None:
+    with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+        sys.stdout.flush()
 
 
 def _seconds(text: str) -> float:

@@ -66,7 +66,7 @@ async def serve(
     max_in_flight: int = 64,
     native_messages: bool = False,
     allow_remote: bool = False,
-    grace: float = 1.0,
+    grace: float = 0.1,
 ) -> None:
     """Runs the jobs that come in on a TCP socket, until SIGTERM, SIGINT or its own cancellation.
 
@@ -92,20 +92,26 @@ async def serve(
         Runner(handlers, max_in_flight=max_in_flight, native_messages=native_messages),
         *parse_tcp_socket(tcp_socket, allow_remote=allow_remote),
         grace,
-        lambda _: None,
+        lambda: None,
     )
 
 
 async def run_server(
-    runner: Runner, host: str, port: int, grace: float, signalled: Callable[[int], None]
+    runner: Runner, host: str, port: int, grace: float, ending: Callable[[], None]
 ) -> None:
-    server = await start_server(runner.on_stream, host, port)
-    _logger.info("serving on %s port %d", host, port)
-    if not ip_address(host).is_loopback:
-        _logger.warning("%s is not loopback: whoever reaches port %d can run jobs", host, port)
-    with ending_signals(signalled) as ended:
+    """Serves a runner until a signal or its own cancellation ends it.
+
+    Arguments:
+        ending: called once that has begun, from a signal handler too; perhaps more than once.
+    """
+    with ending_signals(lambda _: ending()) as ended:
+        server = await start_server(runner.on_stream, host, port)
+        _logger.info("serving on %s port %d", host, port)
+        if not ip_address(host).is_loopback:
+            _logger.warning("%s is not loopback: whoever reaches port %d can run jobs", host, port)
         try:
             await ended.wait()
         finally:
+            ending()
             server.close()
             await runner.stop(grace)

@@ -1,0 +1,96 @@
+"""Ends the process by force, and when its parent goes away.
+
+This module is imported before anything that takes long, so that the parent is watched from the
+start. What SIGTERM does is the business of process.py.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+
+__all__ = ["Guard"]
+
+# How often the guard looks whether the parent is alive, and how long the handlers have if it is
+# not: together less than a second.
+_PARENT_POLL_SECONDS = 0.2
+_ORPHAN_GRACE_SECONDS = 0.6
+
+# What is left after the grace, such as threads and atexit functions, has this long to end.
+_FORCE_SECONDS = 0.05
+
+# How long the last line may take: stderr may be a pipe that is full.
+_LAST_LINE_SECONDS = 0.01
+
+_LAST_LINE = (
+    b"rrq-fastwire-runner: ended by force: a handler, or what it left running, did not end\n"
+)
+
+
+class Guard:
+    """A thread that ends the process in any case once a countdown has started.
+
+    The thread exists from the start and takes no lock: handlers may hold any of them, and a signal
+    handler may interrupt the code that starts a thread.
+
+    Arguments:
+        grace: seconds from the start of the countdown until what runs should have ended.
+        watch_parent: whether to end the process when its parent goes away: as SIGTERM does, but
+            within a second.
+    """
+
+    def __init__(self, grace: float, *, watch_parent: bool) -> None:
+        self._grace = grace
+        self._parent = os.getppid() if watch_parent and os.name == "posix" else None
+        self._starter = threading.get_ident()
+        self._reader, self._writer = socket.socketpair()
+        threading.Thread(target=self._run, name="rrq-fastwire-guard", daemon=True).start()
+
+    def start_countdown(self) -> None:
+        """Ends the process by force after the grace. Signal handlers may call this."""
+        self._writer.send(b"\0")
+
+    def _run(self) -> None:
+        grace = self._grace
+        if not self._is_told_to_end():
+            grace = min(grace, _ORPHAN_GRACE_SECONDS)
+            # The main thread, which made this, has to wake up: it runs the signal handlers.
+            signal.pthread_kill(self._starter, signal.SIGTERM)
+        time.sleep(grace + _FORCE_SECONDS)
+        _thread.start_new_thread(os.write, (2, _LAST_LINE))
+        time.sleep(_LAST_LINE_SECONDS)
+        os._exit(0)
+
+    def _is_told_to_end(self) -> bool:
+        """Waits for the countdown; False if the parent goes away before."""
+        parent = self._parent
+        if parent is None:
+            self._reader.recv(1)
+            return True
+        if _was_adopted_by(parent):
+            return False
+        while not select.select((self._reader,), (), (), _PARENT_POLL_SECONDS)[0]:
+            if os.getppid() != parent:
+                return False
+        return True
+
+
+def _was_adopted_by(parent: int) -> bool:
+    """Whether the process that started this one ended before it could be asked for.
+
+    A process has the session of the one that started it, unless it leads one of its own. Who adopts
+    orphans has another, as a rule: init, or a subreaper such as systemd.
+    """
+    if sys.platform != "linux" or parent == 0:  # 0 is a parent outside of the PID namespace
+        return False
+    session = os.getsid(0)
+    try:
+        return session not in (os.getpid(), os.getsid(parent))
+    except OSError:  # the parent has just ended, which shows in getppid()
+        return False

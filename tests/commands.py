@@ -1,0 +1,405 @@
+"""Runs a runner's command as a process, for the tests of what its users see."""
+
+from __future__ import annotations
+
+import os
+import random
+import select
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import suppress
+from datetime import datetime, timezone
+from itertools import count
+
+from rrq_fastwire import ExecutionContext, ExecutionRequest, MessageDecoder, encode_frame
+
+OURS, STOCK = "rrq_fastwire.runner", "rrq.runner_runtime"
+
+# What is promised to happen within a second, or at once, is given this long before a test fails.
+PATIENCE = 10
+
+APP = '''
+import asyncio, multiprocessing, os, threading, time
+from pathlib import Path
+
+def begun(request):
+    """Tells the test that the handler runs."""
+    Path(request.params["begun"]).touch()
+
+async def kind(request):
+    return type(request).__module__.partition(".")[0]
+
+async def wait(request):
+    begun(request)
+    await asyncio.Event().wait()
+
+async def swallow(request):
+    begun(request)
+    while True:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            pass
+
+async def clean_up(request):
+    begun(request)
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await asyncio.sleep(0.2)
+        Path(request.params["begun"]).write_text("cleaned up")
+
+async def block(request):
+    begun(request)
+    time.sleep(600)
+
+async def leave_task(request):
+    left.append(asyncio.create_task(wait(request)))
+
+async def leave_stubborn_task(request):
+    left.append(asyncio.create_task(swallow(request)))
+
+async def leave_thread(request):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    begun(request)
+
+async def wait_for_thread(request):
+    thread = asyncio.to_thread(time.sleep, 600)
+    asyncio.get_running_loop().call_soon(begun, request)
+    await thread
+
+async def flood(request):
+    asyncio.get_running_loop().call_soon(begun, request)
+    return "x" * 15_000_000
+
+async def outlive_parent(request):
+    parent = os.getppid()
+    begun(request)
+    while os.getppid() == parent:
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(1.5)  # half as long again as a runner that watches has
+    return "still here"
+
+async def stop_child(request):
+    """How children end that are terminated: at once, while they sleep, and in C code."""
+    codes = []
+    for function, argument, seconds in (time.sleep, 600, 0), (time.sleep, 600, 0.1), (sum, range(10**12), 0.1):
+        child = multiprocessing.get_context("fork").Process(target=function, args=(argument,))
+        child.start()
+        time.sleep(seconds)
+        child.terminate()
+        child.join()
+        codes.append(child.exitcode)
+    return codes
+
+def not_async(request):
+    pass
+
+left = []
+number = 1
+handlers = {
+    handler.__name__: handler
+    for handler in (
+        kind, wait, swallow, clean_up, block, leave_task, leave_stubborn_task, leave_thread, wait_for_thread,
+        flood, outlive_parent, stop_child,
+    )
+}
+handlers_with_a_mistake = {"report": not_async}
+try:
+    from rrq.registry import Registry
+    from rrq.runner_settings import PythonRunnerSettings
+except ModuleNotFoundError:
+    pass
+else:
+    def register(handlers):
+        registry = Registry()
+        for name, handler in handlers.items():
+            registry.register(name, handler)
+        return PythonRunnerSettings(registry=registry)
+
+    settings = register(handlers)
+    settings_with_a_mistake = register(handlers_with_a_mistake)
+'''
+
+MODULES = {
+    "app.py": APP,
+    "package/__init__.py": "",
+    "package/app.py": "from app import *",
+    "raises.py": "raise RuntimeError('no database')",
+    "raises_inside.py": "import raises\nnumber = 1",
+    "breaks.py": "settings = (",
+    "in_the_loop.py": """
+        from app import *
+
+        async def answer():
+            return "made at import"
+
+        task = asyncio.get_running_loop().create_task(answer())
+
+        async def ask(request):
+            return await task
+
+        handlers["ask"] = ask
+        settings = register(handlers)
+        """,
+    "logs.py": """
+        from app import *
+        import logging, sys
+
+        logging.basicConfig(level=logging.INFO, handlers=[], force=True)
+
+        async def log(request):
+            logging.getLogger().addHandler(logging.StreamHandler())
+            begun(request)
+            logging.info("this waits, and holds the handler's lock")
+
+        async def print_a_bit(request):
+            print("this waits in the buffer of stdout")
+            begun(request)
+
+        handlers |= {"log": log, "print_a_bit": print_a_bit}
+        """,
+    **{
+        f"{name}.py": f"""
+        from app import *
+        import signal
+
+        noted = []
+
+        def called(number, frame=None):
+            Path(__file__).with_name("called").write_text(str(number))
+            noted.append("{name}")
+            {body}
+
+        async def note(request):
+            return noted[0] if noted else "{name}"
+
+        async def work(request):
+            begun(request)
+            while not noted:
+                pass
+            time.sleep(0.1)
+
+        handlers |= {{"note": note, "work": work}}
+        settings = register(handlers)
+        {install}
+        """
+        for name, body, install in (
+            ("exits", "raise SystemExit(7)", "signal.signal(signal.SIGTERM, called)"),
+            (
+                "exits_in_the_loop",
+                "raise SystemExit(7)",
+                "asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, called, 15)",
+            ),
+            ("interrupts", "raise KeyboardInterrupt", "signal.signal(signal.SIGTERM, called)"),
+            (
+                "restores_the_default",
+                "signal.signal(number, signal.SIG_DFL); os.kill(os.getpid(), number)",
+                "signal.signal(signal.SIGTERM, called)",
+            ),
+            ("only_notes_it", "pass", "signal.signal(signal.SIGTERM, called)"),
+            ("ignores_it", "pass", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"),
+        )
+    },
+    "hangs.py": "import os, time; open(os.environ['BEGUN'], 'w').close(); time.sleep(600)",
+}
+
+
+def until(ready, what):
+    """Polls for something that sends no event."""
+    deadline = time.monotonic() + PATIENCE
+    while not ready():
+        assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
+        time.sleep(0.01)
+
+
+def free_port():
+    """A port that nobody listens on, and that the system gives to no outgoing connection meanwhile."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_000)
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+class Peer:
+    """A connection to a runner, without asyncio."""
+
+    def __init__(self, port):
+        self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+        self.decoder = MessageDecoder()
+
+    def send(self, function_name, **params):
+        context = ExecutionContext(
+            job_id="j", attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
+        )
+        request = ExecutionRequest(
+            request_id=function_name,
+            job_id="j",
+            function_name=function_name,
+            params=params,
+            context=context,
+        )
+        self.socket.sendall(encode_frame(request))
+
+    def receive(self):
+        """The next answer; None where the runner has ended the stream."""
+        while True:
+            for message in self.decoder:
+                return message
+            data = self.socket.recv(65536)
+            if not data:
+                self.decoder.feed_eof()
+                return None
+            self.decoder.feed(data)
+
+    def ask(self, function_name):
+        self.send(function_name)
+        return self.receive().result
+
+
+class Command:
+    """Starts runners in a folder of settings modules, and ends what it started."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(folder), *sys.path]),
+            "BEGUN": str(folder / "hangs"),
+        }
+        self.environment.pop("PYTHONUNBUFFERED", None)
+        self._numbers = count()
+        self._processes = []
+        self._peers = []
+        for name, text in MODULES.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(textwrap.dedent(text))
+
+    @staticmethod
+    def line(*arguments, settings="app.handlers", tcp_socket="127.0.0.1:9000", module=OURS):
+        """The command line; an argument that is None is left out."""
+        named = {"--settings": settings, "--tcp-socket": tcp_socket}
+        given = [word for pair in named.items() if pair[1] is not None for word in pair]
+        return [sys.executable, "-m", module, *given, *arguments]
+
+    def run(self, *arguments, **options):
+        """Runs the command to its end."""
+        return subprocess.run(
+            self.line(*arguments, **options),
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def spawn(self, line, **options):
+        process = subprocess.Popen(line, env=self.environment, text=True, **options)
+        self._processes.append(process)
+        return process
+
+    def start(self, *arguments, host="127.0.0.1", before=(), stdout=None, stderr=None, **options):
+        """Starts a runner, and waits until it serves.
+
+        Arguments:
+            before: a command that starts it.
+            stderr: where that goes; else to a file, which errors() of the process reads.
+        """
+        port = free_port()
+        errors = self.folder / f"stderr {next(self._numbers)}"
+        with errors.open("w") as file:
+            process = self.spawn(
+                [*before, *self.line(*arguments, tcp_socket=f"{host}:{port}", **options)],
+                stdout=stdout,
+                stderr=file if stderr is None else stderr,
+            )
+        process.port = port
+        process.errors = errors.read_text
+        self.serving(port, lambda: process.poll() is None)
+        return process
+
+    @staticmethod
+    def serving(port, alive):
+        """Waits until a port is listened on."""
+
+        def connects():
+            assert alive(), "the runner has ended"
+            try:
+                socket.create_connection(("127.0.0.1", port), timeout=PATIENCE).close()
+            except ConnectionRefusedError:
+                return False
+            return True
+
+        until(connects, f"a runner on port {port}")
+
+    def connect(self, port):
+        peer = Peer(port)
+        self._peers.append(peer)
+        return peer
+
+    def begin(self, port, function_name):
+        """Sends a job on a connection of its own, and waits until its handler runs."""
+        peer = self.connect(port)
+        begun = self.folder / f"begun {next(self._numbers)}"
+        peer.send(function_name, begun=str(begun))
+        until(begun.exists, f"the handler {function_name} runs")
+        return peer
+
+    @staticmethod
+    def wait(process):
+        """The exit status of a process that is about to end."""
+        start = time.monotonic()
+        status = process.wait(PATIENCE)
+        print(f"ended after {time.monotonic() - start:.2f} s")
+        return status
+
+    def close(self):
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        for peer in self._peers:
+            peer.socket.close()
+
+
+PARENT = """
+import subprocess, sys
+with subprocess.Popen(sys.argv[1:]) as runner:
+    print(runner.pid, flush=True)
+"""
+
+
+class Orphan:
+    """A runner with a parent that can be killed. Both hold the pipe, which tells when both are gone."""
+
+    def __init__(self, command, *arguments, before=(), stderr=None, **options):
+        self.port = free_port()
+        line = command.line(*arguments, tcp_socket=f"127.0.0.1:{self.port}", **options)
+        # Who adopts orphans may have the session of the tests.
+        self.parent = command.spawn(
+            [sys.executable, "-c", PARENT, *before, *line],
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            start_new_session=True,
+        )
+        self.pid = int(self.parent.stdout.readline())
+
+    def gone(self, seconds):
+        return bool(select.select([self.parent.stdout], [], [], seconds)[0])
+
+    def lose_parent(self):
+        self.parent.kill()
+        self.parent.wait()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if not self.gone(0):
+            os.kill(self.pid, signal.SIGKILL)

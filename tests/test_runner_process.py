@@ -1,0 +1,262 @@
+"""How the process of rrq-fastwire-runner ends: at a signal, without its parent, by force."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import signal
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+
+from rrq_fastwire.runner import serve
+
+from .commands import PATIENCE, Command, Orphan, Peer, free_port, until
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and parents are POSIX's here")
+
+
+@pytest.fixture
+def command(tmp_path):
+    command = Command(tmp_path)
+    yield command
+    command.close()
+
+
+ENDINGS = [signal.SIGTERM, signal.SIGINT]
+
+# What a handler that does not end, or leaves something behind, may make of the log.
+COMPLAINTS = (
+    "ended by force: a handler, or what it left running, did not end",
+    "goes on though it is cancelled",
+)
+
+
+@posix
+@pytest.mark.parametrize("number", ENDINGS)
+@pytest.mark.parametrize("settings", ["app.handlers", "app.settings"])
+def test_a_signal_cancels_and_answers_what_runs(command, number, settings):
+    if settings == "app.settings":
+        pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
+    runner = command.start(settings=settings)
+    peers = [command.begin(runner.port, "wait") for _ in range(3)]
+    peers.append(command.begin(runner.port, "leave_task"))
+    assert peers[-1].receive().status == "success"
+    idle = command.connect(runner.port)
+    idle.ask("kind")
+    runner.send_signal(number)
+    for peer in peers[:3]:
+        answer = peer.receive()
+        assert (answer.request_id, answer.type, answer.error.message) == (
+            "wait",
+            "cancelled",
+            "Job cancelled",
+        )
+    assert [peer.receive() for peer in (*peers, idle)] == [None] * 5
+    assert command.wait(runner) == 0
+    assert runner.errors() == ""
+
+
+@posix
+@pytest.mark.parametrize("number", ENDINGS)
+def test_an_ending_runner_accepts_nobody(command, number):
+    runner = command.start("--grace", "600")
+    peer = command.begin(runner.port, "swallow")
+    runner.send_signal(number)
+    assert peer.receive().type == "cancelled"
+    with pytest.raises(ConnectionRefusedError):
+        command.connect(runner.port)
+
+
+# What asyncio has accepted, and given to nobody yet when its server is closed, it drops with a
+# warning; in CPython 3.13.0 also with an exception in __del__.
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("turns", range(8))
+def test_a_connection_of_the_last_moment_is_ended(run, turns):
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        port = free_port()
+        runner = asyncio.create_task(serve({}, f"127.0.0.1:{port}"))
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                with suppress(ConnectionRefusedError), Peer(port).socket:
+                    break
+                await asyncio.sleep(0.01)
+        with Peer(port).socket as peer:  # connected, and the loop has yet to see it
+            peer.setblocking(False)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            runner.cancel()
+            with suppress(asyncio.CancelledError):
+                await runner
+            del runner
+            gc.collect()
+            with suppress(ConnectionResetError):
+                async with asyncio.timeout(PATIENCE):
+                    assert await loop.sock_recv(peer, 1) == b""
+
+    run(scenario())
+
+
+@posix
+@pytest.mark.parametrize("number", ENDINGS)
+def test_a_handler_has_the_grace_to_clean_up(command, number):
+    runner = command.start("--grace", "600")
+    peer = command.begin(runner.port, "clean_up")
+    runner.send_signal(number)
+    assert peer.receive().type == "cancelled"  # at once
+    assert command.wait(runner) == 0
+    assert [file.read_text() for file in command.folder.glob("begun*")] == ["cleaned up"]
+    assert runner.errors() == ""
+
+
+@posix
+@pytest.mark.parametrize("number", ENDINGS)
+@pytest.mark.parametrize(
+    "function_name",
+    [
+        "swallow",
+        "block",
+        "leave_stubborn_task",
+        "leave_thread",
+        "wait_for_thread",
+        "flood",  # whose answer nobody takes
+    ],
+)
+def test_what_does_not_end_is_ended_after_the_grace(command, number, function_name):
+    runner = command.start("--grace", "0.2")
+    command.begin(runner.port, function_name)
+    runner.send_signal(number)
+    assert command.wait(runner) == 0
+    for line in runner.errors().splitlines():
+        assert line.endswith(COMPLAINTS)
+
+
+@posix
+@pytest.mark.parametrize("number", ENDINGS)
+@pytest.mark.parametrize(
+    "function_name",
+    ["swallow", "block", "leave_stubborn_task", "leave_thread", "wait_for_thread", "flood"],
+)
+def test_a_second_signal_ends_it_at_once(command, number, function_name):
+    runner = command.start("--grace", "600")
+    command.begin(runner.port, function_name)
+
+    def ends():
+        runner.send_signal(number)  # two are one, if they come at the same moment
+        return runner.poll() is not None
+
+    until(ends, "the end")
+    assert runner.returncode == -number
+    assert runner.errors() == ""
+
+
+@posix
+@pytest.mark.parametrize("function_name", ["wait_for_thread", "block"])
+def test_what_does_not_end_is_ended_by_default(command, function_name):
+    runner = command.start()
+    command.begin(runner.port, function_name)
+    runner.send_signal(signal.SIGTERM)
+    assert command.wait(runner) == 0  # and prints after how long
+
+
+class FullPipe:
+    """A pipe that a process can write to and that takes nothing more."""
+
+    def __init__(self):
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(self.writer, bytes(4096))
+        os.set_blocking(self.writer, True)
+
+    def __enter__(self):
+        return self.writer
+
+    def __exit__(self, *_):
+        os.close(self.reader)
+        os.close(self.writer)
+
+
+@posix
+@pytest.mark.parametrize("number", ENDINGS)
+@pytest.mark.parametrize("function_name", ["log", "print_a_bit"])
+def test_it_ends_though_its_output_is_a_full_pipe(command, number, function_name):
+    with FullPipe() as pipe:
+        runner = command.start(settings="logs.handlers", stdout=pipe, stderr=pipe)
+        command.begin(runner.port, function_name)
+        runner.send_signal(number)
+        assert command.wait(runner) == 0
+
+
+@posix
+def test_it_ends_without_its_parent_though_its_output_is_a_full_pipe(command):
+    with FullPipe() as pipe, Orphan(command, settings="logs.handlers", stderr=pipe) as runner:
+        command.serving(runner.port, lambda: runner.parent.poll() is None)
+        command.begin(runner.port, "log")
+        runner.lose_parent()
+        assert runner.gone(PATIENCE)
+
+
+# The parent
+
+
+@posix
+@pytest.mark.parametrize("function_name", [None, "wait", "swallow", "block", "wait_for_thread"])
+def test_a_runner_whose_parent_goes_away_ends(command, function_name):
+    with Orphan(command, "--grace", "600") as runner:
+        command.serving(runner.port, lambda: runner.parent.poll() is None)
+        if function_name is not None:
+            command.begin(runner.port, function_name)
+        start = time.monotonic()
+        runner.lose_parent()
+        assert runner.gone(PATIENCE)
+        print(f"ended {time.monotonic() - start:.2f} s after its parent")
+
+
+@posix
+def test_a_runner_whose_parent_goes_away_ends_while_it_imports_the_settings(command):
+    with Orphan(command, settings="hangs.handlers") as runner:
+        until((command.folder / "hangs").exists, "the settings are imported")
+        runner.lose_parent()
+        assert runner.gone(PATIENCE)
+
+
+@posix
+def test_no_parent_watch_keeps_it_alive(command):
+    with Orphan(command, "--no-parent-watch") as runner:
+        command.serving(runner.port, lambda: runner.parent.poll() is None)
+        peer = command.begin(runner.port, "outlive_parent")
+        runner.lose_parent()
+        assert peer.receive().result == "still here"
+        os.kill(runner.pid, signal.SIGTERM)
+        assert runner.gone(PATIENCE)
+
+
+@posix
+@pytest.mark.parametrize("milliseconds", range(0, 400, 20))
+def test_a_runner_whose_parent_goes_away_ends_while_it_starts(command, milliseconds):
+    with Orphan(command) as runner:
+        time.sleep(milliseconds / 1000)
+        runner.lose_parent()
+        assert runner.gone(PATIENCE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is known by its session, on Linux")
+def test_a_runner_whose_parent_went_away_before_its_first_line_ends(command):
+    parent_is_gone = command.folder / "parent is gone"
+    line = [
+        "/bin/sh",
+        "-c",
+        f'until test -e "{parent_is_gone}"; do sleep 0.01; done; exec "$@"',
+        "sh",
+    ]
+    with Orphan(command, before=line) as runner:
+        runner.lose_parent()
+        parent_is_gone.touch()
+        assert runner.gone(PATIENCE)
