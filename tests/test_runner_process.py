@@ -14,7 +14,7 @@ import pytest
 
 from rrq_fastwire.runner import serve
 
-from .commands import PATIENCE, Command, Orphan, Peer, free_port, until
+from .commands import OURS, PATIENCE, STOCK, Command, Orphan, Peer, free_port, until
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and parents are POSIX's here")
 
@@ -201,6 +201,68 @@ def test_it_ends_without_its_parent_though_its_output_is_a_full_pipe(command):
         command.begin(runner.port, "log")
         runner.lose_parent()
         assert runner.gone(PATIENCE)
+
+
+@posix
+@pytest.mark.parametrize("module", [OURS, STOCK])
+def test_children_that_a_handler_forks_end_at_sigterm(command, module):
+    pytest.importorskip("rrq", reason="rrq is not installed")
+    runner = command.start(settings="app.settings", module=module)
+    assert command.connect(runner.port).ask("stop_child") == [-signal.SIGTERM] * 3
+
+
+# Signal handlers that the settings set
+
+
+@posix
+@pytest.mark.parametrize("module", [OURS, STOCK])
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        ("exits", 7),
+        ("exits_in_the_loop", 7),
+        ("interrupts", 0),
+        ("restores_the_default", -signal.SIGTERM),
+    ],
+)
+def test_a_signal_handler_of_the_settings_ends_it(command, module, settings, status):
+    pytest.importorskip("rrq", reason="rrq is not installed")
+    runner = command.start(settings=f"{settings}.settings", module=module)
+    command.begin(runner.port, "wait")
+    runner.send_signal(signal.SIGTERM)
+    assert command.wait(runner) == status
+    assert [file.read_text() for file in command.folder.glob("called")] == ["15"]
+
+
+@posix
+@pytest.mark.parametrize("module", [OURS, STOCK])
+@pytest.mark.parametrize("settings", ["only_notes_it", "ignores_it"])
+def test_a_signal_handler_of_the_settings_lets_it_go_on(command, module, settings):
+    pytest.importorskip("rrq", reason="rrq is not installed")
+    runner = command.start(settings=f"{settings}.settings", module=module)
+    for _ in range(2):
+        runner.send_signal(signal.SIGTERM)
+        assert command.connect(runner.port).ask("note") == settings
+
+
+@posix
+def test_a_signal_handler_that_exits_in_the_midst_of_a_job_ends_it(command):
+    runner = command.start("--grace", "600", settings="exits.handlers")
+    waiting = command.begin(runner.port, "wait")
+    command.begin(runner.port, "work")
+    runner.send_signal(signal.SIGTERM)
+    assert waiting.receive().type == "cancelled"
+    assert command.wait(runner) == 7
+
+
+@posix
+def test_a_signal_that_is_ignored_when_it_starts_stays_ignored(command):
+    line = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"]
+    runner = command.start(before=line)
+    runner.send_signal(signal.SIGINT)
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
+    runner.send_signal(signal.SIGTERM)
+    assert command.wait(runner) == 0
 
 
 # The parent
