@@ -96,6 +96,9 @@ async def stop_child(request):
         codes.append(child.exitcode)
     return codes
 
+async def loop(request):
+    return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
 def not_async(request):
     pass
 
@@ -105,7 +108,7 @@ handlers = {
     handler.__name__: handler
     for handler in (
         kind, wait, swallow, clean_up, block, leave_task, leave_stubborn_task, leave_thread, wait_for_thread,
-        flood, outlive_parent, stop_child,
+        flood, outlive_parent, stop_child, loop,
     )
 }
 handlers_with_a_mistake = {"report": not_async}
@@ -285,6 +288,10 @@ class Command:
         named = {"--settings": settings, "--tcp-socket": tcp_socket}
         given = [word for pair in named.items() if pair[1] is not None for word in pair]
         return [sys.executable, "-m", module, *given, *arguments]
+
+    def hide_uvloop(self):
+        """Makes it as if uvloop were not installed."""
+        (self.folder / "uvloop.py").write_text("raise ImportError('No module named uvloop')")
 
     def run(self, *arguments, **options):
         """Runs the command to its end."""

@@ -154,6 +154,7 @@ def test_the_help_names_every_option(command_for_errors):
         "--tcp-socket HOST:PORT",
         "--allow-remote",
         "--native-messages",
+        "--loop {auto,asyncio,uvloop}",
         "--grace SECONDS",
         "--no-parent-watch",
         "--version",
@@ -181,6 +182,7 @@ def test_the_help_names_every_option(command_for_errors):
         (["--grace", "-1"], {}, "--grace: must be a number from 0 to 3600, got '-1'"),
         (["--grace", "nan"], {}, "--grace: must be a number from 0 to 3600, got 'nan'"),
         (["--grace", "3601"], {}, "--grace: must be a number from 0 to 3600, got '3601'"),
+        (["--loop", "trio"], {}, "--loop: invalid choice: 'trio'"),
         (["--nonsense"], {}, "unrecognized arguments: --nonsense"),
     ],
 )
@@ -259,6 +261,32 @@ def test_settings_are_imported_in_the_running_event_loop(command, module):
     pytest.importorskip("rrq", reason="rrq is not installed")
     runner = command.start(settings="in_the_loop.settings", module=module)
     assert command.connect(runner.port).ask("ask") == "made at import"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_the_loop_is_the_one_that_is_asked_for(command, loop):
+    if loop == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
+    runner = command.start("--loop", loop)
+    assert command.connect(runner.port).ask("loop") == loop
+
+
+def test_the_loop_is_uvloop_where_it_is_installed(command):
+    pytest.importorskip("uvloop", reason="uvloop is not installed")
+    assert command.connect(command.start().port).ask("loop") == "uvloop"
+
+
+def test_the_loop_is_asyncios_where_uvloop_is_not_installed(command):
+    command.hide_uvloop()
+    assert command.connect(command.start().port).ask("loop") == "asyncio"
+
+
+def test_uvloop_that_is_asked_for_and_missing_gets_one_line_and_status_2(command):
+    command.hide_uvloop()
+    done = command.run("--loop", "uvloop")
+    assert "pip install 'rrq-fastwire[uvloop]'" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stdout) == (2, "")
 
 
 def test_a_port_in_use_gets_one_line_and_status_1(command_for_errors):

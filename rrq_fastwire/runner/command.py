@@ -9,12 +9,15 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from importlib import import_module
 
 from .. import __version__
 from .guard import Guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Callable
     from typing import NoReturn
 
 __all__ = ["main"]
@@ -56,6 +59,12 @@ def _parser() -> _Parser:
         help="give handlers rrq_fastwire's requests: the same attributes, and cheaper",
     )
     parser.add_argument(
+        "--loop",
+        choices=("auto", "asyncio", "uvloop"),
+        default="auto",
+        help="the event loop; auto is uvloop where it is installed (default: %(default)s)",
+    )
+    parser.add_argument(
         "--grace",
         type=_seconds,
         default=0.1,
@@ -91,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     from .settings import StartError, split_path
 
     try:
+        loop_factory = _loop_factory(options.loop)
         module_name, attribute = split_path(options.settings)
         host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
     except ValueError as error:
@@ -98,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     serving = _serve(options, module_name, attribute, host, port, guard)
     try:
         # A signal handler of the user's own may raise KeyboardInterrupt.
-        with suppress(KeyboardInterrupt), asyncio.Runner() as loop:
+        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as loop:
             loop.run(serving)
     except StartError as error:
         parser.exit(1, f"{error.details}{parser.prog}: {error}\n")
@@ -130,6 +140,24 @@ async def _serve(
         raise StartError(
             f"cannot listen on {options.tcp_socket}: {reason}; choose another --tcp-socket{advice}"
         ) from error
+
+
+def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
+    """What makes the event loop of an option; None for asyncio's own.
+
+    Raises ValueError if it is not installed.
+    """
+    if name != "asyncio":
+        try:
+            factory: Callable[[], AbstractEventLoop] = import_module("uvloop").new_event_loop
+        except ImportError as error:
+            if name == "uvloop":
+                raise ValueError(
+                    f"--loop uvloop: {error}; pip install 'rrq-fastwire[uvloop]'"
+                ) from error
+        else:
+            return factory
+    return None
 
 
 def _flush_stdout() -> None:
