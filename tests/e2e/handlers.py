@@ -16,7 +16,6 @@ from rrq.runner import ExecutionError, ExecutionOutcome
 from rrq.runner_settings import PythonRunnerSettings
 
 database = Redis.from_url(os.environ["DATABASE"], socket_timeout=None)
-overdue_ended = asyncio.Event()
 
 
 async def echo(request):
@@ -76,16 +75,16 @@ async def retry_once(request):
 
 
 async def overdue(request):
-    """Never ends by itself."""
-    try:
-        await asyncio.Event().wait()
-    finally:
-        overdue_ended.set()
+    """Never ends by itself. The time of its deadline is kept in a file."""
+    Path("deadline").write_text(str(request.context.deadline.timestamp()))
+    await asyncio.Event().wait()
 
 
 async def outlive(request):
     """Is in flight when `overdue` reaches its deadline, and succeeds after it."""
-    await overdue_ended.wait()
+    while not Path("deadline").exists():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(float(Path("deadline").read_text()) + 0.5 - time.time())
     return "alive"
 
 
@@ -99,6 +98,12 @@ async def linger(request):
     await count(request)
     if not await database.exists("released"):
         await asyncio.Event().wait()
+
+
+async def linger_in_thread(request):
+    """Never ends by itself, and cannot be cancelled."""
+    await count(request)
+    await asyncio.to_thread(time.sleep, 600)
 
 
 async def kill_runner(request):
@@ -122,6 +127,7 @@ HANDLERS = (
     outlive,
     count,
     linger,
+    linger_in_thread,
     kill_runner,
 )
 

@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from redis import Redis
 from redis.backoff import ConstantBackoff
@@ -47,10 +47,23 @@ type = "socket"
 cmd = {command}
 cwd = "{directory}"
 {socket}
-pool_size = 1
-max_in_flight = 64
+pool_size = {pool_size}
+max_in_flight = {max_in_flight}
 env = {{ PATH = "{path}", PYTHONPATH = "{here}", RRQ_FASTWIRE_PURE = "0", DATABASE = "{database}" }}
 """
+
+
+class Pool(NamedTuple):
+    """The runner processes of a worker, and the requests that each has in flight."""
+
+    pool_size: int
+    max_in_flight: int
+
+
+ONE_PROCESS = Pool(1, 64)
+
+# As RRQ's defaults have it on a machine with four CPUs.
+FOUR_PROCESSES = Pool(4, 1)
 
 # Function and options, by id.
 Jobs: TypeAlias = "dict[str, tuple[str, dict[str, Any]]]"
@@ -78,14 +91,14 @@ class Orchestrator:
     database: Redis
     directory: Path
 
-    def run(self, runner: list[str], jobs: Jobs) -> Run:
+    def run(self, runner: list[str], jobs: Jobs, pool: Pool = ONE_PROCESS) -> Run:
         """Enqueues `jobs` and works until all of them have ended.
 
         What has not ended when the orchestrator fails or RUN_SECONDS are over is left as it is.
         """
         deadline = time.monotonic() + RUN_SECONDS
         while True:
-            deployment = self.deploy(runner)
+            deployment = self.deploy(runner, pool)
             deployment.enqueue(jobs)
             # If Redis takes more than half a second to answer, as it may for 10 MB on a busy
             # machine, the orchestrator drops what it has at hand and ends with 0. Then all starts
@@ -93,7 +106,7 @@ class Orchestrator:
             if deployment.work(jobs, deadline) != 0:
                 return Run(deployment.states(jobs), deployment.log[-4000:])
 
-    def deploy(self, runner: list[str]) -> Deployment:
+    def deploy(self, runner: list[str], pool: Pool = ONE_PROCESS) -> Deployment:
         """A runner's command, found in `bin`, with a Redis that is empty."""
         self.database.flushall()
         directory = Path(tempfile.mkdtemp(dir=self.directory))
@@ -105,7 +118,8 @@ class Orchestrator:
                 ),
                 command=json.dumps(command),
                 directory=directory,
-                socket=SOCKETS[self.version].format(port=free_port()),
+                socket=SOCKETS[self.version].format(port=free_ports(pool.pool_size)),
+                **pool._asdict(),
                 here=HERE,
                 path=f"{self.bin}{os.pathsep}{os.environ['PATH']}",  # for what a command starts
             )
@@ -227,6 +241,16 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def free_ports(number: int) -> int:
+    """The first of some successive ports on which nothing listens."""
+    while True:
+        first = free_port()
+        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as probes:
+            for port in range(first, first + number):
+                probes.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
 
 
 def call(*command: Path | str, input: str | None = None) -> None:

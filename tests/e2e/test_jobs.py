@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from .orchestrator import FOUR_PROCESSES, ONE_PROCESS
+
 # The first test of a version waits for the build, the installation and the run.
 pytestmark = pytest.mark.timeout(900)
 
@@ -17,10 +19,12 @@ pytestmark = pytest.mark.timeout(900)
 RUNNERS = {
     "stock": ["rrq-runner"],
     "codec": ["python", str(Path(__file__).with_name("codec_runner.py"))],
-    "ours": ["rrq-fastwire-runner"],
-    "native": ["rrq-fastwire-runner", "--native-messages"],
+    "ours": ["rrq-fastwire-runner", "--loop", "asyncio"],
+    "native": ["rrq-fastwire-runner", "--native-messages", "--loop", "uvloop"],
     "tapped": ["rrq-fastwire", "tap", "--wrap", "--", "rrq-runner"],
 }
+
+POOLS = {"one process": ONE_PROCESS, "four processes": FOUR_PROCESSES}
 
 VALUES = {
     "null": None,
@@ -103,7 +107,7 @@ JOBS = {
     "has no handler": failure("x", "No handler registered for function 'x'", max_retries=3),
     "retries after a delay": retry(delay=0.7),
     "retries by the orchestrator's backoff": retry(),
-    # Two neighbours on one connection: the second ends after the first has passed its deadline.
+    # The second is in flight while the first passes its deadline, on the same connection if it can.
     "is overdue": failure("overdue", "Job timed out after 1s.", job_timeout_seconds=1),
     "outlives it": job("outlive", {"job_timeout_seconds": 30}, result="alive"),
 }
@@ -120,13 +124,14 @@ REQUESTS = {
 CORRELATION = {"0.11.1": {"tenant": "ключ"}, "0.9.18": None}
 
 
-@pytest.fixture(scope="session")
-def run(orchestrator):
+@pytest.fixture(scope="session", params=POOLS)
+def run(request, orchestrator):
     """What becomes of the jobs with one of RUNNERS. They run once, all of them together."""
     jobs = {id: (function_name, options) for id, (function_name, options, _) in JOBS.items()}
     jobs["correlation"] = ("correlate", {"params": {"tenant": "ключ"}})
     jobs["request"] = ("name_type", {})
-    return functools.cache(lambda runner: orchestrator.run(RUNNERS[runner], jobs))
+    pool = POOLS[request.param]
+    return functools.cache(lambda runner: orchestrator.run(RUNNERS[runner], jobs, pool))
 
 
 @pytest.mark.parametrize("id", JOBS)

@@ -6,15 +6,23 @@ import time
 
 import pytest
 
-from .orchestrator import RUN_SECONDS, session, wait_until
+from .orchestrator import FOUR_PROCESSES, ONE_PROCESS, RUN_SECONDS, session, wait_until
 
 # The first test of a version waits for the build, the installation and the run.
 pytestmark = pytest.mark.timeout(900)
 
 RUNNER = ["rrq-fastwire-runner"]
 
-# Jobs that are in flight until their runner ends. Of 64 places they leave others some.
-LINGERING = {f"lingering {number}": ("linger", {}) for number in range(20)}
+
+def lingering(number):
+    """Jobs that are in flight until their runner ends."""
+    return {f"lingering {at}": ("linger", {}) for at in range(number)}
+
+
+POOLS = {"one process": ONE_PROCESS, "four processes": FOUR_PROCESSES}
+
+# They leave other jobs some of the 64 places, or one of the four processes.
+MOST_LINGERING = {ONE_PROCESS: 20, FOUR_PROCESSES: 3}
 
 
 def counted(name, number):
@@ -30,62 +38,83 @@ def runs(database):
     return {id: int(times) for id, times in database.hgetall("runs").items()}
 
 
-@pytest.fixture
-def loaded(orchestrator):
+@pytest.fixture(params=POOLS)
+def loaded(request, orchestrator):
     """A worker with lingering jobs in flight, and many others that come and go."""
-    deployment = orchestrator.deploy(RUNNER)
-    jobs = counted("early", 200) | LINGERING | counted("late", 2000)
+    pool = POOLS[request.param]
+    lingerers = lingering(MOST_LINGERING[pool])
+    deployment = orchestrator.deploy(RUNNER, pool)
+    jobs = counted("early", 200) | lingerers | counted("late", 2000)
     deployment.enqueue(jobs)
-
-    def lingering():
-        return LINGERING.keys() <= runs(orchestrator.database).keys()
-
     with deployment.worker() as worker:
-        wait_until(lambda: worker.poll() is not None or lingering())
-        assert lingering(), deployment.log
-        assert len(session(worker.pid)) == 2
-        yield deployment, jobs, worker
+        wait_until(lambda: worker.poll() is not None or have_run(orchestrator, lingerers))
+        assert have_run(orchestrator, lingerers), deployment.log
+        assert len(session(worker.pid)) == 1 + pool.pool_size
+        yield deployment, jobs, lingerers, worker
 
 
-def test_each_of_20_000_jobs_runs_once(orchestrator):
+def have_run(orchestrator, jobs):
+    return jobs.keys() <= runs(orchestrator.database).keys()
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_each_of_20_000_jobs_runs_once(orchestrator, pool):
     jobs = counted("job", 20_000)
-    run = orchestrator.run(RUNNER, jobs)
+    run = orchestrator.run(RUNNER, jobs, POOLS[pool])
     print(run.log)
     assert runs(orchestrator.database) == dict.fromkeys(jobs, 1)
     assert statuses(run.jobs) == {"COMPLETED"}
 
 
 def test_all_of_2000_jobs_complete_though_their_runner_is_killed(orchestrator):
-    killer = {"killer": ("kill_runner", {"params": {"lingering": list(LINGERING)}})}
-    jobs = counted("early", 1000) | LINGERING | killer | counted("late", 1000)
+    lingerers = lingering(20)
+    killer = {"killer": ("kill_runner", {"params": {"lingering": list(lingerers)}})}
+    jobs = counted("early", 1000) | lingerers | killer | counted("late", 1000)
     run = orchestrator.run(RUNNER, jobs)
     print(run.log)
     assert statuses(run.jobs) == {"COMPLETED"}
     times = runs(orchestrator.database)
     assert times.keys() | killer == jobs.keys()
-    assert {times[id] for id in LINGERING} == {2}
+    assert {times[id] for id in lingerers} == {2}
 
 
 def test_no_runner_remains_when_the_orchestrator_is_killed(loaded):
-    _, _, worker = loaded
+    *_, worker = loaded
     worker.kill()
     worker.wait()
     assert left_of(worker) == []
 
 
 def test_sigterm_under_load_ends_all_and_loses_nothing(orchestrator, loaded):
-    deployment, jobs, worker = loaded
+    deployment, jobs, lingerers, worker = loaded
     worker.terminate()
     assert worker.wait(RUN_SECONDS) == 0
     assert left_of(worker) == []
     assert said_by_the_runner(deployment.log) == []
-    assert statuses(deployment.states(LINGERING)) == {"PENDING"}
+    assert statuses(deployment.states(lingerers)) == {"PENDING"}
 
     orchestrator.database.set("released", 1)
     deployment.work(jobs, time.monotonic() + RUN_SECONDS)
     assert statuses(deployment.states(jobs)) == {"COMPLETED"}
     assert runs(orchestrator.database).keys() == jobs.keys()
     assert said_by_the_runner(deployment.log) == []
+
+
+@pytest.mark.parametrize("runner", [["rrq-runner"], RUNNER], ids=["stock", "ours"])
+def test_jobs_that_cannot_be_cancelled_are_pending_after_sigterm(orchestrator, runner):
+    jobs = {f"job {at}": ("linger_in_thread", {}) for at in range(4)}
+    deployment = orchestrator.deploy(runner, FOUR_PROCESSES)
+    deployment.enqueue(jobs)
+    with deployment.worker() as worker:
+        wait_until(lambda: have_run(orchestrator, jobs))
+        start = time.monotonic()
+        worker.terminate()
+        assert worker.wait(RUN_SECONDS) == 0
+        print(f"ended after {time.monotonic() - start:.2f} s")
+        assert left_of(worker) == []
+    assert {id: state["status"] for id, state in deployment.states(jobs).items()} == dict.fromkeys(
+        jobs, "PENDING"
+    )
 
 
 def left_of(worker):
