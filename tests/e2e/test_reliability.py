@@ -101,7 +101,7 @@ def test_sigterm_under_load_ends_all_and_loses_nothing(orchestrator, loaded):
 
 
 @pytest.mark.parametrize("runner", [["rrq-runner"], RUNNER], ids=["stock", "ours"])
-def test_jobs_that_cannot_be_cancelled_are_pending_after_sigterm(orchestrator, runner):
+def test_jobs_that_cannot_be_cancelled_are_put_back_at_sigterm(orchestrator, runner):
     jobs = {f"job {at}": ("linger_in_thread", {}) for at in range(4)}
     deployment = orchestrator.deploy(runner, FOUR_PROCESSES)
     deployment.enqueue(jobs)
@@ -112,9 +112,9 @@ def test_jobs_that_cannot_be_cancelled_are_pending_after_sigterm(orchestrator, r
         assert worker.wait(RUN_SECONDS) == 0
         print(f"ended after {time.monotonic() - start:.2f} s")
         assert left_of(worker) == []
-    assert {id: state["status"] for id, state in deployment.states(jobs).items()} == dict.fromkeys(
-        jobs, "PENDING"
-    )
+    # 0.9.18 cancels them first, and at times takes the answer before it puts the job back.
+    put_back = {"PENDING"} if orchestrator.version != "0.9.18" else {"PENDING", "RETRYING"}
+    assert statuses(deployment.states(jobs)) <= put_back
 
 
 def left_of(worker):
