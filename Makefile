@@ -24,7 +24,8 @@ READY := $(VENV)/ready
 MOMENT := $(shell git log -1 --format=%ct 2>/dev/null)
 export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(MOMENT),315532800)
 
-.PHONY: help demo test lint typecheck e2e bench bench-check bench-instructions pictures clean
+.PHONY: help demo test lint typecheck e2e e2e-chaos bench bench-check bench-instructions
+.PHONY: pictures clean
 .PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
 .PHONY: test-no-compiler sanitize fuzz
 .PHONY: sdist wheel-pure wheels wheels-cross release-check
@@ -145,7 +146,11 @@ typecheck: $(READY)  ## mypy and pyright, both strict
 	$(RUN)/pyright
 
 e2e: $(READY)  ## run real jobs: Redis, the published orchestrators, every runner; kill them, lose nothing
-	$(PYTEST) tests/e2e
+	$(PYTEST) tests/e2e --ignore=tests/e2e/test_chaos.py
+
+e2e-chaos: SECONDS ?= 60
+e2e-chaos: $(READY)  ## kill runners, Redis and orchestrators at random for SECONDS=60; lose no job
+	$(PYTEST) tests/e2e/test_chaos.py --capture=no --timeout=0 --chaos-seconds=$(SECONDS)
 
 bench: $(READY)  ## time everything in benchmarks/, and write benchmarks/results/
 	mkdir -p build

@@ -16,6 +16,10 @@ from .orchestrator import SOCKETS, Orchestrator, call, redis_server
 ROOT = Path(__file__).parents[2]
 
 
+def pytest_addoption(parser):
+    parser.addoption("--chaos-seconds", type=float, default=60, help="how long to kill processes")
+
+
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     with redis_server(tmp_path_factory.mktemp("redis")) as client:
