@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 
 __all__ = ["Guard"]
 
@@ -63,7 +64,8 @@ class Guard:
             # The main thread, which made this, has to wake up: it runs the signal handlers.
             signal.pthread_kill(self._starter, signal.SIGTERM)
         time.sleep(grace + _FORCE_SECONDS)
-        _thread.start_new_thread(os.write, (2, _LAST_LINE))
+        with suppress(RuntimeError):  # CPython 3.12 starts no threads during its own end
+            _thread.start_new_thread(os.write, (2, _LAST_LINE))
         time.sleep(_LAST_LINE_SECONDS)
         os._exit(0)
 
