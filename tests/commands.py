@@ -410,3 +410,22 @@ class Orphan:
     def __exit__(self, *_):
         if not self.gone(0):
             os.kill(self.pid, signal.SIGKILL)
+
+
+class FullPipe:
+    """A pipe that a process can write to and that takes nothing more."""
+
+    def __init__(self):
+        self.reader, self.writer = os.pipe()
+        os.set_blocking(self.writer, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(self.writer, bytes(4096))
+        os.set_blocking(self.writer, True)
+
+    def __enter__(self):
+        return self.writer
+
+    def __exit__(self, *_):
+        os.close(self.reader)
+        os.close(self.writer)

@@ -1,4 +1,4 @@
-"""How the process of rrq-fastwire-runner ends: at a signal, without its parent, by force."""
+"""How the process of rrq-fastwire-runner ends: at a signal, and by force."""
 
 from __future__ import annotations
 
@@ -6,22 +6,24 @@ import asyncio
 import gc
 import os
 import signal
-import sys
-import time
 from contextlib import suppress
 
 import pytest
 
 from rrq_fastwire.runner import serve
 
-from .commands import OURS, PATIENCE, STOCK, Command, Orphan, Peer, free_port, until
+from .commands import OURS, PATIENCE, STOCK, Command, FullPipe, Peer, free_port, until
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and parents are POSIX's here")
 
 
-@pytest.fixture
-def command(tmp_path):
+@pytest.fixture(params=["asyncio", "uvloop"])
+def command(request, tmp_path):
     command = Command(tmp_path)
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
+    else:
+        command.hide_uvloop()
     yield command
     command.close()
 
@@ -164,25 +166,6 @@ def test_what_does_not_end_is_ended_by_default(command, function_name):
     assert command.wait(runner) == 0  # and prints after how long
 
 
-class FullPipe:
-    """A pipe that a process can write to and that takes nothing more."""
-
-    def __init__(self):
-        self.reader, self.writer = os.pipe()
-        os.set_blocking(self.writer, False)
-        with suppress(BlockingIOError):
-            while True:
-                os.write(self.writer, bytes(4096))
-        os.set_blocking(self.writer, True)
-
-    def __enter__(self):
-        return self.writer
-
-    def __exit__(self, *_):
-        os.close(self.reader)
-        os.close(self.writer)
-
-
 @posix
 @pytest.mark.parametrize("number", ENDINGS)
 @pytest.mark.parametrize("function_name", ["log", "print_a_bit"])
@@ -192,15 +175,6 @@ def test_it_ends_though_its_output_is_a_full_pipe(command, number, function_name
         command.begin(runner.port, function_name)
         runner.send_signal(number)
         assert command.wait(runner) == 0
-
-
-@posix
-def test_it_ends_without_its_parent_though_its_output_is_a_full_pipe(command):
-    with FullPipe() as pipe, Orphan(command, settings="logs.handlers", stderr=pipe) as runner:
-        command.serving(runner.port, lambda: runner.parent.poll() is None)
-        command.begin(runner.port, "log")
-        runner.lose_parent()
-        assert runner.gone(PATIENCE)
 
 
 @posix
@@ -263,62 +237,3 @@ def test_a_signal_that_is_ignored_when_it_starts_stays_ignored(command):
     assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
     runner.send_signal(signal.SIGTERM)
     assert command.wait(runner) == 0
-
-
-# The parent
-
-
-@posix
-@pytest.mark.parametrize("function_name", [None, "wait", "swallow", "block", "wait_for_thread"])
-def test_a_runner_whose_parent_goes_away_ends(command, function_name):
-    with Orphan(command, "--grace", "600") as runner:
-        command.serving(runner.port, lambda: runner.parent.poll() is None)
-        if function_name is not None:
-            command.begin(runner.port, function_name)
-        start = time.monotonic()
-        runner.lose_parent()
-        assert runner.gone(PATIENCE)
-        print(f"ended {time.monotonic() - start:.2f} s after its parent")
-
-
-@posix
-def test_a_runner_whose_parent_goes_away_ends_while_it_imports_the_settings(command):
-    with Orphan(command, settings="hangs.handlers") as runner:
-        until((command.folder / "hangs").exists, "the settings are imported")
-        runner.lose_parent()
-        assert runner.gone(PATIENCE)
-
-
-@posix
-def test_no_parent_watch_keeps_it_alive(command):
-    with Orphan(command, "--no-parent-watch") as runner:
-        command.serving(runner.port, lambda: runner.parent.poll() is None)
-        peer = command.begin(runner.port, "outlive_parent")
-        runner.lose_parent()
-        assert peer.receive().result == "still here"
-        os.kill(runner.pid, signal.SIGTERM)
-        assert runner.gone(PATIENCE)
-
-
-@posix
-@pytest.mark.parametrize("milliseconds", range(0, 400, 20))
-def test_a_runner_whose_parent_goes_away_ends_while_it_starts(command, milliseconds):
-    with Orphan(command) as runner:
-        time.sleep(milliseconds / 1000)
-        runner.lose_parent()
-        assert runner.gone(PATIENCE)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="it is known by its session, on Linux")
-def test_a_runner_whose_parent_went_away_before_its_first_line_ends(command):
-    parent_is_gone = command.folder / "parent is gone"
-    line = [
-        "/bin/sh",
-        "-c",
-        f'until test -e "{parent_is_gone}"; do sleep 0.01; done; exec "$@"',
-        "sh",
-    ]
-    with Orphan(command, before=line) as runner:
-        runner.lose_parent()
-        parent_is_gone.touch()
-        assert runner.gone(PATIENCE)

@@ -1,0 +1,81 @@
+"""rrq-fastwire-runner ends when its parent goes away."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from .commands import PATIENCE, Command, FullPipe, Orphan, until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="parents are POSIX's here")
+
+
+@pytest.fixture
+def command(tmp_path):
+    command = Command(tmp_path)
+    yield command
+    command.close()
+
+
+@pytest.mark.parametrize("function_name", [None, "wait", "swallow", "block", "wait_for_thread"])
+def test_a_runner_whose_parent_goes_away_ends(command, function_name):
+    with Orphan(command, "--grace", "600") as runner:
+        command.serving(runner.port, lambda: runner.parent.poll() is None)
+        if function_name is not None:
+            command.begin(runner.port, function_name)
+        start = time.monotonic()
+        runner.lose_parent()
+        assert runner.gone(PATIENCE)
+        print(f"ended {time.monotonic() - start:.2f} s after its parent")
+
+
+def test_a_runner_whose_parent_goes_away_ends_while_it_imports_the_settings(command):
+    with Orphan(command, settings="hangs.handlers") as runner:
+        until((command.folder / "hangs").exists, "the settings are imported")
+        runner.lose_parent()
+        assert runner.gone(PATIENCE)
+
+
+def test_no_parent_watch_keeps_it_alive(command):
+    with Orphan(command, "--no-parent-watch") as runner:
+        command.serving(runner.port, lambda: runner.parent.poll() is None)
+        peer = command.begin(runner.port, "outlive_parent")
+        runner.lose_parent()
+        assert peer.receive().result == "still here"
+        os.kill(runner.pid, signal.SIGTERM)
+        assert runner.gone(PATIENCE)
+
+
+@pytest.mark.parametrize("milliseconds", range(0, 400, 25))
+def test_a_runner_whose_parent_goes_away_ends_while_it_starts(command, milliseconds):
+    with Orphan(command) as runner:
+        time.sleep(milliseconds / 1000)
+        runner.lose_parent()
+        assert runner.gone(PATIENCE)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is known by its session, on Linux")
+def test_a_runner_whose_parent_went_away_before_its_first_line_ends(command):
+    parent_is_gone = command.folder / "parent is gone"
+    line = [
+        "/bin/sh",
+        "-c",
+        f'until test -e "{parent_is_gone}"; do sleep 0.01; done; exec "$@"',
+        "sh",
+    ]
+    with Orphan(command, before=line) as runner:
+        runner.lose_parent()
+        parent_is_gone.touch()
+        assert runner.gone(PATIENCE)
+
+
+def test_it_ends_without_its_parent_though_its_output_is_a_full_pipe(command):
+    with FullPipe() as pipe, Orphan(command, settings="logs.handlers", stderr=pipe) as runner:
+        command.serving(runner.port, lambda: runner.parent.poll() is None)
+        command.begin(runner.port, "log")
+        runner.lose_parent()
+        assert runner.gone(PATIENCE)
