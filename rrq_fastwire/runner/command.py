@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import errno
+import gc
 import os
 import signal
 import sys
@@ -90,8 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     # A second Ctrl-C kills while asyncio and the interpreter wait for threads.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Python flushes stdout when the guard cannot run any more, and it may be a pipe that is full.
-    atexit.register(_flush_stdout)
+    atexit.register(_at_exit)
 
     # Imported here, because it takes long: the parent is watched by now.
     import asyncio
@@ -160,9 +160,13 @@ def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
     return None
 
 
-def _flush_stdout() -> None:
+def _at_exit() -> None:
+    # Python itself flushes stdout when the guard cannot run any more, and it may be a full pipe.
     with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
         sys.stdout.flush()
+    # Python looks for garbage in all that was imported: most of the time that the end takes.
+    if sys.implementation.name == "cpython":
+        gc.freeze()
 
 
 def _seconds(text: str) -> float:
