@@ -6,6 +6,8 @@ import asyncio
 import gc
 import os
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 
 import pytest
@@ -183,6 +185,34 @@ def test_children_that_a_handler_forks_end_at_sigterm(command, module):
     pytest.importorskip("rrq", reason="rrq is not installed")
     runner = command.start(settings="app.settings", module=module)
     assert command.connect(runner.port).ask("stop_child") == [-signal.SIGTERM] * 3
+
+
+SERVE_TWICE = """
+import asyncio, sys
+from app import handlers
+from rrq_fastwire.runner import serve
+
+async def main():
+    await asyncio.gather(*(serve(handlers, tcp_socket) for tcp_socket in sys.argv[1:]))
+    print("served")
+
+asyncio.run(main())
+"""
+
+
+@posix
+@pytest.mark.parametrize("number", ENDINGS)
+def test_a_signal_ends_each_serve_of_a_program(command, number):
+    ports = [free_port(), free_port()]
+    sockets = [f"127.0.0.1:{port}" for port in ports]
+    program = command.spawn([sys.executable, "-c", SERVE_TWICE, *sockets], stdout=subprocess.PIPE)
+    for port in ports:
+        command.serving(port, lambda: program.poll() is None)
+    peers = [command.begin(port, "wait") for port in ports]
+    program.send_signal(number)
+    assert [peer.receive().type for peer in peers] == ["cancelled"] * 2
+    assert program.stdout.read() == "served\n"
+    assert command.wait(program) == 0
 
 
 # Signal handlers that the settings set

@@ -101,7 +101,8 @@ def _is_pythons_own(handler: Callable[..., Any]) -> bool:
     """Whether it is Python's own for SIGINT: raise KeyboardInterrupt, or cancel the main task."""
     if isinstance(handler, partial):
         handler = handler.func
-    return handler is signal.default_int_handler or handler.__module__ == "asyncio.runners"
+    module = getattr(handler, "__module__", None)
+    return handler is signal.default_int_handler or module == "asyncio.runners"
 
 
 # Children that a handler forks have the signal handlers that were in force before, so that

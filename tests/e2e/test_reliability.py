@@ -85,6 +85,15 @@ def test_no_runner_remains_when_the_orchestrator_is_killed(loaded):
     assert left_of(worker) == []
 
 
+def test_no_runner_remains_when_the_orchestrator_is_killed_as_they_start(orchestrator):
+    deployment = orchestrator.deploy(RUNNER, FOUR_PROCESSES)
+    with deployment.worker() as worker:
+        wait_until(lambda: len(session(worker.pid)) > 1)
+        worker.kill()
+        worker.wait()
+        assert left_of(worker) == []
+
+
 def test_sigterm_under_load_ends_all_and_loses_nothing(orchestrator, loaded):
     deployment, jobs, lingerers, worker = loaded
     worker.terminate()
