@@ -71,7 +71,7 @@ def _parser() -> _Parser:
         default=0.1,
         metavar="SECONDS",
         help="how long cancelled handlers may clean up at the end (default: %(default)s). The"
-        " worker ends its runners one after another: keep pool_size * (grace + 0.05) below its"
+        " worker ends its runners one after another: keep pool_size * (grace + 0.06) below its"
         " worker_shutdown_grace_period_seconds + 2, or jobs stay ACTIVE until their lock expires",
     )
     parser.add_argument(
