@@ -45,7 +45,7 @@ COMPLAINTS = (
 def test_a_signal_cancels_and_answers_what_runs(command, number, settings):
     if settings == "app.settings":
         pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
-    runner = command.start(settings=settings)
+    runner = command.start("--grace", "600", settings=settings)
     peers = [command.begin(runner.port, "wait") for _ in range(3)]
     peers.append(command.begin(runner.port, "leave_task"))
     assert peers[-1].receive().status == "success"
@@ -231,7 +231,8 @@ def test_a_signal_ends_each_serve_of_a_program(command, number):
 )
 def test_a_signal_handler_of_the_settings_ends_it(command, module, settings, status):
     pytest.importorskip("rrq", reason="rrq is not installed")
-    runner = command.start(settings=f"{settings}.settings", module=module)
+    arguments = ["--grace", "600"] if module == OURS else []
+    runner = command.start(*arguments, settings=f"{settings}.settings", module=module)
     command.begin(runner.port, "wait")
     runner.send_signal(signal.SIGTERM)
     assert command.wait(runner) == status

@@ -13,7 +13,7 @@ from contextlib import suppress
 from importlib import import_module
 
 from .. import __version__
-from .guard import Guard
+from .guard import DEFAULT_GRACE, Guard
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -68,11 +68,12 @@ def _parser() -> _Parser:
     parser.add_argument(
         "--grace",
         type=_seconds,
-        default=0.1,
+        default=DEFAULT_GRACE,
         metavar="SECONDS",
-        help="how long cancelled handlers may clean up at the end (default: %(default)s). The"
-        " worker ends its runners one after another: keep pool_size * (grace + 0.06) below its"
-        " worker_shutdown_grace_period_seconds + 2, or jobs stay ACTIVE until their lock expires",
+        help="how long cancelled handlers, and threads, may go on at the end (default:"
+        " %(default)s). A worker that shuts down ends its runners one after another, and has two"
+        " seconds for all of them once its own worker_shutdown_grace_period_seconds is over: keep"
+        " pool_size * (grace + 0.02) below 2, or jobs stay ACTIVE until their lock expires",
     )
     parser.add_argument(
         "--no-parent-watch",
@@ -112,6 +113,8 @@ def main(argv: list[str] | None = None) -> None:
             loop.run(serving)
     except StartError as error:
         parser.exit(1, f"{error.details}{parser.prog}: {error}\n")
+    finally:
+        guard.loop_is_closed()
 
 
 async def _serve(
@@ -133,7 +136,7 @@ async def _serve(
     except TypeError as error:
         raise StartError(str(error)) from error
     try:
-        await run_server(runner, host, port, options.grace, guard.start_countdown)
+        await run_server(runner, host, port, options.grace, guard.begin_end)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         advice = ", or end what listens there" if error.errno == errno.EADDRINUSE else ""

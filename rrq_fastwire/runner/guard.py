@@ -16,15 +16,19 @@ import threading
 import time
 from contextlib import suppress
 
-__all__ = ["Guard"]
+__all__ = ["DEFAULT_GRACE", "Guard"]
+
+# A worker has two seconds to end all of its runner processes, one after another. This is enough for
+# fifty of them that do not end by themselves.
+DEFAULT_GRACE = 0.02
 
 # How often the guard looks whether the parent is alive, and how long the handlers have if it is
 # not: together less than a second.
 _PARENT_POLL_SECONDS = 0.2
 _ORPHAN_GRACE_SECONDS = 0.6
 
-# What is left after the grace, such as threads and atexit functions, has this long to end.
-_FORCE_SECONDS = 0.05
+# What remains when the event loop is closed, such as threads and atexit functions, has this long.
+_EXIT_SECONDS = 0.1
 
 # How long the last line may take: stderr may be a pipe that is full.
 _LAST_LINE_SECONDS = 0.01
@@ -33,15 +37,18 @@ _LAST_LINE = (
     b"rrq-fastwire-runner: ended by force: a handler, or what it left running, did not end\n"
 )
 
+# What the main thread sends to the guard.
+_ENDING, _CLOSED = b"e", b"c"
+
 
 class Guard:
-    """A thread that ends the process in any case once a countdown has started.
+    """A thread that ends the process in any case, once the process has begun to end.
 
     The thread exists from the start and takes no lock: handlers may hold any of them, and a signal
     handler may interrupt the code that starts a thread.
 
     Arguments:
-        grace: seconds from the start of the countdown until what runs should have ended.
+        grace: seconds from begin_end() until the event loop should be closed.
         watch_parent: whether to end the process when its parent goes away: as SIGTERM does, but
             within a second.
     """
@@ -53,9 +60,13 @@ class Guard:
         self._reader, self._writer = socket.socketpair()
         threading.Thread(target=self._run, name="rrq-fastwire-guard", daemon=True).start()
 
-    def start_countdown(self) -> None:
-        """Ends the process by force after the grace. Signal handlers may call this."""
-        self._writer.send(b"\0")
+    def begin_end(self) -> None:
+        """Starts the grace. Signal handlers may call this, and more than once."""
+        self._writer.send(_ENDING)
+
+    def loop_is_closed(self) -> None:
+        """Says that the grace was enough. Only what Python does at its end remains."""
+        self._writer.send(_CLOSED)
 
     def _run(self) -> None:
         grace = self._grace
@@ -63,24 +74,31 @@ class Guard:
             grace = min(grace, _ORPHAN_GRACE_SECONDS)
             # The main thread, which made this, has to wake up: it runs the signal handlers.
             signal.pthread_kill(self._starter, signal.SIGTERM)
-        time.sleep(grace + _FORCE_SECONDS)
+        if self._receives(_CLOSED, grace):
+            time.sleep(_EXIT_SECONDS)
         with suppress(RuntimeError):  # CPython 3.12 starts no threads during its own end
             _thread.start_new_thread(os.write, (2, _LAST_LINE))
         time.sleep(_LAST_LINE_SECONDS)
         os._exit(0)
 
     def _is_told_to_end(self) -> bool:
-        """Waits for the countdown; False if the parent goes away before."""
+        """Waits for begin_end(); False if the parent goes away before."""
         parent = self._parent
         if parent is None:
-            self._reader.recv(1)
-            return True
+            return self._receives(_ENDING, None)
         if _was_adopted_by(parent):
             return False
-        while not select.select((self._reader,), (), (), _PARENT_POLL_SECONDS)[0]:
+        while not self._receives(_ENDING, _PARENT_POLL_SECONDS):
             if os.getppid() != parent:
                 return False
         return True
+
+    def _receives(self, message: bytes, seconds: float | None) -> bool:
+        """Waits for a message, and passes over others."""
+        while select.select((self._reader,), (), (), seconds)[0]:
+            if self._reader.recv(1) == message:
+                return True
+        return False
 
 
 def _was_adopted_by(parent: int) -> bool:

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 from ..streams import start_server
 from .engine import Runner
+from .guard import DEFAULT_GRACE
 from .process import ending_signals
 
 TYPE_CHECKING = False
@@ -66,7 +67,7 @@ async def serve(
     max_in_flight: int = 64,
     native_messages: bool = False,
     allow_remote: bool = False,
-    grace: float = 0.1,
+    grace: float = DEFAULT_GRACE,
 ) -> None:
     """Runs the jobs that come in on a TCP socket, until SIGTERM, SIGINT or its own cancellation.
 
@@ -83,7 +84,8 @@ async def serve(
         native_messages: whether the handlers of a Registry get this package's ExecutionRequest
             instead of rrq's. A mapping's always do.
         allow_remote: whether to listen on other addresses than loopback.
-        grace: seconds that cancelled handlers are given at the end.
+        grace: seconds that cancelled handlers are given at the end; `rrq-fastwire-runner --help`
+            says how it relates to the worker's.
 
     Raises ValueError for a wrong `tcp_socket`, TypeError for a handler that is not async, and
     OSError if the socket cannot be listened on.

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from .orchestrator import FOUR_PROCESSES, ONE_PROCESS, RUN_SECONDS, session, wait_until
+from .orchestrator import FOUR_PROCESSES, ONE_PROCESS, RUN_SECONDS, Pool, session, wait_until
 
 # The first test of a version waits for the build, the installation and the run.
 pytestmark = pytest.mark.timeout(900)
@@ -111,8 +111,10 @@ def test_sigterm_under_load_ends_all_and_loses_nothing(orchestrator, loaded):
 
 @pytest.mark.parametrize("runner", [["rrq-runner"], RUNNER], ids=["stock", "ours"])
 def test_jobs_that_cannot_be_cancelled_are_put_back_at_sigterm(orchestrator, runner):
-    jobs = {f"job {at}": ("linger_in_thread", {}) for at in range(4)}
-    deployment = orchestrator.deploy(runner, FOUR_PROCESSES)
+    # The worker has two seconds for all of its processes, and ends them one after another.
+    pool = Pool(16, 1)
+    jobs = {f"job {at}": ("linger_in_thread", {}) for at in range(pool.pool_size)}
+    deployment = orchestrator.deploy(runner, pool)
     deployment.enqueue(jobs)
     with deployment.worker() as worker:
         wait_until(lambda: have_run(orchestrator, jobs))
