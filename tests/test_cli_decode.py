@@ -286,7 +286,10 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path):
         (b"\xff", "line 1: "),
         (b'{"type":"cancel"}', "line 1: there is no 'payload'"),
         (b'{"type":null,"payload":{"error":"no","path":""}}', 'line 1: "type" is not a string'),
-        (b'{"type":"a","payload":"%s"}' % (b"x" * 16 * 1024 * 1024), "line 1: 16777241 bytes"),
+        (
+            b'{"type":"a","payload":"%s"}' % (b"x" * 16 * 1024 * 1024),
+            "line 1: payload of 16777241 bytes",
+        ),
         (b'\n{"type":"cancel" "payload":1}', "line 2: expected a comma"),
     ],
     ids=lambda value: value[:30] if isinstance(value, bytes) else "",

@@ -43,7 +43,6 @@ from rrq_fastwire import (
     MAX_FRAME_SIZE,
     CancelRequest,
     ExecutionContext,
-    ExecutionError,
     ExecutionOutcome,
     ExecutionRequest,
     FrameDecoder,
@@ -97,7 +96,7 @@ def request(
             request_id=id,
             job_id=job_id,
             function_name=function_name,
-            params=params,
+            params={} if params is None else params,
             context=ExecutionContext(
                 job_id=job_id,
                 attempt=1,
@@ -1373,10 +1372,6 @@ UNSENDABLE = {
     "an object deep inside": (lambda: {"a": [{"b": {object()}}]}, "unknown type.*object"),
     "an object as key": (lambda: {object(): 1}, "unknown type.*object"),
     "a set as key": (lambda: {frozenset({1}): 1}, "frozenset.* key"),
-    "an ExecutionError of ours": (
-        lambda: ExecutionError(message="m"),
-        "unknown type.*ExecutionError",
-    ),
     "bytes that are no UTF-8": (lambda: b"\xff", "can't decode byte 0xff"),
     "a key that is no UTF-8": (lambda: {b"\xff": 1}, "utf-8"),
     "a lone surrogate": (lambda: "ab\ud800", "lone surrogate at index 2"),
@@ -1458,7 +1453,9 @@ def test_the_largest_result_fits_and_one_byte_more_is_told_by_size_and_limit(run
         request("sized", {"size": most + 1}, id="s", job_id="j"),
     )
     assert answers["r"].result == "x" * most
-    message = "result of 'sized' cannot be sent: 16777217 bytes, the limit is 16777216"
+    message = (
+        "result of 'sized' cannot be sent: payload of 16777217 bytes exceeds the limit of 16777216"
+    )
     assert answers["s"].error.message == message
 
 

@@ -23,7 +23,7 @@ from .. import (
     FrameError,
     MessageError,
     OutcomeStatus,
-    _json,
+    PayloadTooLargeError,
 )
 from ..errors import describe
 from .deadlines import Deadlines
@@ -207,10 +207,10 @@ class Runner:
         """Answers what is no message, if it was meant to be a request."""
         log(logging.WARNING, "%s: job %s: %s", connection.name, describe(error.job_id), error)
         if (
-            error.job_id is not None
+            error.message_type == "request"
+            and error.job_id is not None
             and error.request_id is not None
             and error.request_id not in connection.jobs
-            and _json.loads(error.payload).get("type") == "request"
         ):
             outcome = ExecutionOutcome.failure(error.job_id, error.request_id, str(error))
             self._send(connection, outcome, "a request")
@@ -362,9 +362,8 @@ class Runner:
     ) -> ExecutionOutcome:
         """Sends what could not be encoded: as rrq writes it, or why that does not help."""
         send = connection.stream.send_nowait
-        # Without a path, or another error as its cause, it is the size that is at fault.
-        encoding = isinstance(reason, EncodeError) and (reason.path or reason.__cause__)
-        if HAS_RRQ and encoding:
+        too_large = isinstance(reason, PayloadTooLargeError)
+        if HAS_RRQ and isinstance(reason, EncodeError) and not too_large:
             try:
                 rrq.as_stock_writes(outcome)
                 send(outcome)
