@@ -459,7 +459,7 @@ def test_a_peer_that_never_reads_does_not_hold_up_the_end(run):
     run(scenario())
 
 
-HANDLERS = """
+HANDLERS = '''
 async def echo(request):
     return request.params
 
@@ -470,8 +470,19 @@ async def wait(request):
     import asyncio
     await asyncio.Event().wait()
 
-handlers = {"echo": echo, "blob": blob, "wait": wait}
-"""
+async def blobs(request):
+    """Ends when 64 of them run."""
+    import asyncio
+    running.append(asyncio.get_running_loop().create_future())
+    if len(running) == 64:
+        for each in running:
+            each.set_result(None)
+    await running[int(request.request_id)]
+    return "x" * request.params["size"]
+
+running = []
+handlers = {"echo": echo, "blob": blob, "wait": wait, "blobs": blobs}
+'''
 
 
 def free_port():
@@ -581,3 +592,32 @@ def test_a_peer_that_never_reads_is_held_back(runner, function_name, params):
                 answers.update(answer.request_id for answer in decoder)
         assert set(answers.values()) == {1}
         neighbour.ask()
+
+
+def test_answers_to_a_peer_that_never_reads_are_held_once(runner):
+    port, memory = runner
+    neighbour = Neighbour(port)
+    size = 2**21
+    with neighbour.socket, socket.create_connection(("127.0.0.1", port)) as deaf:
+        neighbour.ask()
+        before = memory()
+        for number in range(64):
+            deaf.sendall(encode_frame(request("blobs", str(number), size=size)))
+        grown = 0
+        while grown < 64 * size / 2**20:
+            neighbour.ask()
+            grown = memory() - before
+        for _ in range(100):
+            neighbour.ask()
+            grown = max(grown, memory() - before)
+        print(f"64 answers of {size / 2**20:.0f} MiB; the runner grew by {grown:.0f} MiB")
+        # One more is with the transport, or being made.
+        assert grown < 1.2 * 64 * size / 2**20
+
+        deaf.settimeout(PATIENCE)
+        decoder = MessageDecoder()
+        answers = Counter()
+        while answers.total() < 64:
+            decoder.feed(deaf.recv(1_000_000))
+            answers.update(answer.request_id for answer in decoder if len(answer.result) == size)
+        assert set(answers.values()) == {1}

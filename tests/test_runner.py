@@ -965,6 +965,57 @@ def test_ten_thousand_deadlines_pass_in_their_order():
         runner.run(running())
 
 
+class FrozenLoop(asyncio.SelectorEventLoop):
+    """A loop whose time is what is set, as long as something is."""
+
+    now = 0.0
+
+    def time(self):
+        return super().time() if self.now is None else self.now
+
+
+def test_a_deadline_is_answered_5_ms_early_where_its_request_is_alone(monkeypatch):
+    """Elsewhere the orchestrator cancels the job; there, it would end the process."""
+
+    async def running():
+        loop = asyncio.get_running_loop()
+        async with serving({"forever": forever, "echo": echo}) as connect:
+            alone, other = await connect(), await connect()
+            alone.send(request("forever", deadline=1000), request("echo", id="begun"))
+            other.send(*(request("forever", id=id, deadline=1000) for id in "12"))
+            other.send(request("echo", id="begun"))
+            assert [*await alone.answers(1), *await other.answers(1)] == ["begun"] * 2
+            loop.now += 999.994
+            await asyncio.sleep(0)
+            alone.send(request("echo", id="5 ms are left"))
+            assert list(await alone.answers(1)) == ["5 ms are left"]
+            loop.now += 0.002
+            assert (await alone.answer()).type is OutcomeType.TIMEOUT
+            other.send(request("echo", id="4 ms are left"))
+            assert list(await other.answers(1)) == ["4 ms are left"]
+            loop.now += 0.005
+            assert {each.type for each in (await other.answers(2)).values()} == {"timeout"}
+            loop.now = None
+
+    class Clock:
+        monotonic = time.monotonic
+
+        @staticmethod
+        def time():
+            return now.timestamp()
+
+    class Date(datetime):
+        @classmethod
+        def now(cls, tz):
+            return now
+
+    now = datetime.now(timezone.utc)
+    monkeypatch.setattr("rrq_fastwire.runner.engine.time", Clock)
+    monkeypatch.setitem(globals(), "datetime", Date)
+    with asyncio.Runner(loop_factory=FrozenLoop) as runner:
+        runner.run(running())
+
+
 def test_jobs_that_end_in_time_are_forgotten_before_their_deadlines(run):
     def jobs():
         return sum(type(each).__name__ == "Job" for each in gc.get_objects())
@@ -1870,6 +1921,55 @@ def test_jobs_that_never_wait_are_all_answered_however_many_come_at_once(run):
     run(running())
 
 
+@pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
+def test_an_answer_does_not_wait_for_jobs_that_block_the_event_loop(run, waits):
+    """Each job receives the answer to the one before, while it keeps the event loop."""
+    count = 20
+
+    async def running():
+        runner = Runner({"report": report})
+        async with await start_server(runner.on_stream, "127.0.0.1", 0) as server:
+            ours.connect(server.sockets[0].getsockname())
+            ours.sendall(b"".join(request("report", id=str(n)) for n in range(count)))
+            await until(lambda: len(seen) == count)
+            server.close()
+            await runner.stop(PATIENCE)
+
+    async def report(request):
+        if waits:
+            await asyncio.sleep(0)
+        time.sleep(0.01)  # more than a read may take
+        if seen:
+            answers.feed(ours.recv(2**16))
+            assert decode_frame(pack_frame(next(answers))).request_id == seen[-1]
+        seen.append(request.request_id)
+
+    seen, answers = [], FrameDecoder()
+    with socket.socket() as ours:
+        ours.settimeout(PATIENCE)
+        run(running())
+    assert seen == [str(n) for n in range(count)]
+
+
+def test_every_job_goes_through_the_task_factory_of_the_loop(run):
+    made = []
+
+    def factory(loop, steps, **more):
+        made.append(asyncio.Task(steps, loop=loop, **more))
+        return made[-1]
+
+    async def running():
+        asyncio.get_running_loop().set_task_factory(factory)
+        async with serving({"echo": echo}) as connect:
+            peer = await connect()
+            peer.send(*(request("echo", id=f"é{n}") for n in range(20)))
+            await peer.answers(20)
+
+    run(running())
+    names = {task.get_name() for task in made}
+    assert names >= {f"rrq-runner-é{n}" for n in range(20)}
+
+
 def test_tasks_that_a_handler_leaves_behind_go_on_and_leave_the_others_alone(run):
     tasks = []
 
@@ -2185,8 +2285,8 @@ class Span(rrq.telemetry.RunnerSpan):
     def retry(self, **more):
         self.tell("retry", **more)
 
-    def timeout(self, **more):
-        self.tell("timeout", **more)
+    def timeout(self, *, timeout_seconds, **more):
+        self.tell("timeout", timeout_seconds=timeout_seconds, **more)
 
     def error(self, *, error, **more):
         self.tell("error", error=repr(error), **more)

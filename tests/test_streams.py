@@ -202,6 +202,42 @@ def test_sending_much_in_one_turn_makes_others_wait_for_the_write(run, connected
 
 
 @pytest.mark.parametrize("end", ["reset", "abort"])
+class CountingLoop(asyncio.SelectorEventLoop):
+    """Counts what it is asked to call."""
+
+    calls = 0
+
+    def call_soon(self, *arguments, **more):
+        self.calls += 1
+        return super().call_soon(*arguments, **more)
+
+
+@pytest.mark.parametrize("size", [10, 2**15])
+def test_many_who_wait_to_send_go_on_in_their_order_in_linear_time(connected, size):
+    count = 10_000 if size < 1000 else 1000
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        async with connected() as (stream, peer):
+            await fill(stream)
+            sending = asyncio.gather(
+                *(stream.send(message(number, size)) for number in range(count)),
+                *(stream.drain() for _ in range(count)),
+            )
+            await asyncio.sleep(0)
+            loop.calls = 0
+            names, decoder = [], MessageDecoder()
+            while len(names) < count:
+                received = decoder.feed(await loop.sock_recv(peer, 2**20))
+                names += [each for each in map(name, received) if each != "fill"]
+            await sending
+            assert names == [str(number) for number in range(count)]
+            assert loop.calls < 12 * count
+
+    with asyncio.Runner(loop_factory=CountingLoop) as runner:
+        runner.run(scenario())
+
+
 def test_who_waits_to_send_fails_when_the_connection_is_lost(run, connected, end):
     async def scenario():
         async with connected() as (stream, peer):
