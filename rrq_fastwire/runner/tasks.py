@@ -121,10 +121,12 @@ else:
                 return self._yield(self._idle)
             if not self._is_told:
                 self._is_told = True
+                # A future refers to what it raises, and so to the frames of the handler.
+                waits_for, self._waits_for = self._waits_for, None
                 # What waits for the next iteration has that now, if the task was in reserve. A new
                 # task has been due before other callbacks that the steps have asked for.
-                if self._waits_for is not None or self._idle is None:
-                    return self._yield(self._waits_for)
+                if waits_for is not None or self._idle is None:
+                    return self._yield(waits_for)
             return self._context.run(self._steps.send, None)
 
         def throw(self, error: BaseException) -> object:
@@ -132,26 +134,27 @@ else:
                 raise error
             if not self._is_told:
                 self._is_told = True
-                if self._is_to_wait_on(error):
-                    return self._yield(self._waits_for)
+                waits_for, self._waits_for = self._waits_for, None
+                if _accepts_cancellation(waits_for, error):
+                    return self._yield(waits_for)
             return self._context.run(self._steps.throw, error)
-
-        def _is_to_wait_on(self, error: BaseException) -> bool:
-            """Cancels what the task does not know yet, as the task would itself.
-
-            Returns whether that accepts it, so that it raises the cancellation later.
-            """
-            if not asyncio.isfuture(self._waits_for):
-                return False
-            try:
-                return self._waits_for.cancel(*error.args)
-            except Exception:  # of a future of another kind
-                return True
 
         def _yield(self, value: Any) -> object:
             if asyncio.isfuture(value):
                 value._asyncio_future_blocking = True  # as its __await__() does
             return value
+
+    def _accepts_cancellation(waits_for: Any, error: BaseException) -> bool:
+        """Cancel what the task does not know yet, as the task would itself.
+
+        Returns whether that accepts the cancellation, so that it raises it later.
+        """
+        if not asyncio.isfuture(waits_for):
+            return False
+        try:
+            return waits_for.cancel(*error.args)
+        except Exception:  # of a future of another kind
+            return True
 
     # So that a task accepts it.
     cast(Any, Coroutine).register(_Relay)
