@@ -15,7 +15,7 @@ from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import fields
 from datetime import datetime, timezone
 
-from rrq_fastwire._json import encode, is_plain, loads
+from rrq_fastwire._json import dump_plain, encode, loads
 from rrq_fastwire.errors import MISSING, EncodeError, MessageError, describe, type_name
 from rrq_fastwire.messages import (
     MAX_NESTING,
@@ -81,8 +81,10 @@ def _format_date_time(value: Any) -> str:
 
 def _instance(*types: type) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
-        # A bool is an int in Python, but not in JSON.
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        # Not isinstance(), which believes what an object says of its class. A bool is an int in
+        # Python, but not in JSON.
+        cls = type(value)
+        if not issubclass(cls, types) or (cls is bool and bool not in types):
             raise ValueError(value)
         return value
 
@@ -96,7 +98,7 @@ _object = _instance(dict)
 _moment = _instance(datetime)
 
 
-# Subclasses are written as the value that they hold, without their own code.
+# Subclasses are encoded by their underlying value, and their methods are not called.
 
 
 def _write_str(value: Any) -> str:
@@ -154,7 +156,7 @@ class _FieldError(Exception):
 _new = object.__new__
 _from_iso = datetime.fromisoformat
 
-# What JSON decodes to.
+# The types that the JSON library returns.
 _ANY = (str, int, float, bool, type(None), list, dict)
 
 
@@ -165,7 +167,7 @@ class _Kind:
         words: what it accepts, for the errors.
         types: the types of decoded JSON that it accepts.
         read: converts a decoded value to the attribute, raising ValueError; None if it is the same.
-        write: converts the attribute to what JSON encodes, likewise.
+        write: converts the attribute to a JSON value, likewise.
         same: the type of the values that JSON encodes without `write`, or None.
     """
 
@@ -253,10 +255,12 @@ class _Schema:
         """The message with the values of a JSON object. Raises _FieldError."""
         message = _new(self.cls)
         for rule, name, types, convert in self._reading:
-            try:
-                value = source[name]
-            except KeyError:
-                return self.read(self._completed(source))
+            value = source.get(name, MISSING)
+            if value is MISSING:
+                value = rule.default()
+                if convert is None or value is None:
+                    setattr(message, name, value)
+                    continue
             if type(value) not in types:
                 raise rule.refuse(value)
             if convert is not None and value is not None:
@@ -266,14 +270,6 @@ class _Schema:
                     raise rule.explain(error, value) from None
             setattr(message, name, value)
         return message
-
-    def _completed(self, source: dict[str, Any]) -> dict[str, Any]:
-        """The object with defaults for the keys that it lacks. Raises _FieldError."""
-        completed = {}
-        for rule in self.rules:
-            name = rule.name
-            completed[name] = source[name] if name in source else rule.default()
-        return completed
 
     def write(self, message: Any) -> dict[str, Any]:
         """What JSON encodes for a message. Raises _FieldError, and ValueError for another class."""
@@ -287,6 +283,8 @@ class _Schema:
             elif value is None and rule.nullable:
                 if rule.none == "null" or (rule.none and document["status"] == "success"):
                     document[name] = None
+            elif value is MISSING:
+                raise rule.refuse(value)
             elif convert is None:
                 document[name] = value
             else:
@@ -307,13 +305,13 @@ class Codec:
 
     Arguments: two functions of the compiled implementation, which give the same as those here.
         parse: parse_date_time().
-        plain_check: `_json.is_plain()`.
+        dump_plain: `_json.dump_plain()`.
     """
 
     def __init__(
         self,
         parse: Callable[[str], datetime] = parse_date_time,
-        plain_check: Callable[[Any, int], bool] = is_plain,
+        dump_plain: Callable[[Any, int], bytes | None] = dump_plain,
     ) -> None:
         kinds = dict(_KINDS)
         kinds["datetime"] = _Kind(
@@ -325,28 +323,35 @@ class Codec:
         for cls in (ExecutionContext, ExecutionError):
             kinds[cls.__name__] = _Schema(cls, kinds).kind()
         self._schemas = {name: _Schema(cls, kinds) for name, cls in WIRE_TYPES.items()}
-        self._wire_types = {cls: name for name, cls in WIRE_TYPES.items()}
-        self._plain_check = plain_check
+        self._dump_plain = dump_plain
 
     def decode_payload(self, payload: bytes | memoryview) -> RunnerMessage:
-        """The message in a payload, which must not change meanwhile. Raises MessageError."""
+        """The message in a payload, which must not change during the call. Raises MessageError."""
         try:
             document = loads(payload)
         except ValueError as error:
             raise MessageError(f"not JSON: {error}", bytes(payload)) from None
         try:
-            message: RunnerMessage = self._schemas[document["type"]].read(document["payload"])
-            return message
-        except (KeyError, TypeError):  # the envelope is wrong
-            field_error = None
+            source = document["payload"]
+            schema = self._schemas[document["type"]]
+            if type(source) is dict:
+                message: RunnerMessage = schema.read(source)
+                return message
+        except (KeyError, TypeError):
+            pass  # the envelope is wrong
         except _FieldError as error:
-            field_error = error
-        raise self._refuse(payload, document, field_error)
+            path, reason = f"payload.{error.path}", error.reason
+            raise self._refuse(payload, document, path, reason) from None
+        raise self._refuse(payload, document, "payload", "")
 
     def _refuse(
-        self, payload: bytes | memoryview, document: Any, field_error: _FieldError | None
+        self, payload: bytes | memoryview, document: Any, path: str, reason: str
     ) -> MessageError:
-        """The error for a payload that is JSON and not a valid message."""
+        """The error for a payload that is JSON and not a valid message.
+
+        Arguments:
+            path, reason: what is wrong with a field; "" for `reason` if the envelope is wrong.
+        """
         if type(document) is not dict:
             return MessageError(f"expected an object, got {describe(document)}", bytes(payload))
         wire_type = document.get("type", MISSING)
@@ -355,23 +360,23 @@ class Codec:
             path = "type"
             reason = f"expected one of {', '.join(self._schemas)}, got {describe(wire_type)}"
             wire_type = None
-        elif field_error is None:
-            path = "payload"
+        elif not reason:
             reason = f"expected an object, got {describe(source)}"
-        else:
-            path = f"payload.{field_error.path}"
-            reason = field_error.reason
         job_id, request_id = _text_at(source, "job_id"), _text_at(source, "request_id")
         return MessageError(reason, bytes(payload), path, wire_type, job_id, request_id)
 
     def encode_payload(self, message: RunnerMessage) -> bytes:
         """The payload that carries `message`. Raises EncodeError; TypeError for other objects."""
-        wire_type = self._wire_types.get(type(message))
-        if wire_type is None:
-            raise TypeError(f"expected a RunnerMessage, got {type_name(message)}")
+        # Not a dict of classes, which would call the hash and equality of a metaclass.
+        for wire_type, schema in self._schemas.items():
+            if schema.cls is type(message):
+                return self._encode(wire_type, schema, message)
+        raise TypeError(f"expected a RunnerMessage, got {type_name(message)}")
+
+    def _encode(self, wire_type: str, schema: _Schema, message: RunnerMessage) -> bytes:
         try:
-            document = self._schemas[wire_type].write(message)
+            document = schema.write(message)
         except _FieldError as error:
             raise EncodeError(error.reason, f"payload.{error.path}") from None
         envelope = {"type": wire_type, "payload": document}
-        return encode(envelope, MAX_NESTING, "", self._plain_check)
+        return encode(envelope, MAX_NESTING, "", self._dump_plain)

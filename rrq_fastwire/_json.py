@@ -7,7 +7,6 @@ Integers outside 64 bits become floats, as in the orchestrator.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from enum import Enum
 from uuid import UUID
 
@@ -21,10 +20,15 @@ if TYPE_CHECKING:
     loads: Callable[[bytes | memoryview], Any]
     dumps: Callable[[Any], bytes] | None
 
-__all__ = ["JSON_BACKEND", "dumps", "encode", "is_plain", "loads", "version"]
+__all__ = ["JSON_BACKEND", "dump_plain", "dumps", "encode", "loads", "version"]
 
 # The orchestrator reads an integer outside 64 bits as a float, and rejects one beyond a double.
 _BIG = 10**308
+
+# The items of all containers together. Each takes two bytes at least, so a frame that the
+# orchestrator reads cannot carry more. A value in which one container occurs many times can have
+# any number of items without using much memory.
+MAX_ITEMS = 8 * 1024 * 1024
 
 _LEAVES = frozenset((str, int, float, bool, type(None)))
 
@@ -37,11 +41,14 @@ class _NoJsonError(Exception):
         self.path = ""
 
 
-def is_plain(value: Any, levels: int) -> bool:
+def _is_plain(value: Any, levels: int, left: list[int]) -> bool:
     """Whether `value` holds only Python's own JSON types, nested at most `levels` deep.
 
     orjson gets only such values. It writes a Fragment without a check, runs an Enum's code while it
     writes, and does not count tuples as nested.
+
+    Arguments:
+        left: a list of one number: how many more items `value` may hold.
     """
     kind = type(value)
     if kind in _LEAVES:
@@ -52,25 +59,41 @@ def is_plain(value: Any, levels: int) -> bool:
         items = value
     else:
         return False
-    if not levels:
+    left[0] -= len(value)
+    if not levels or left[0] < 0:
         return False
-    for item in items:  # noqa: SIM110 (a generator takes twice as long)
-        if type(item) not in _LEAVES and not is_plain(item, levels - 1):
+    for item in items:
+        if type(item) not in _LEAVES and not _is_plain(item, levels - 1, left):
             return False
     return True
 
 
-def _plain(value: Any, levels: int, big: Callable[[int], Any]) -> Any:
+def dump_plain(value: Any, levels: int) -> bytes | None:
+    """`value` written by orjson, if it is plain and orjson takes it; else None.
+
+    Nothing runs between the check and the writing in which another thread or the garbage collector
+    could change the value, as far as Python allows that.
+    """
+    if dumps is None:
+        return None
+    try:
+        if _is_plain(value, levels, [MAX_ITEMS]):
+            return dumps(value)
+    except (TypeError, RuntimeError):
+        # A lone surrogate, a large integer or a key that is not a str; a dict that changed.
+        pass
+    return None
+
+
+def _plain(value: Any, levels: int, left: list[int]) -> Any:
     """A copy of `value` with only what both backends write alike. Raises _NoJsonError.
 
-    Arguments:
-        levels: how many containers may be nested in one another.
-        big: converts an integer outside 64 bits.
+    Arguments: as those of _is_plain().
     """
     if value is None or value is True or value is False:
         return value
     if isinstance(value, Enum):
-        return _plain(value.value, levels, big)
+        return _plain(value.value, levels, left)
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int):
@@ -78,7 +101,7 @@ def _plain(value: Any, levels: int, big: Callable[[int], Any]) -> Any:
         if -(2**63) <= number < 2**64:
             return number
         if -_BIG < number < _BIG:
-            return big(number)
+            return _big(number)
         raise _NoJsonError("int of more than 308 digits, which no double can hold")
     if isinstance(value, float):
         real = float.__float__(value)
@@ -95,18 +118,26 @@ def _plain(value: Any, levels: int, big: Callable[[int], Any]) -> Any:
             plain = {}
             for key, item in dict.items(value):
                 step = ""
+                _count(left)
                 name = _key(key)
                 step = f".{name}"
-                plain[name] = _plain(item, levels - 1, big)
+                plain[name] = _plain(item, levels - 1, left)
             return plain
         items: list[Any] = []
         for item in _items(value):
             step = f"[{len(items)}]"
-            items.append(_plain(item, levels - 1, big))
+            _count(left)
+            items.append(_plain(item, levels - 1, left))
         return items
     except _NoJsonError as error:
         error.path = step + error.path
         raise
+
+
+def _count(left: list[int]) -> None:
+    left[0] -= 1
+    if left[0] < 0:
+        raise _NoJsonError(f"more than {MAX_ITEMS} items")
 
 
 def _items(value: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
@@ -128,10 +159,10 @@ def _key(key: Any) -> str:
     raise _NoJsonError(f"object keys must be str, not {type_name(key)}")
 
 
-def _checked(value: Any, levels: int, path: str, big: Callable[[int], Any]) -> Any:
+def _checked(value: Any, levels: int, path: str) -> Any:
     """Call _plain(), and turn whatever a value's own code raises into EncodeError."""
     try:
-        return _plain(value, levels, big)
+        return _plain(value, levels, [MAX_ITEMS])
     except _NoJsonError as error:
         where = (path + error.path).removeprefix(".")
         # The path of a value a hundred levels deep is too long to read.
@@ -160,7 +191,8 @@ except ImportError:
     # Enough for _MAX_DEPTH and the caller's own frames.
     _RECURSION_LIMIT = 3000
 
-    _STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+    # Possessive, so that it keeps no state for each character and never tries again.
+    _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
     # In a document that is known to be valid JSON, each match is one whole escape: a surrogate
     # pair, one half of a pair, or anything else.
     _ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F])|.)")
@@ -235,22 +267,22 @@ else:
 
 
 def encode(
-    value: Any, levels: int, path: str, plain_check: Callable[[Any, int], bool] = is_plain
+    value: Any,
+    levels: int,
+    path: str,
+    dump_plain: Callable[[Any, int], bytes | None] = dump_plain,
 ) -> bytes:
     """`value` as compact JSON.
 
     Arguments:
         levels: how many containers may be nested in one another.
         path: where `value` stands, for the error.
-        plain_check: is_plain(), or the compiled function that gives the same.
+        dump_plain: dump_plain(), or the compiled function that gives the same.
 
     Raises EncodeError.
     """
-    if dumps is not None and plain_check(value, levels):
-        # TypeError: a lone surrogate, a large integer, or a key that is not a str.
-        with suppress(TypeError):
-            return dumps(value)
-    return _write(_checked(value, levels, path, _big))
+    written = dump_plain(value, levels)
+    return _write(_checked(value, levels, path)) if written is None else written
 
 
 JSON_BACKEND: str = backend

@@ -1,4 +1,4 @@
-"""Every exception of rrq_fastwire. Each has its numbers and texts as attributes, and pickles."""
+"""Every exception of rrq_fastwire. Each has its numbers as attributes, and can be pickled."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class TruncatedFrameError(FrameError):
 
     Attributes:
         expected: bytes of the whole frame, header included; 4 while the header is incomplete.
-        received: bytes that are there, header included.
+        received: bytes received, header included.
     """
 
     def __init__(self, expected: int, received: int) -> None:

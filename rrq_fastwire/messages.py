@@ -14,6 +14,8 @@ from enum import StrEnum
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self, TypeAlias
+else:
+    Any = Self = object  # for typing.get_type_hints(); to import typing takes too long
 
 __all__ = [
     "MAX_NESTING",
@@ -68,11 +70,11 @@ class ExecutionContext:
 
     Attributes:
         job_id: the job's id.
-        attempt: how often the job was started, this time included; 0 to 4294967295.
+        attempt: number of times the job has been started, including this one; 0 to 4294967295.
         enqueue_time: when the job entered the queue; aware, in UTC, truncated to microseconds.
         queue_name: the queue that the job came from.
-        deadline: when the orchestrator gives the job up; as `enqueue_time`.
-        trace_context: the trace that the job belongs to, as W3C's headers.
+        deadline: when the orchestrator gives up on the job; same form as `enqueue_time`.
+        trace_context: the W3C trace headers of the job's trace.
         correlation_context: the producer's own labels. Orchestrators up to 0.9.18 do not send it.
         worker_id: the orchestrator's worker.
     """
@@ -165,7 +167,7 @@ class ExecutionOutcome:
     @classmethod
     def success(cls, job_id: str, request_id: str, result: Any = None) -> Self:
         """The job completed and returned `result`."""
-        # The answer to most jobs. To call the class takes twice as long, because `type.__call__`
+        # The answer to most jobs. Calling the class takes twice as long, because `type.__call__`
         # passes keyword arguments on as a dict.
         outcome = object.__new__(cls)
         outcome.__init__(  # type: ignore[misc]
@@ -220,7 +222,7 @@ class ExecutionOutcome:
 
 @dataclass(slots=True, kw_only=True)
 class CancelRequest:
-    """A job to end, sent by the orchestrator to a runner.
+    """A request to end a job, sent by the orchestrator to a runner.
 
     Attributes:
         protocol_version: the version of the protocol. Decoding accepts any; a runner must check it.

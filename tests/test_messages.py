@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import inspect
 import pickle
+import typing
 from datetime import datetime, timezone
 
 import pytest
@@ -86,6 +87,12 @@ def test_every_attribute_is_described(cls):
     described = inspect.getdoc(cls).partition("Attributes:")[2]
     for field in dataclasses.fields(cls):
         assert f"{field.name}:" in described or f"{field.name}, " in described
+
+
+@classes
+def test_type_hints_can_be_resolved(cls):
+    assert set(typing.get_type_hints(cls)) == {field.name for field in dataclasses.fields(cls)}
+    assert inspect.signature(cls, eval_str=True).parameters
 
 
 def test_a_repr_shows_every_field():

@@ -216,6 +216,77 @@ def test_a_decoder_can_be_used_by_a_callback_of_the_collector(run, orjson):
     assert printed == "True\n"
 
 
+def test_a_collection_in_the_middle_of_a_backlog_loses_and_repeats_nothing(run):
+    """The slices keep CPython from having a spare one, so that a new one can start a collection."""
+    printed = run(
+        """
+        frames = [str(n).encode() * 50 for n in range(40)]
+        stream = b"".join(wire.pack_frame(frame) for frame in frames)
+        kept = [slice(1), slice(2)]
+        for threshold in range(1, 30):
+            decoder = wire.FrameDecoder()
+            decoder.feed(stream[:-1])
+            decoder.feed(stream[-1:])
+            taken = []
+
+            def drain(phase, _):
+                for payload in decoder:
+                    taken.append(payload)
+                    if len(taken) % 4 == 0:
+                        break
+
+            gc.callbacks.append(drain)
+            gc.set_threshold(threshold)
+            for payload in decoder:
+                taken.append(payload)
+            gc.set_threshold(0)
+            gc.callbacks.clear()
+            taken += list(decoder)
+            assert sorted(taken) == sorted(frames), (threshold, taken)
+        print("all")
+        """
+    )
+    assert printed == "all\n"
+
+
+@pytest.mark.parametrize("orjson", [True, False], ids=["orjson", "json"])
+def test_a_value_is_written_as_it_was_checked(run, orjson):
+    """A callback of the collector puts raw JSON into the value after the check."""
+    run(
+        """
+        class Raw:
+            pass
+
+        raw = Raw()
+        if not NO_ORJSON:
+            import orjson
+            raw = orjson.Fragment(b"BROKEN")
+
+        for collection in range(1, 40):
+            details = [1, [2, {"a": 3}]]
+            failure = ExecutionOutcome.failure("j", "r", "m", details=details)
+            count = 0
+
+            def spoil(phase, _):
+                global count
+                count += phase == "start"
+                if count == collection:
+                    details[1].append(raw)
+
+            gc.callbacks.append(spoil)
+            gc.set_threshold(1)
+            try:
+                frame = wire.encode_frame(failure)
+            except wire.EncodeError:
+                frame = b""
+            gc.set_threshold(0)
+            gc.callbacks.clear()
+            assert b"BROKEN" not in frame, collection
+        """,
+        orjson=orjson,
+    )
+
+
 def test_decoding_in_a_finalizer_while_a_deep_document_is_decoded(run):
     printed = run(
         """
@@ -355,6 +426,7 @@ success = ExecutionOutcome.success("j", "r", {"a": [1]})
 frame = wire.encode_frame(message)
 other = wire.pack_frame(json.dumps(json.loads(frame[4:])).encode())
 answer = wire.encode_frame(success)
+cancel = wire.encode_frame(CancelRequest(job_id="j"))
 decoders = iter([wire.MessageDecoder() for _ in range(1000)])
 
 def stream():
@@ -373,6 +445,8 @@ def stream():
         "lambda: wire.decode_frame(frame)",
         "lambda: wire.decode_frame(other)",
         "lambda: wire.decode_frame(answer)",
+        "lambda: wire.decode_frame(cancel)",
+        "lambda: wire.decode_frame(wire.encode_frame(failure))",
         "lambda: wire.encode_frame(message)",
         "lambda: wire.encode_frame(failure)",
         "lambda: wire.encode_frame(success)",

@@ -211,6 +211,26 @@ def test_memory_of_get_buffer_counts_what_was_written_to_it_and_no_more(wire):
     assert [message.job_id for message in decoder] == ["b"]
 
 
+def test_memory_handed_out_does_not_count_after_the_end_of_the_stream(wire):
+    decoder = wire.MessageDecoder()
+    decoder.get_buffer(-1)[:2] = b"\0\0"
+    decoder.feed_eof()
+    with pytest.raises(ValueError, match="nbytes must be from 0 to 0, got 2"):
+        decoder.buffer_updated(2)
+
+
+def test_a_frame_error_comes_without_another_exception(wire):
+    for stream in (b"\0\0\0\0", b"\xff\xff\xff\xff"):
+        decoder = wire.MessageDecoder().feed(stream)
+        errors = []
+        for _ in range(2):
+            with pytest.raises(FrameError) as caught:
+                next(decoder)
+            assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+            errors.append(caught.value)
+        assert errors[0] is not errors[1]
+
+
 def test_messages_can_be_taken_while_memory_is_handed_out(wire):
     decoder = wire.MessageDecoder().feed(cancel("a") + cancel("b")[:3])
     view = decoder.get_buffer(-1)

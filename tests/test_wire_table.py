@@ -305,3 +305,18 @@ def test_json_means_the_same_with_either_backend(wire, text, value):
     else:
         assert result == value
         assert type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"[" * 1025 + b'\\"' * 500_000,
+        b"[" * 1025 + b'"' + b"x" * 1_000_000,
+        b"[" * 1025 + b'"\n' * 500_000,
+    ],
+    ids=["quotes", "open text", "line feeds"],
+)
+def test_deep_json_with_long_texts_is_refused_in_linear_time(wire, payload):
+    """Quadratic work would take hours, and so the test's time limit."""
+    with pytest.raises(MessageError, match=r"^not JSON: "):
+        wire.decode_payload(payload)

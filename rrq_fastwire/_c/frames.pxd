@@ -6,7 +6,7 @@ cdef enum:
     READ_SIZE = 32 * 1024           # the size of get_buffer()'s memory
 
 
-# The one place that reads the four bytes, and the one that writes them.
+# Only these two functions read and write the header.
 cdef inline uint32_t read_length(const char* header) noexcept:
     cdef const unsigned char* octets = <const unsigned char*>header
     return (
@@ -25,7 +25,7 @@ cdef inline void write_length(char* header, uint32_t length) noexcept:
     octets[3] = length & 0xFF
 
 
-# The bytes of `data`, which others can no longer change. Raises TypeError.
+# Return `data` as bytes that no other code can change. Raises TypeError.
 cdef bytes octets(object data)
 
 # `max_frame_size`, if four bytes can hold it. Raises TypeError and ValueError.
@@ -38,7 +38,7 @@ cdef int check_whole(bytes frame) except -1
 cdef bytes new_frame(Py_ssize_t length, uint32_t limit)
 
 
-# A payload in bytes that stay as they are as long as `owner` is held.
+# The position of a payload in the bytes that next_payload() returns.
 cdef struct Payload:
     Py_ssize_t start
     Py_ssize_t size
@@ -47,6 +47,7 @@ cdef struct Payload:
 cdef class StreamDecoder:
     cdef uint32_t limit             # the most bytes of payload that a header may declare
     cdef bytearray rest             # frames that are read after a copy: cut ones, and a backlog
+    cdef Py_ssize_t rest_pos        # the end of the frames taken from `rest`
     cdef bytes chunk                # the data of the last feed(), read in place; it follows `rest`
     cdef Py_ssize_t pos             # the end of the frames taken from `chunk`
     cdef bytearray space            # the memory of get_buffer()
@@ -60,6 +61,7 @@ cdef class StreamDecoder:
     cdef int fail(self, object error, tuple arguments) except -1
     cdef uint64_t frame_size(self, const char* header) except 0
     cdef int add(self, bytes data) except -1
+    cdef Py_ssize_t rest_size(self) noexcept
     cdef int move(self, uint64_t size) except -1
     cdef bytes take_rest(self, Payload* payload)
     cdef bytes take_chunk(self, Payload* payload)

@@ -11,7 +11,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyBy
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memmove
 
 from ..errors import EmptyFrameError, FrameTooLargeError, TruncatedFrameError
 from ..errors import EncodeError, PayloadTooLargeError, type_name
@@ -92,8 +92,9 @@ def pack_frame(payload, *, max_frame_size=MAX_FRAME_SIZE):
 cdef class StreamDecoder:
     """The part that FrameDecoder and MessageDecoder share: it splits bytes into payloads.
 
-    No Python code runs while the attributes are changed, so a call may come from anywhere: from a
-    callback of the garbage collector, which may also have cleared the attributes to None.
+    Calls may be re-entrant, for example from a callback of the garbage collector: nothing between
+    the first and the last change of the attributes allocates an object that the collector tracks.
+    The collector may also have cleared the attributes to None.
     """
 
     def __cinit__(self, *_, **__):
@@ -111,6 +112,7 @@ cdef class StreamDecoder:
         Raises:
             FrameError: an earlier error ended the stream.
             TypeError: `data` is not bytes, bytearray or memoryview.
+            RuntimeError: another call adds bytes at the same time (pure Python only).
         """
         cdef bytes added = octets(data)
         with cython.critical_section(self):
@@ -125,12 +127,13 @@ cdef class StreamDecoder:
             FrameError: the stream ends inside a frame (TruncatedFrameError), or an earlier error
                 ended it.
         """
-        cdef Py_ssize_t pos = 0
+        cdef Py_ssize_t pos
         cdef Py_ssize_t left
         cdef uint64_t size
         with cython.critical_section(self):
             self.check()
             self.add(b"")
+            pos = self.rest_pos
             while self.rest is not None and pos < PyByteArray_GET_SIZE(self.rest):
                 left = PyByteArray_GET_SIZE(self.rest) - pos
                 size = HEADER_LEN
@@ -150,8 +153,7 @@ cdef class StreamDecoder:
         """
         if not isinstance(hint, int):
             raise TypeError(f"hint must be an int, got {type_name(hint)}")
-        cdef bytearray space = bytearray()
-        PyByteArray_Resize(space, READ_SIZE)
+        cdef bytearray space = bytearray(READ_SIZE)
         with cython.critical_section(self):
             self.check()
             self.space = space
@@ -189,8 +191,7 @@ cdef class StreamDecoder:
         """Bytes of the stream that were fed and not taken yet."""
         cdef Py_ssize_t held = 0
         with cython.critical_section(self):
-            if self.rest is not None:
-                held = PyByteArray_GET_SIZE(self.rest)
+            held = self.rest_size()
             if self.chunk is not None:
                 held += PyBytes_GET_SIZE(self.chunk) - self.pos
         return held
@@ -235,6 +236,10 @@ cdef class StreamDecoder:
             self.pos = 0
         return 0
 
+    cdef Py_ssize_t rest_size(self) noexcept:
+        """Bytes in `rest` that are not taken."""
+        return 0 if self.rest is None else PyByteArray_GET_SIZE(self.rest) - self.rest_pos
+
     cdef int move(self, uint64_t size) except -1:
         """Move bytes from `chunk` to `rest` until that has `size` bytes, or `chunk` is empty."""
         cdef Py_ssize_t held, more
@@ -242,10 +247,22 @@ cdef class StreamDecoder:
             return 0
         if self.rest is None:
             self.rest = bytearray()
-        held = PyByteArray_GET_SIZE(self.rest)
+            self.rest_pos = 0
+        held = self.rest_size()
+        if self.rest_pos > held:
+            # The bytes that were taken outnumber those that move, so the work stays linear.
+            memmove(
+                PyByteArray_AS_STRING(self.rest),
+                PyByteArray_AS_STRING(self.rest) + self.rest_pos,
+                held,
+            )
+            self.copied += held
+            self.rest_pos = 0
+            PyByteArray_Resize(self.rest, held)
         more = PyBytes_GET_SIZE(self.chunk) - self.pos
         if size - <uint64_t>held < <uint64_t>more:
             more = <Py_ssize_t>(size - <uint64_t>held)
+        held += self.rest_pos
         if more > PY_SSIZE_T_MAX - held:
             raise MemoryError
         PyByteArray_Resize(self.rest, held + more)
@@ -261,7 +278,7 @@ cdef class StreamDecoder:
     cdef bytes next_payload(self, Payload* payload):
         cdef bytes owner = None
         with cython.critical_section(self):
-            if self.rest is not None and PyByteArray_GET_SIZE(self.rest):
+            if self.rest_size():
                 owner = self.take_rest(payload)
             elif self.chunk is not None:
                 owner = self.take_chunk(payload)
@@ -270,29 +287,26 @@ cdef class StreamDecoder:
         return owner
 
     cdef bytes take_rest(self, Payload* payload):
-        cdef Py_ssize_t held = PyByteArray_GET_SIZE(self.rest)
-        cdef uint64_t size
         cdef bytes owner
-        if held < HEADER_LEN:
+        cdef uint64_t size
+        if self.rest_size() < HEADER_LEN:
             self.move(HEADER_LEN)
-            if PyByteArray_GET_SIZE(self.rest) < HEADER_LEN:
+            if self.rest_size() < HEADER_LEN:
                 return None
-        size = self.frame_size(PyByteArray_AS_STRING(self.rest))
-        if <uint64_t>PyByteArray_GET_SIZE(self.rest) < size:
+        size = self.frame_size(PyByteArray_AS_STRING(self.rest) + self.rest_pos)
+        if <uint64_t>self.rest_size() < size:
             self.move(size)
-            held = PyByteArray_GET_SIZE(self.rest)
-            if <uint64_t>held < size:
+            if <uint64_t>self.rest_size() < size:
                 return None
         payload.start = 0
         payload.size = <Py_ssize_t>size - HEADER_LEN
         owner = PyBytes_FromStringAndSize(
-            PyByteArray_AS_STRING(self.rest) + HEADER_LEN, payload.size
+            PyByteArray_AS_STRING(self.rest) + self.rest_pos + HEADER_LEN, payload.size
         )
         self.copied += payload.size
-        if <uint64_t>PyByteArray_GET_SIZE(self.rest) == size:
+        self.rest_pos += <Py_ssize_t>size
+        if self.rest_pos == PyByteArray_GET_SIZE(self.rest):
             self.rest = None
-        else:
-            del self.rest[: <Py_ssize_t>size]
         return owner
 
     cdef bytes take_chunk(self, Payload* payload):

@@ -86,6 +86,8 @@ class MessageDecoder(StreamDecoder):
         try:
             payload = self._payloads.popleft()
         except IndexError:
-            self._fail()
-            raise StopIteration from None
+            payload = None
+        if payload is None:
+            self._end()
+            raise StopIteration
         return _codec.decode_payload(payload)

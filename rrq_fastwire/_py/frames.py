@@ -36,7 +36,7 @@ _unpack_length = Struct(">I").unpack_from
 
 
 def octets(data: bytes | bytearray | memoryview) -> bytes:
-    """The bytes of `data`, which others can no longer change. Raises TypeError."""
+    """Return `data` as bytes that no other code can change. Raises TypeError."""
     if type(data) is bytes:
         return data
     if isinstance(data, (bytes, bytearray, memoryview)):
@@ -54,18 +54,16 @@ def checked_limit(max_frame_size: int) -> int:
     return limit
 
 
-def _refuse(length: int, limit: int) -> FrameError:
-    return FrameTooLargeError(length, limit) if length else EmptyFrameError()
-
-
 def whole_payload(frame: bytes | bytearray | memoryview) -> bytes:
     """The payload of exactly one frame. Raises TypeError and FrameError."""
     data = octets(frame)
     if len(data) < FRAME_HEADER_LEN:
         raise TruncatedFrameError(FRAME_HEADER_LEN, len(data))
     (length,) = _unpack_length(data)
-    if not 0 < length <= MAX_FRAME_SIZE:
-        raise _refuse(length, MAX_FRAME_SIZE)
+    if length == 0:
+        raise EmptyFrameError
+    if length > MAX_FRAME_SIZE:
+        raise FrameTooLargeError(length, MAX_FRAME_SIZE)
     if len(data) != FRAME_HEADER_LEN + length:
         raise TruncatedFrameError(FRAME_HEADER_LEN + length, len(data))
     return data[FRAME_HEADER_LEN:]
@@ -97,24 +95,15 @@ def pack_frame(
 class StreamDecoder:
     """The part that FrameDecoder and MessageDecoder share: it splits bytes into payloads."""
 
-    __slots__ = (
-        "_copied",
-        "_ended",
-        "_failure",
-        "_feeding",
-        "_limit",
-        "_payloads",
-        "_rest",
-        "_space",
-    )
+    __slots__ = ("_copied", "_failure", "_feeding", "_limit", "_payloads", "_rest", "_space")
 
     def __init__(self, max_frame_size: int = MAX_FRAME_SIZE) -> None:
         self._limit = checked_limit(max_frame_size)
         self._payloads: deque[bytes] = deque()
         self._rest = bytearray()  # the bytes after the last payload
         self._space = bytearray()  # the memory of get_buffer()
-        self._failure: FrameError | None = None  # what is wrong with the bytes in _rest
-        self._ended = False  # whether _failure was raised
+        # The class and arguments of the error that ended the stream.
+        self._failure: tuple[type[FrameError], tuple[int, ...]] | None = None
         self._copied = 0  # bytes copied so far, so that tests can show that the work is linear
         self._feeding = allocate_lock()
 
@@ -127,6 +116,7 @@ class StreamDecoder:
         Raises:
             FrameError: an earlier error ended the stream.
             TypeError: `data` is not bytes, bytearray or memoryview.
+            RuntimeError: another call adds bytes at the same time (pure Python only).
         """
         data = octets(data)
         with self._lock():
@@ -143,9 +133,10 @@ class StreamDecoder:
         """
         with self._lock():
             self._check()
-            if self._rest and self._failure is None:
-                self._failure = TruncatedFrameError(self._frame_size(), len(self._rest))
-            self._fail()
+            self._space = bytearray()
+            if self._rest and not self._is_broken():
+                self._failure = TruncatedFrameError, (self._frame_size(), len(self._rest))
+            self._check()
 
     def get_buffer(self, hint: int) -> memoryview:
         """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
@@ -206,53 +197,66 @@ class StreamDecoder:
         return self._feeding
 
     def _check(self) -> None:
-        """Raise the error that ended the stream, if it was raised before."""
-        if self._ended:
-            self._fail()
-
-    def _fail(self) -> None:
-        """Raise the error that ends the stream, if there is one."""
+        """Raise the error that ended the stream, if one did."""
         if self._failure is not None:
-            self._ended = True
-            raise self._failure.with_traceback(None)
+            error, arguments = self._failure
+            raise error(*arguments)
+
+    def _end(self) -> None:
+        """End an iteration that has taken all payloads. Raises the error that follows them."""
+        self._is_broken()
+        self._check()
+
+    def _is_broken(self) -> bool:
+        """Whether `_rest` begins with a wrong header, which ends the stream."""
+        length = self._frame_size() - FRAME_HEADER_LEN
+        if len(self._rest) < FRAME_HEADER_LEN or 0 < length <= self._limit:
+            return False
+        if self._failure is None:
+            self._failure = (
+                (FrameTooLargeError, (length, self._limit)) if length else (EmptyFrameError, ())
+            )
+        return True
 
     def _frame_size(self) -> int:
-        """Bytes of the frame that begins in `_rest`; of its header while that is incomplete."""
+        """Bytes of the frame that begins in `_rest`; 4 while its header is incomplete."""
         if len(self._rest) < FRAME_HEADER_LEN:
             return FRAME_HEADER_LEN
         length: int = _unpack_length(self._rest)[0]
-        if not 0 < length <= self._limit:
-            self._failure = _refuse(length, self._limit)
         return FRAME_HEADER_LEN + length
 
     def _add(self, data: bytes) -> None:
-        """Split the bytes into payloads. Only a frame that is cut is kept in `_rest`."""
+        """Split the bytes into payloads. A frame that is cut is kept in `_rest`.
+
+        A signal handler may raise an exception at any call. So what is new is kept by the last two
+        statements, between which there is none.
+        """
         self._space = bytearray()
         rest = self._rest
-        pos = 0
-        while rest and self._failure is None:
-            missing = self._frame_size() - len(rest)
-            if missing == 0 and len(rest) > FRAME_HEADER_LEN:
-                del rest[:FRAME_HEADER_LEN]
-                self._payloads.append(bytes(rest))
-                rest.clear()
-            elif pos == len(data):
-                return
-            elif self._failure is None:
-                rest += data[pos : pos + missing]
-                pos = min(pos + missing, len(data))
-        if self._failure is None:
-            pos = self._split(data, pos)
-        rest += data[pos:] if pos else data
-        self._copied += len(data)
+        payloads: list[bytes] = []
         if rest:
-            self._frame_size()
+            rest += data
+            self._copied += len(data)
+            size = self._frame_size()
+            if not FRAME_HEADER_LEN < size <= min(FRAME_HEADER_LEN + self._limit, len(rest)):
+                return
+            with memoryview(rest) as view:
+                payloads.append(bytes(view[FRAME_HEADER_LEN:size]))
+                data = bytes(view[size:])
+            self._copied += size
+        pos = self._split(data, payloads)
+        rest = bytearray(data[pos:])
+        self._copied += len(data)
+        extend = self._payloads.extend
+        self._rest = rest
+        extend(payloads)
 
-    def _split(self, data: bytes, pos: int) -> int:
-        """Append the complete payloads in `data` from `pos` on, and return where they end."""
-        append = self._payloads.append
+    def _split(self, data: bytes, payloads: list[bytes]) -> int:
+        """Append the complete payloads in `data`, and return where they end."""
+        append = payloads.append
         limit = self._limit
         size = len(data)
+        pos = 0
         while size - pos >= FRAME_HEADER_LEN:
             (length,) = _unpack_length(data, pos)
             start = pos + FRAME_HEADER_LEN
@@ -280,5 +284,6 @@ class FrameDecoder(StreamDecoder):
         try:
             return self._payloads.popleft()
         except IndexError:
-            self._fail()
-            raise StopIteration from None
+            pass
+        self._end()
+        raise StopIteration
