@@ -201,7 +201,6 @@ def test_sending_much_in_one_turn_makes_others_wait_for_the_write(run, connected
     run(scenario())
 
 
-@pytest.mark.parametrize("end", ["reset", "abort"])
 class CountingLoop(asyncio.SelectorEventLoop):
     """Counts what it is asked to call."""
 
@@ -238,6 +237,7 @@ def test_many_who_wait_to_send_go_on_in_their_order_in_linear_time(connected, si
         runner.run(scenario())
 
 
+@pytest.mark.parametrize("end", ["reset", "abort"])
 def test_who_waits_to_send_fails_when_the_connection_is_lost(run, connected, end):
     async def scenario():
         async with connected() as (stream, peer):
