@@ -15,8 +15,8 @@ DECODERS = {
     "compiled": _c.decode_frame,
     "pure": _py.decode_frame,
     "msgspec": lambda frame: peers.msgspec_decode(frame[4:]),
-    "orjson_struct": peers.orjson_decode_frame,
-    "json_struct": peers.json_decode_frame,
+    "orjson and struct": peers.orjson_decode_frame,
+    "json and struct": peers.json_decode_frame,
     "rrq": lambda frame: peers.rrq_decode(frame[4:]),
 }
 

@@ -26,16 +26,16 @@ BUILDERS = {
     "compiled": lambda result: _c.ExecutionOutcome.success(*samples.IDS, result),
     "pure": lambda result: _py.ExecutionOutcome.success(*samples.IDS, result),
     "msgspec": msgspec_outcome,
-    "orjson_struct": document,
-    "json_struct": document,
+    "orjson and struct": document,
+    "json and struct": document,
     "rrq": lambda result: peers.rrq_success(*samples.IDS, result),
 }
 ENCODERS = {
     "compiled": _c.encode_frame,
     "pure": _py.encode_frame,
     "msgspec": peers.msgspec_encode_frame,
-    "orjson_struct": peers.orjson_encode_frame,
-    "json_struct": peers.json_encode_frame,
+    "orjson and struct": peers.orjson_encode_frame,
+    "json and struct": peers.json_encode_frame,
     "rrq": peers.rrq_encode_frame,
 }
 

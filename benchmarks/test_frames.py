@@ -19,17 +19,17 @@ def fed(decoder, chunks):
 SPLITTERS = {
     "compiled": lambda chunks: fed(_c.FrameDecoder(), chunks),
     "pure": lambda chunks: fed(_py.FrameDecoder(), chunks),
-    "struct": lambda chunks: list(peers.split(chunks)),
+    "unpack_from and slices": lambda chunks: list(peers.split(chunks)),
 }
 LARGE = {
     "compiled": lambda chunks: fed(_c.FrameDecoder(), chunks)[0],
     "pure": lambda chunks: fed(_py.FrameDecoder(), chunks)[0],
-    "bytearray": peers.append_and_copy,
+    "bytearray and one copy": peers.append_and_copy,
 }
 PACKERS = {
     "compiled": _c.pack_frame,
     "pure": _py.pack_frame,
-    "to_bytes": lambda payload: len(payload).to_bytes(4, "big") + payload,
+    "int.to_bytes": lambda payload: len(payload).to_bytes(4, "big") + payload,
 }
 
 

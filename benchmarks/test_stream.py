@@ -17,8 +17,8 @@ DECODERS = {
     "compiled": lambda chunks: fed(_c.MessageDecoder(), chunks),
     "pure": lambda chunks: fed(_py.MessageDecoder(), chunks),
     "msgspec": lambda chunks: list(map(peers.msgspec_decode, peers.split(chunks))),
-    "orjson_struct": lambda chunks: list(map(orjson.loads, peers.split(chunks))),
-    "json_struct": lambda chunks: list(map(json.loads, peers.split(chunks))),
+    "orjson and struct": lambda chunks: list(map(orjson.loads, peers.split(chunks))),
+    "json and struct": lambda chunks: list(map(json.loads, peers.split(chunks))),
     "rrq": lambda chunks: list(map(peers.rrq_decode, peers.split(chunks))),
 }
 MIXED = samples.chunks((samples.CAPTURES / "mixed.to-runner.bin").read_bytes())
