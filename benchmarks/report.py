@@ -1,10 +1,12 @@
-"""What `make bench` writes to benchmarks/results/ from what it has measured.
+"""Draw what `make bench` has measured.
 
-    python -m benchmarks.report BENCHMARK.json CHECK.json RUNNER.json ORCHESTRATOR.json
+    python -m benchmarks.report [BENCHMARK.json CHECK.json RUNNER.json ORCHESTRATOR.json]
 
-results.json has the machine, the versions and every figure; table.md the ratios; a chart a group,
-one of time per byte over sizes, and memory. The charts stand on a transparent ground, in colours
-that can be read on white and on black.
+With arguments, it first collects the figures of these files, the machine and the versions in
+results/results.json. Every table and chart is drawn from that file alone, so that they agree;
+without arguments, they are drawn again from the stored figures. It writes results/table.md, a
+chart per group of benchmarks, the README's blocks of figures and its two charts. The charts have a
+transparent background and colours that can be read on white and on black.
 """
 
 from __future__ import annotations
@@ -28,10 +30,17 @@ from . import memory, samples
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parent.parent / "README.md"
 PICTURES = Path(__file__).parent.parent / ".github" / "pictures"
-GREY, OURS, OTHERS = "#7d8590", "#d9730d", "#4c8dd6"
+GREY, OURS, OURS_TOO, OTHERS = "#7d8590", "#d9730d", "#f0a860", "#4c8dd6"
 PACKAGES = ["orjson", "msgspec", "rrq", "pydantic", "pytest-benchmark", "cython"]
 
-# 100 B to 16 MiB in chunks of 1 B to 1 MiB; no more than so many feeds each.
+# The names in the charts of what the figures call otherwise.
+LABELS = {
+    "compiled": "rrq-fastwire",
+    "pure": "rrq-fastwire, pure Python",
+    "--native-messages": "with --native-messages",
+}
+
+# Frames of 100 B to 16 MiB, in chunks of 1 B to 1 MiB.
 FRAME_SIZES = [100, 1000, 10_000, 100_000, 1_000_000, 16 * 1024 * 1024]
 CHUNK_SIZES = [1, 64, 4096, 65_536, 1024 * 1024]
 STREAM_SIZE = 4 * 1024 * 1024
@@ -51,27 +60,21 @@ plt.rcParams |= {
 }
 
 
-def save(figure: Any, name: str) -> None:
-    figure.savefig(
-        RESULTS / f"{name}.svg", transparent=True, bbox_inches="tight", metadata={"Date": None}
-    )
-    plt.close(figure)
-
-
-def draw_bars(name: str, title: str, figures: dict[str, float]) -> None:
-    """How many times the compiled twin's time each peer takes."""
-    ratios = sorted(
-        ((peer, seconds / figures["compiled"]) for peer, seconds in figures.items()),
-        key=lambda pair: -pair[1],
-    )
-    figure, axes = plt.subplots(figsize=(7, 0.4 * len(ratios) + 0.6))
-    colours = [OURS if peer in ("compiled", "pure") else OTHERS for peer, _ in ratios]
-    bars = axes.barh([peer for peer, _ in ratios], [ratio for _, ratio in ratios], color=colours)
-    axes.bar_label(bars, [f"{ratio:.2f}" for _, ratio in ratios], padding=3, color=GREY)
-    axes.set_title(f"{title}: time, compiled = 1", loc="left")
-    axes.spines.bottom.set_visible(False)
-    axes.set_xticks([])
-    save(figure, name)
+def collect(timed: Any, checked: Any, direct: Any, whole: Any) -> dict[str, Any]:
+    """Every figure, with the machine and the versions. Measures scaling and memory."""
+    groups: dict[str, dict[str, float]] = {}
+    for each in timed["benchmarks"]:
+        groups.setdefault(each["group"], {})[each["params"]["peer"]] = each["stats"]["min"]
+    return {
+        "machine": timed["machine_info"]["cpu"].get("brand_raw", timed["machine_info"]["machine"]),
+        "python": timed["machine_info"]["python_version"],
+        "packages": {name: version(name) for name in PACKAGES},
+        "runner_cpu_microseconds": whole | direct,
+        "checked": checked,
+        "minimum_seconds": groups,
+        "seconds_per_byte": scaling(),
+        "bytes_held": memory.measure(),
+    }
 
 
 def scaling() -> dict[int, dict[int, float]]:
@@ -80,7 +83,7 @@ def scaling() -> dict[int, dict[int, float]]:
     for chunk_size in CHUNK_SIZES:
         for frame_size in FRAME_SIZES:
             frame = _c.pack_frame(bytes(frame_size))
-            # A byte a feed is measured on fewer bytes: a feed has its price.
+            # Chunks of one byte are measured on a shorter stream, because each call takes time.
             length = 200_000 if chunk_size == 1 else STREAM_SIZE
             stream = frame * max(1, length // len(frame))
             if chunk_size == 1:
@@ -100,101 +103,185 @@ def one_pass(chunks: list[bytes]) -> float:
     return time.perf_counter() - start
 
 
-def draw_scaling(table: dict[int, dict[int, float]]) -> None:
-    """Each line relative to its own first point: flat is linear."""
-    figure, axes = plt.subplots(figsize=(7, 3.5))
-    for chunk_size, row in table.items():
-        first = next(iter(row.values()))
-        axes.plot(
-            list(row), [value / first for value in row.values()], "o-", label=f"{chunk_size} B"
-        )
-    axes.set_xscale("log")
-    axes.set_ylim(0, None)
-    axes.set_xlabel("bytes of the frame")
-    axes.set_title("time per byte, frames of 100 B = 1, by size of the chunks", loc="left")
-    axes.legend(frameon=False, labelcolor=GREY)
-    save(figure, "scaling")
+# Words
 
 
-def markdown(rows: list[dict[str, Any]]) -> str:
-    """The ratios that were checked, as a table."""
-    lines = ["| operation | peer | our time, peer = 1 |", "|---|---|---|"]
-    lines += [f"| {row['operation']} | {row['peer']} | {row['ratio']:.2f} |" for row in rows]
-    return "\n".join(lines) + "\n"
+def label(name: str) -> str:
+    return LABELS.get(name, name)
 
 
-def runner_markdown(figures: dict[str, dict[str, float]]) -> str:
-    """CPU a job, as fractions of the first runner's."""
-    stock, *others = next(iter(figures.values()))
-    lines = [f"| CPU of the runner a job | {' | '.join([stock, *others])} |", "|---" * 4 + "|"]
+def comparison(ratio: float) -> str:
+    """A ratio of times in words: "6.5x less", "1.2x more" or "about the same"."""
+    if 0.95 < ratio < 1.05:
+        return "about the same"
+    factor = max(ratio, 1 / ratio)
+    digits = f"{factor:.1f}" if factor < 9.95 else f"{factor:.0f}"
+    return f"{digits}x {'less' if ratio < 1 else 'more'}"
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds * 1e9:.3g} ns"
+
+
+# Tables
+
+
+def codec_table(rows: list[dict[str, Any]]) -> str:
+    """The ratios of `benchmarks.check` in Markdown."""
+    lines = ["| operation | compared with | time |", "|---|---|---|"]
     lines += [
-        f"| {case} | 1 | {' | '.join(f'1/{row[stock] / row[name]:.1f}' for name in others)} |"
-        for case, row in figures.items()
+        f"| {row['operation']} | {row['peer']} | {comparison(row['ratio'])} |" for row in rows
     ]
     return "\n".join(lines) + "\n"
 
 
-def draw_runners(figures: dict[str, dict[str, float]]) -> None:
-    """A group of bars a case: the CPU of each runner, the first = 1."""
+def runner_table(figures: dict[str, dict[str, float]]) -> str:
+    """The CPU per job in Markdown: of the first runner as measured, of the others compared."""
+    stock, *others = next(iter(figures.values()))
+    heads = ["CPU of the runner per job", *map(label, [stock, *others])]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for case, row in figures.items():
+        cells = [
+            duration(row[stock] / 1e6),
+            *(comparison(row[name] / row[stock]) for name in others),
+        ]
+        lines.append(f"| {case} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+# Charts
+
+
+def save(figure: Any, path: Path) -> None:
+    figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
+    plt.close(figure)
+
+
+def hide_scale(axes: Any) -> None:
+    axes.spines.bottom.set_visible(False)
+    axes.set_xticks([])
+
+
+def draw_group(path: Path, title: str, figures: dict[str, float]) -> None:
+    """The time of each peer, compared with that of the compiled implementation."""
+    ours = figures["compiled"]
+    peers = sorted(figures.items(), key=lambda pair: -pair[1])
+    figure, axes = plt.subplots(figsize=(7, 0.4 * len(peers) + 0.6))
+    colours = [OURS if peer in ("compiled", "pure") else OTHERS for peer, _ in peers]
+    bars = axes.barh(
+        [label(peer) for peer, _ in peers], [t / ours for _, t in peers], color=colours
+    )
+    words = [duration(t) if peer == "compiled" else comparison(t / ours) for peer, t in peers]
+    axes.bar_label(bars, words, padding=3, color=GREY)
+    axes.set_title(f"{title}: time, lower is better", loc="left")
+    hide_scale(axes)
+    save(figure, path)
+
+
+def draw_codec(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The ratios of the compiled codec; the line is at the time of what it is compared with."""
+    rows = [row for row in reversed(rows) if ":" not in row["operation"]]
+    figure, axes = plt.subplots(figsize=(5, 0.3 * len(rows) + 0.6))
+    places = range(len(rows))
+    axes.barh(places, [row["ratio"] for row in rows], height=0.6, color=OURS)
+    axes.set_yticks(places, [f"{row['operation']}, vs {row['peer']}" for row in rows])
+    for place, row in zip(places, rows, strict=True):
+        axes.text(
+            1.02,
+            place,
+            comparison(row["ratio"]),
+            transform=axes.get_yaxis_transform(),
+            verticalalignment="center",
+        )
+    axes.axvline(1, color=OTHERS, linewidth=2)
+    axes.set_title("time, lower is better; the blue line is what it is compared with", loc="right")
+    hide_scale(axes)
+    save(figure, path)
+
+
+def draw_runners(path: Path, figures: dict[str, dict[str, float]]) -> None:
+    """A group of bars per case: the CPU per job of each runner, the first runner's = 1."""
     figure, axes = plt.subplots(figsize=(7, 0.9 * len(figures) + 0.6))
     stock, *others = next(iter(figures.values()))
     for at, (name, colour) in enumerate(
-        zip([stock, *others], (OTHERS, OURS, "#f0a860"), strict=True)
+        zip([stock, *others], (OTHERS, OURS, OURS_TOO), strict=True)
     ):
         shares = [row[name] / row[stock] for row in figures.values()]
         places = [group + 0.27 * (1 - at) for group in reversed(range(len(figures)))]
-        bars = axes.barh(places, shares, height=0.25, color=colour, label=name)
-        labels = ["1" if at == 0 else f"1/{1 / share:.1f}" for share in shares]
-        axes.bar_label(bars, labels, padding=3, color=GREY)
+        bars = axes.barh(places, shares, height=0.25, color=colour, label=label(name))
+        words = (
+            [duration(row[name] / 1e6) for row in figures.values()]
+            if name == stock
+            else map(comparison, shares)
+        )
+        axes.bar_label(bars, list(words), padding=3, color=GREY)
     axes.set_yticks(list(reversed(range(len(figures)))), list(figures))
-    axes.set_title("CPU of the runner a job, rrq-runner = 1", loc="left")
-    axes.legend(frameon=False, labelcolor=GREY, loc="lower right", bbox_to_anchor=(1, 1))
-    axes.spines.bottom.set_visible(False)
-    axes.set_xticks([])
-    save(figure, "runner")
+    axes.set_title("CPU of the runner per job, lower is better", loc="left", pad=28)
+    axes.legend(
+        frameon=False, labelcolor=GREY, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1)
+    )
+    hide_scale(axes)
+    save(figure, path)
+
+
+def draw_scaling(path: Path, table: dict[str, dict[str, float]]) -> None:
+    """Time per byte by the size of the frames, a line per size of the chunks.
+
+    A frame of 16 MiB takes fresh memory from the operating system, which costs more than the rest.
+    """
+    figure, axes = plt.subplots(figsize=(7, 3.5))
+    for chunk_size, row in table.items():
+        sizes = [int(size) for size in row]
+        nanoseconds = [seconds * 1e9 for seconds in row.values()]
+        axes.plot(sizes, nanoseconds, "o-", label=f"chunks of {int(chunk_size):,} B")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("bytes of each frame (at 16 MiB, most of the time goes into fresh memory)")
+    axes.set_ylabel("ns per byte")
+    axes.set_title("Time to split a stream: a flat line is linear, lower is better", loc="left")
+    axes.legend(frameon=False, labelcolor=GREY, loc="center left", bbox_to_anchor=(1, 0.5))
+    save(figure, path)
 
 
 def put_into_readme(mark: str, text: str) -> None:
-    """README.md shows what was measured last, between two marks."""
+    """Replace what stands between two comments in README.md."""
     head, begin, rest = README.read_text().partition(f"<!-- {mark} -->\n")
     _, end, tail = rest.partition(f"<!-- end of {mark} -->\n")
     README.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
-def main() -> None:
-    """Reads, measures what nobody else does, and writes."""
-    timed, checked, direct, whole = (json.loads(Path(name).read_text()) for name in sys.argv[1:5])
-    RESULTS.mkdir(exist_ok=True)
+def draw(results: dict[str, Any]) -> None:
+    """Write every table and chart."""
     PICTURES.mkdir(exist_ok=True)
-    groups: dict[str, dict[str, float]] = {}
-    for each in timed["benchmarks"]:
-        groups.setdefault(each["group"], {})[each["params"]["peer"]] = each["stats"]["min"]
-    for title, figures in groups.items():
-        draw_bars(title.replace(" ", "-"), title, figures)
-    scales = scaling()
-    draw_scaling(scales)
-    runners = direct | whole
-    draw_runners(runners)
-    table, runner_table = markdown(checked), runner_markdown(runners)
-    (RESULTS / "table.md").write_text(f"{runner_table}\n{table}")
-    results = {
-        "machine": timed["machine_info"]["cpu"].get("brand_raw", timed["machine_info"]["machine"]),
-        "python": timed["machine_info"]["python_version"],
-        "packages": {name: version(name) for name in PACKAGES},
-        "runner_cpu_microseconds": runners,
-        "checked": checked,
-        "minimum_seconds": groups,
-        "seconds_per_byte": scales,
-        "bytes_held": memory.measure(),
-    }
-    (RESULTS / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    for title, figures in results["minimum_seconds"].items():
+        draw_group(RESULTS / f"{title.replace(' ', '-')}.svg", title, figures)
+    draw_scaling(RESULTS / "scaling.svg", results["seconds_per_byte"])
+    draw_runners(PICTURES / "runner.svg", results["runner_cpu_microseconds"])
+    draw_codec(PICTURES / "codec.svg", results["checked"])
+    runners, codec = (
+        runner_table(results["runner_cpu_microseconds"]),
+        codec_table(results["checked"]),
+    )
     versions = ", ".join(f"{name} {text}" for name, text in results["packages"].items())
     made_on = f"{results['machine']}, CPython {results['python']}, {versions}."
-    put_into_readme("runner", f"{runner_table}\n{made_on}\n")
-    put_into_readme("codec", table)
-    for name in ("runner", "decode-request-100B"):
-        (PICTURES / f"{name}.svg").write_bytes((RESULTS / f"{name}.svg").read_bytes())
-    print(runner_table, table, sep="\n")
+    (RESULTS / "table.md").write_text(f"{runners}\n{codec}")
+    put_into_readme("runner", f"{runners}\n{made_on}\n")
+    put_into_readme("codec", codec)
+    print(runners, codec, sep="\n")
+
+
+def main() -> None:
+    """Collect the figures, if there are arguments, and draw them."""
+    RESULTS.mkdir(exist_ok=True)
+    stored = RESULTS / "results.json"
+    if sys.argv[1:]:
+        files = (json.loads(Path(name).read_text()) for name in sys.argv[1:5])
+        stored.write_text(json.dumps(collect(*files), indent=1) + "\n")
+    draw(json.loads(stored.read_text()))
 
 
 if __name__ == "__main__":
