@@ -33,7 +33,7 @@ export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(MOMENT),315532800)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml setup.py $(wildcard rrq_fastwire/_c/*.p* rrq_fastwire/_c/*.h)
+$(READY): pyproject.toml setup.py rrq_fastwire/_generic.py $(wildcard rrq_fastwire/_c/*.p* rrq_fastwire/_c/*.h)
 	@echo 'Setting up $(VENV): this compiles the package and takes a minute or two.'
 	@$(PYTHON) -m venv $(VENV)
 	@$(RUN)/python -m pip install --quiet --upgrade pip
