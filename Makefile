@@ -1,16 +1,16 @@
-# Everything a person or CI does with this project. `make help` lists it.
+# Every task of this project, for people and for CI. `make help` lists them.
 
 PYTHON ?= python3
 VENV ?= .venv
-# The reference's data, where it lies beside the checkout; the suite has a table of its own besides.
+# The reference's data, if it is next to the checkout. The suite does not need it.
 CONFORMANCE := $(wildcard ../shared/conformance)
 
-# What these tests start has orjson all the same.
+# These tests start processes that use orjson in any case.
 NOT_IN_PROCESS := --ignore-glob='*/test_cli_*' --ignore-glob='*/test_runner_[cp]*'
 
-# The tests that need nothing but the codec.
+# The tests that need only the codec.
 CODEC := $(patsubst %,tests/test_%.py,captures encode fast_paths frames hostile implementations messages reentrancy stream threads wire_table)
-# Left out in threads: slow ones, those that start interpreters, and those that Hypothesis draws for.
+# Not run in threads: slow tests, and those that start interpreters.
 SLOW_OR_SPAWNING := tests/test_stream.py tests/test_reentrancy.py
 
 # What `make test-quick` leaves out: these files take most of the time.
@@ -20,9 +20,9 @@ RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
 READY := $(VENV)/ready
 
-# What is built from a commit has its date, and so the same bytes wherever it is built.
-MOMENT := $(shell git log -1 --format=%ct 2>/dev/null)
-export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(MOMENT),315532800)
+# Archives have the date of the commit, so that they are the same bytes wherever they are built.
+COMMIT_DATE := $(shell git log -1 --format=%ct 2>/dev/null)
+export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(COMMIT_DATE),315532800)
 
 .PHONY: help demo test lint typecheck e2e e2e-chaos bench bench-check bench-instructions
 .PHONY: pictures clean
@@ -40,7 +40,7 @@ $(READY): pyproject.toml setup.py rrq_fastwire/_generic.py $(wildcard rrq_fastwi
 	@RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## run 20,000 jobs in rrq's own runner and in this one, side by side
+demo: $(READY)  ## run 20,000 jobs in rrq-runner and in this runner, side by side
 	@$(RUN)/python -m rrq_fastwire demo
 
 test-quick: $(READY)  ## run the tests that take least, in less than 90 seconds
@@ -54,14 +54,14 @@ test-checkout: $(READY)
 test-json: $(READY)
 	$(PYTEST) tests --no-orjson $(NOT_IN_PROCESS)
 
-test-oldest:  ## run the suite with the oldest dependencies that are allowed
+test-oldest:  ## run the suite with the oldest supported dependencies
 	$(call fresh,oldest)
 	build/oldest/bin/python -m pip install --quiet uv
 	RRQ_FASTWIRE_PURE=0 build/oldest/bin/uv pip install --quiet --python build/oldest \
 	    --resolution lowest-direct '.[cli,e2e,test]'
 	$(call suite,oldest)
 
-test-newest:  ## run the suite with the newest dependencies, those before their release included
+test-newest:  ## run the suite with the newest dependencies, pre-releases included
 	$(call fresh,newest)
 	RRQ_FASTWIRE_PURE=0 build/newest/bin/python -m pip install --quiet --pre '.[cli,e2e,test]'
 	$(call suite,newest)
@@ -84,7 +84,7 @@ test-threads:  ## run the codec's tests in eight threads at once
 test-no-compiler: $(READY)  ## build the package where there is no compiler
 	$(PYTEST) tests/test_build.py
 
-# Python itself is not instrumented: its leaks are not ours, and its allocator would hide overruns.
+# Python's own allocator would hide overruns. Leaks are not reported, because Python itself has some.
 # The sources are copied, so that no instrumented object file is left for other builds.
 SANITIZERS := address,undefined
 sanitize:  ## run the codec's tests under AddressSanitizer and UndefinedBehaviorSanitizer
@@ -102,7 +102,7 @@ sanitize:  ## run the codec's tests under AddressSanitizer and UndefinedBehavior
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
 	    bin/python -m pytest --timeout=900 $(CODEC)
 
-# An environment of its own, and the suite in it, away from the package's sources.
+# Make a new environment, and run the suite in it without the package's sources.
 define fresh
 	rm -rf build/$(1) && $(PYTHON) -m venv build/$(1)
 	build/$(1)/bin/python -m pip install --quiet --upgrade pip
@@ -112,25 +112,25 @@ define suite
 	cd build/$(1) && RRQ_FASTWIRE_PURE=0 bin/python -m pytest $(2)
 endef
 
-fuzz: $(READY)  ## run the property tests with very many examples
+fuzz: $(READY)  ## run the property tests with many more examples
 	$(PYTEST) $(CODEC) -m hypothesis --hypothesis-profile=fuzz --timeout=0
 
 sdist: $(READY)  ## build the sdist into dist/
 	$(RUN)/python -m build --sdist --outdir dist
 
-wheel-pure: sdist  ## build the pure wheel from it
+wheel-pure: sdist  ## build the pure Python wheel from the sdist
 	RRQ_FASTWIRE_PURE=1 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
 
-wheels: $(READY)  ## build and test what a release is made of, for PYTHONS="3.11 3.13" or all that are found
+wheels: $(READY)  ## build and test the files of a release, for PYTHONS="3.11 3.13" or all that are found
 	$(RUN)/python .ci/platforms.py
 	$(RUN)/python .ci/wheels.py $(PYTHONS)
 
-wheels-cross: sdist  ## build wheels for aarch64 and musl, and test what runs here and under qemu-aarch64
+wheels-cross: sdist  ## build wheels for aarch64 and musl, and test those that run here
 	$(RUN)/python -m pip install --quiet ziglang
 	mkdir -p build/cross
 	$(RUN)/python .ci/cross.py dist/*.tar.gz build/cross $(CODEC)
 
-release-check: $(READY)  ## compare TAG=v1.2.3 with the version and CHANGELOG.md
+release-check: $(READY)  ## check that TAG=v1.2.3 can be released
 	$(RUN)/python .ci/release.py $(TAG)
 
 lint: $(READY)  ## check style, formatting, workflows, and the README's table of wheels
@@ -140,19 +140,19 @@ lint: $(READY)  ## check style, formatting, workflows, and the README's table of
 	$(RUN)/zizmor --quiet --offline .
 	$(RUN)/python .ci/platforms.py
 
-typecheck: $(READY)  ## mypy and pyright, both strict
+typecheck: $(READY)  ## check types with mypy and pyright, both strict
 	$(RUN)/mypy
 	$(RUN)/mypy tests/typing_examples.py
 	$(RUN)/pyright
 
-e2e: $(READY)  ## run real jobs: Redis, the published orchestrators, every runner; kill them, lose nothing
+e2e: $(READY)  ## run real jobs with Redis, the published orchestrators and every runner
 	$(PYTEST) tests/e2e --ignore=tests/e2e/test_chaos.py
 
 e2e-chaos: SECONDS ?= 60
 e2e-chaos: $(READY)  ## kill runners, Redis and orchestrators at random for SECONDS=60; lose no job
 	$(PYTEST) tests/e2e/test_chaos.py --capture=no --timeout=0 --chaos-seconds=$(SECONDS)
 
-bench: $(READY)  ## time everything in benchmarks/, and write benchmarks/results/
+bench: $(READY)  ## measure everything in benchmarks/, and write benchmarks/results/
 	mkdir -p build
 	$(PYTEST) benchmarks --benchmark-only --benchmark-json=build/benchmark.json
 	-$(RUN)/python -m benchmarks.check --json build/check.json
@@ -160,15 +160,15 @@ bench: $(READY)  ## time everything in benchmarks/, and write benchmarks/results
 	$(RUN)/python -m benchmarks.orchestrator --json build/orchestrator.json
 	$(RUN)/python -m benchmarks.report build/benchmark.json build/check.json build/runner.json build/orchestrator.json
 
-bench-check: $(READY)  ## compare speed with what it is to be; exits with 1 if a row falls short
+bench-check: $(READY)  ## compare speed with the ratios to reach; exits with 1 if a row falls short
 	$(RUN)/python -m benchmarks.check; codec=$$?; $(RUN)/python -m benchmarks.runner && exit $$codec
 
-bench-instructions: $(READY)  ## count instructions with valgrind, and compare with those kept
+bench-instructions: $(READY)  ## count instructions with valgrind, and compare with the stored counts
 	$(RUN)/python -m benchmarks.instructions
 
-pictures: $(READY)  ## run the commands that the README shows, and draw what they write
+pictures: $(READY)  ## run the commands that the pages show, and draw what they print
 	$(RUN)/python -m benchmarks.pictures
 
-clean:  ## remove what the other targets made
+clean:  ## remove what the other targets have made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
 	find rrq_fastwire tests benchmarks -name '*.so' -delete -o -name '__pycache__' -prune -exec rm -rf {} +

