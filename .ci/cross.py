@@ -90,7 +90,7 @@ def look_into(wheel, platform, root):
         names = [name for name in files.namelist() if name.endswith(".so")]
         modules = [ELFFile(BytesIO(files.read(name))) for name in names]
     machines = [module["e_machine"].removeprefix("EM_").lower() for module in modules]
-    if len(machines) != 2 or not all(platform.endswith(f"_{machine}") for machine in machines):
+    if len(machines) != 3 or not all(platform.endswith(f"_{machine}") for machine in machines):
         wrong.append(f"has modules for {machines}")
     # x86_64's Python and C library provide everything that arm64's do.
     libc = "aarch64-linux-musl/libc.so" if "musl" in platform else "aarch64-linux-gnu/libc.so.6"
