@@ -18,7 +18,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from rrq_fastwire.cli.driving import RunnerProcess, drive, runner_process
+from rrq_fastwire.cli.runner_process import RunnerProcess, runner_process
+from rrq_fastwire.cli.workload import drive
 
 from . import samples
 
