@@ -1,4 +1,4 @@
-"""A runner behind a network that fails: it lives, and serves the next connection, each time."""
+"""A runner survives network faults and wrong peers, and serves the next connection."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PATIENCE = 60
 
 
 class Served:
-    """A runner that listens, and what its handlers know."""
+    """A runner that listens, and the state that its handlers share."""
 
     def __init__(self):
         self.running = Counter()
@@ -81,7 +81,7 @@ class Served:
         self.changed.set()
 
     async def until_running(self, name, number):
-        """Waits until so many handlers of a name wait, or, if they do not wait, have run."""
+        """Wait until `number` handlers of a name are waiting, or, if they do not wait, have run."""
         while self.running[name] != number:
             self.changed.clear()
             await self.changed.wait()
@@ -89,7 +89,7 @@ class Served:
 
 @asynccontextmanager
 async def serving():
-    """A runner, with a job on a connection of its own that no fault of another connection harms."""
+    """A runner with a job on one connection, which no fault of another connection may affect."""
     served = Served()
     server = await start_server(served.runner.on_stream, "127.0.0.1", 0)
     served.port = server.sockets[0].getsockname()[1]
@@ -97,7 +97,7 @@ async def serving():
         job = asyncio.create_task(neighbour.execute("stay"))
         await served.until_running("stay", 1)
         yield served
-        # What ran for other connections is at its end; the next one is served, and the neighbour is.
+        # Other jobs have ended, and both the next connection and the neighbour are served.
         await served.until_running("wait", 0)
         async with await RunnerClient.connect("127.0.0.1", served.port) as client:
             assert (await client.execute("echo", {"a": 1})).result == {"a": 1}
@@ -111,7 +111,7 @@ async def serving():
 
 
 def reset(writer):
-    """Ends a connection with a reset, instead of an end of the stream."""
+    """End a connection with a reset instead of an end of the stream."""
     linger = struct.pack("ii" if os.name == "posix" else "hh", 1, 0)
     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
     writer.transport.abort()
@@ -134,7 +134,7 @@ async def cut(data, writer):
 
 
 class Reset:
-    """Forwards so many bytes, and resets both sides when there are more."""
+    """Forward this many bytes, and reset both sides if there are more."""
 
     def __init__(self, size):
         self.left = size
@@ -148,7 +148,7 @@ class Reset:
 
 @asynccontextmanager
 async def proxy(port, requests=forward, answers=forward):
-    """Stands before a runner, and does to the bytes of either direction what it is told; gives its port."""
+    """A proxy in front of a runner that forwards the bytes by these functions. Gives its port."""
 
     async def pass_on(reader, writer, do):
         while data := await reader.read(65536):
@@ -179,7 +179,7 @@ async def proxy(port, requests=forward, answers=forward):
 
 
 async def execute_all(port, calls, function_name="echo"):
-    """Runs jobs over one connection, and checks the answers."""
+    """Run jobs over one connection and check the answers."""
     async with await RunnerClient.connect("127.0.0.1", port) as client:
         params = [{"number": number, "é": "x" * number} for number in range(calls)]
         outcomes = await asyncio.gather(*(client.execute(function_name, each) for each in params))
@@ -198,7 +198,7 @@ async def execute_all(port, calls, function_name="echo"):
         (cut, cut),
     ],
 )
-def test_delays_and_cuts_make_no_difference(run, requests, answers):
+def test_delayed_and_cut_bytes_give_the_same_answers(run, requests, answers):
     async def scenario():
         async with serving() as served, proxy(served.port, requests, answers) as port:
             await execute_all(port, 60)
@@ -220,7 +220,7 @@ def request(function_name, request_id, job_id="job", **params):
 
 
 async def received(stream):
-    """What a runner sends, to the end of the connection; the second of them is how that was."""
+    """The answers of a runner up to the end of the connection, and the type of its error or None."""
     answers = []
     try:
         async for answer in stream:
@@ -251,16 +251,16 @@ BLOB = encode_frame(request("blob", "2", size=100_000))
     ids=[
         "between requests",
         "in the header of a request",
-        "behind the header of a request",
+        "after the header of a request",
         "in the payload of a request",
         "before the last byte of a request",
         "in the header of an answer",
-        "behind the header of an answer",
+        "after the header of an answer",
         "in the payload of an answer",
         "late in the payload of an answer",
     ],
 )
-def test_a_reset_ends_the_jobs_of_its_connection_alone(run, requests, answers):
+def test_a_reset_ends_only_the_jobs_of_its_connection(run, requests, answers):
     faults = {
         "requests": Reset(requests.left) if requests else forward,
         "answers": Reset(answers.left) if answers else forward,
@@ -299,7 +299,7 @@ def test_a_half_closed_connection_gets_every_answer_and_then_the_end(run):
 
 
 @pytest.mark.parametrize("half", [WAIT[:2], WAIT[:HEADER], WAIT[:-1]])
-def test_the_end_of_a_stream_inside_a_request_is_its_end(run, half):
+def test_a_stream_that_ends_inside_a_request_is_closed(run, half):
     async def scenario():
         async with (
             serving() as served,
@@ -314,7 +314,7 @@ def test_the_end_of_a_stream_inside_a_request_is_its_end(run, half):
     run(scenario())
 
 
-# Peers that are none
+# Peers that do not speak the protocol
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,7 @@ def test_the_end_of_a_stream_inside_a_request_is_its_end(run, half):
     ],
     ids=lambda sent: repr(sent[:12]),
 )
-def test_what_is_not_the_protocol_gets_the_end_of_its_connection(run, sent):
+def test_other_protocols_end_their_connection(run, sent):
     async def scenario():
         async with (
             serving() as served,
@@ -342,7 +342,7 @@ def test_what_is_not_the_protocol_gets_the_end_of_its_connection(run, sent):
             await served.until_running("wait", 1)
             stream.transport.write(sent)
             answers, how = await received(stream)
-            # Bytes behind the fault are not read, so that the system may send a reset for them.
+            # Bytes after the fault are not read, so the system may send a reset.
             assert how in (None, ConnectionResetError, BrokenPipeError)
             assert [answer.type for answer in answers] in (["cancelled"], [])
 
@@ -364,7 +364,7 @@ def test_what_is_not_the_protocol_gets_the_end_of_its_connection(run, sent):
         (encode_frame(ExecutionOutcome.success("j", "1"))[HEADER:], None),
     ],
 )
-def test_a_payload_that_is_no_message_leaves_the_connection_as_it_is(run, payload, answered):
+def test_an_invalid_payload_does_not_end_its_connection(run, payload, answered):
     async def scenario():
         async with (
             serving() as served,
@@ -381,10 +381,10 @@ def test_a_payload_that_is_no_message_leaves_the_connection_as_it_is(run, payloa
     run(scenario())
 
 
-# Peers that are too much
+# Peers that send too much
 
 
-def test_of_a_flood_64_requests_run_and_the_rest_are_told(run):
+def test_64_requests_of_a_flood_run_and_the_others_are_answered_busy(run):
     async def scenario():
         async with (
             serving() as served,
@@ -419,7 +419,7 @@ def test_200_connections_at_once_are_served(run):
 
 @asynccontextmanager
 async def deaf(served):
-    """A connection that asks for 60 MB, more than the system takes without a reader, and reads nothing."""
+    """A connection that requests 60 MB, more than the system buffers, and reads nothing."""
     async with await open_connection("127.0.0.1", served.port) as stream:
         stream.transport.pause_reading()
         blobs = [request("blob_later", str(number), size=1_000_000) for number in range(60)]
@@ -432,7 +432,7 @@ async def deaf(served):
         yield stream
 
 
-def test_a_peer_that_never_reads_and_goes_away_is_noticed(run):
+def test_the_end_of_a_peer_that_never_reads_is_noticed(run):
     async def scenario():
         async with serving() as served, deaf(served) as stream:
             stream.transport.write(BLOB)  # which the runner does not take
@@ -442,7 +442,7 @@ def test_a_peer_that_never_reads_and_goes_away_is_noticed(run):
     run(scenario())
 
 
-def test_a_peer_that_never_reads_does_not_hold_up_the_end(run):
+def test_a_peer_that_never_reads_does_not_delay_the_end(run):
     async def scenario():
         served = Served()
         async with await start_server(served.runner.on_stream, "127.0.0.1", 0) as server:
@@ -486,7 +486,7 @@ handlers = {"echo": echo, "blob": blob, "wait": wait, "blobs": blobs}
 
 
 def free_port():
-    """A port that nobody listens on, and that the system gives to no outgoing connection meanwhile."""
+    """A free port outside of the range that the system uses for outgoing connections."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
@@ -495,7 +495,7 @@ def free_port():
 
 @pytest.fixture
 def runner(tmp_path):
-    """A runner in a process of its own: its port, and a function that tells its memory in MiB."""
+    """A runner in another process: its port, and a function that returns its memory in MiB."""
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("the memory of another process is read from /proc, which is not here")
     (tmp_path / "handlers.py").write_text(HANDLERS)
@@ -528,7 +528,7 @@ def runner(tmp_path):
 
 
 class Neighbour:
-    """A connection that asks and waits for the answer."""
+    """A connection that sends a request and waits for the answer."""
 
     def __init__(self, port):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
@@ -551,7 +551,7 @@ class Neighbour:
         ("wait", {}),  # 64 of them, and no end of busy answers
     ],
 )
-def test_a_peer_that_never_reads_is_held_back(runner, function_name, params):
+def test_a_peer_that_never_reads_is_read_slowly_and_loses_nothing(runner, function_name, params):
     port, memory = runner
     neighbour = Neighbour(port)
     with neighbour.socket, socket.create_connection(("127.0.0.1", port)) as deaf:

@@ -1,6 +1,6 @@
-"""100,000 requests with every kind of ending leave nothing behind in a runner.
+"""A runner has no more objects and memory after 100,000 requests that end in every way.
 
-The runner is a process of its own: this file, run as a script.
+The runner is another process: this file, run as a script.
 """
 
 from __future__ import annotations
@@ -35,13 +35,15 @@ WARM_UP = 20_000
 TOTAL = 100_000
 CONNECTIONS = 8
 
-# What may be more at the end than after the warm-up, which has been through everything already.
-# A leak in one kind of ending would be 1,500 objects at the least.
+# How much may be added after the warm-up, in which every kind of ending has occurred already. A leak
+# in one kind of ending would be at least 1,500 objects.
 MARGIN_OBJECTS = 50  # of one type
-MARGIN_BLOCKS = 300  # of memory, for objects that gc does not know of, too; measured: up to 61
-MARGIN_KIB = 4096  # of resident memory: 50 bytes a request; measured: up to 1800, for 600,000, too
+MARGIN_BLOCKS = 300  # of memory, including objects that gc does not track; measured: up to 61
+MARGIN_KIB = (
+    4096  # of resident memory: 50 bytes per request; measured: up to 1800, and no more for 600,000
+)
 
-# A deadline that is never reached, and one that is the next of all as long as its job runs.
+# A deadline that is never reached, and an earlier one, which stays the next in the heap.
 FAR = 7200
 NEXT = 3600
 
@@ -63,7 +65,7 @@ async def wait(request):
 
 
 async def swallow(request):
-    """Goes on for a while when it is cancelled."""
+    """Continues for a while after its cancellation."""
     try:
         await asyncio.Event().wait()
     except asyncio.CancelledError:
@@ -120,7 +122,7 @@ HANDLERS = [
 
 
 def handlers(kind):
-    """A mapping of the handlers; or a registry, whose handlers get rrq's requests and raise RetryJob."""
+    """The handlers as a mapping, or as a registry, whose handlers can raise RetryJob."""
     mapping = {handler.__name__: handler for handler in HANDLERS}
     if kind == "mapping":
 
@@ -141,7 +143,7 @@ def handlers(kind):
 
 
 async def serve(kind):
-    """Serves until stdin ends, and has one handler more, which tells what there is."""
+    """Serve until stdin ends, with one more handler, which returns what the process holds."""
 
     async def inventory(request):
         gc.collect()
@@ -178,7 +180,7 @@ async def serve(kind):
 
 
 class Requests:
-    """Sends over one connection, and matches the answers."""
+    """Sends requests over one connection and checks the types of their answers."""
 
     def __init__(self, port, name):
         self.port = port
@@ -210,7 +212,7 @@ class Requests:
             self.all_answered.set()
 
     async def answered(self):
-        """Waits until everything is answered, or the connection is at its end."""
+        """Wait until everything is answered, or the connection has ended."""
         while self.expected:
             self.all_answered.clear()
             arrived = asyncio.create_task(self.all_answered.wait())
@@ -246,7 +248,7 @@ class Requests:
         return request
 
     async def every_ending(self):
-        """At most 64 requests, which end in as many ways as there are."""
+        """Send at most 64 requests, which end in every possible way."""
         send = self.send
         for deadline in (None, FAR):
             send("echo", "success", deadline)
@@ -281,7 +283,7 @@ class Requests:
         await self.answered()
 
     async def too_many(self):
-        """More than run at a time."""
+        """Send more requests than may run at a time."""
         for _ in range(64):
             self.send("wait", "cancelled", job_id=self.name)
         for _ in range(40):
@@ -290,7 +292,7 @@ class Requests:
         await self.answered()
 
     async def go_away(self, how):
-        """Ends the connection while 20 jobs run; the answer to the last request tells that they do."""
+        """End the connection while 20 jobs run. The answer to the last request shows that they do."""
         for name in ("wait", "swallow"):
             for _ in range(10):
                 self.send(name, "cancelled", FAR)
@@ -311,7 +313,7 @@ class Requests:
 
 
 async def storm(kind, port, number):
-    """Sends so many requests, over several connections at a time."""
+    """Send `number` requests over several connections at a time."""
     left = number
 
     async def connection():
@@ -331,7 +333,7 @@ async def storm(kind, port, number):
         async with asyncio.TaskGroup() as connections:
             for _ in range(CONNECTIONS):
                 connections.create_task(connection())
-        # Jobs are kept until their deadlines, as long as they are few or not many more than run.
+        # Answered jobs stay in the heap until their deadlines, but not more than this.
         assert (await inventory(port, connections=2))["deadlines"] <= 512
         patient.stream.send_nowait(CancelRequest(job_id="job", request_id=running.request_id))
         await patient.answered()
@@ -339,7 +341,7 @@ async def storm(kind, port, number):
 
 
 async def inventory(port, connections=1):
-    """What the runner has, once the handlers that go on for a while are at their end."""
+    """What the runner holds, after the handlers that continue for a while have ended."""
     async with Requests(port, "inventory") as requests:
         async with asyncio.timeout(10):
             while True:
@@ -356,7 +358,7 @@ async def inventory(port, connections=1):
 
 @pytest.fixture(params=["mapping", "registry"])
 def runner(request, tmp_path):
-    """A runner's kind and port."""
+    """The kind of a runner, and its port."""
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("descriptors and memory are read from /proc, which is not here")
     if request.param == "registry":
@@ -384,7 +386,7 @@ def runner(request, tmp_path):
 
 
 @pytest.mark.timeout(60)
-def test_every_kind_of_ending_leaves_nothing_behind(runner):
+def test_no_kind_of_ending_leaks(runner):
     kind, port = runner
 
     async def scenario():

@@ -1,4 +1,4 @@
-"""Connections: what is sent, received, held back and given up, on both loops and kinds of socket."""
+"""Streams: sending, receiving, back-pressure and closing, on both event loops and kinds of socket."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ both_ways_of_receiving = pytest.mark.parametrize("receive", [iterate, deliver])
 
 
 async def everything(stream, receive):
-    """The names of the messages that can still be received, and the errors between and behind."""
+    """The names of the messages that can still be received, and the errors between and after them."""
     found = []
     while True:
         try:
@@ -86,7 +86,7 @@ def write(peer, data):
 
 
 async def read(peer, count):
-    """The names of the next messages at the plain end of a connection."""
+    """The names of the next messages that a plain socket receives."""
     decoder = MessageDecoder()
     found = []
     while len(found) < count:
@@ -97,7 +97,7 @@ async def read(peer, count):
 
 
 async def reset(peer):
-    """Breaks a connection, of which the plain end has not read something."""
+    """Reset a connection on which the plain socket has not read everything."""
     await asyncio.get_running_loop().sock_recv(peer, 1)
     if peer.family != socket.AF_INET and sys.platform != "linux":
         pytest.skip("only Linux resets Unix sockets")
@@ -113,7 +113,7 @@ async def until(condition):
 
 
 async def fill(stream):
-    """Sends until the peer, which reads nothing, has to be waited for."""
+    """Send until drain() would wait, because the peer reads nothing."""
     while not (stream.congested and stream.transport.get_write_buffer_size()):
         stream.send_nowait(message("fill", 2**16))
         await asyncio.sleep(0)
@@ -140,7 +140,7 @@ class CountingTransport:
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_what_is_sent_in_one_turn_of_the_loop_leaves_in_one_write(run, connected, count):
+def test_messages_sent_in_one_event_loop_iteration_leave_in_one_write(run, connected, count):
     async def scenario():
         async with connected() as (stream, peer):
             stream.transport = transport = CountingTransport(stream.transport)
@@ -189,7 +189,7 @@ def test_send_waits_for_a_peer_that_does_not_read_and_holds_little(run, connecte
     run(scenario())
 
 
-def test_sending_much_in_one_turn_makes_others_wait_for_the_write(run, connected):
+def test_send_waits_if_much_was_sent_in_one_event_loop_iteration(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             stream.send_nowait(message("a", 2**17))
@@ -238,7 +238,7 @@ def test_many_who_wait_to_send_go_on_in_their_order_in_linear_time(connected, si
 
 
 @pytest.mark.parametrize("end", ["reset", "abort"])
-def test_who_waits_to_send_fails_when_the_connection_is_lost(run, connected, end):
+def test_a_waiting_send_fails_when_the_connection_is_lost(run, connected, end):
     async def scenario():
         async with connected() as (stream, peer):
             await fill(stream)
@@ -260,7 +260,7 @@ def test_who_waits_to_send_fails_when_the_connection_is_lost(run, connected, end
     run(scenario())
 
 
-def test_a_message_that_cannot_be_sent_leaves_the_stream_as_it_was(run, connected):
+def test_a_message_that_cannot_be_encoded_does_not_change_the_stream(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             stream.send_nowait(message("a"))
@@ -302,7 +302,7 @@ def test_a_message_that_cannot_be_sent_leaves_the_stream_as_it_was(run, connecte
         "these and half a header",
     ],
 )
-def test_messages_and_errors_come_in_order_up_to_the_end(
+def test_messages_and_errors_are_received_in_order(
     run, connected, receive, arrives, data, expected
 ):
     async def scenario():
@@ -313,7 +313,7 @@ def test_messages_and_errors_come_in_order_up_to_the_end(
                 await asyncio.sleep(0)
             peer.shutdown(socket.SHUT_WR)
             assert await receiver == expected
-            # The end comes again, and so does the error that has brought it.
+            # A stream that has ended raises the same error again.
             assert await everything(stream, receive) == [
                 last for last in expected[-1:] if isinstance(last, type)
             ]
@@ -322,7 +322,7 @@ def test_messages_and_errors_come_in_order_up_to_the_end(
 
 
 @both_ways_of_receiving
-def test_a_reset_comes_behind_the_messages_that_arrived_before(run, connected, receive):
+def test_a_reset_is_raised_after_the_messages_that_arrived_before(run, connected, receive):
     async def scenario():
         async with connected() as (stream, peer):
             await write(peer, frames("a", "b", "c"))
@@ -336,13 +336,13 @@ def test_a_reset_comes_behind_the_messages_that_arrived_before(run, connected, r
     run(scenario())
 
 
-def test_a_connection_that_has_timed_out_is_no_timeout_of_who_waits(run):
+def test_a_connection_that_timed_out_raises_connection_error(run):
     async def scenario():
         stream = MessageStream()
         stream.connection_made(Mock())
         receiver = asyncio.create_task(anext(stream))
         await asyncio.sleep(0)
-        # What the kernel reports once a peer has not been heard of for long.
+        # The kernel reports this if a peer does not respond.
         stream.connection_lost(OSError(errno.ETIMEDOUT, "timed out"))
         with pytest.raises(ConnectionError, match="timed out"):
             await receiver
@@ -353,7 +353,7 @@ def test_a_connection_that_has_timed_out_is_no_timeout_of_who_waits(run):
 
 
 @both_ways_of_receiving
-def test_a_reset_wakes_who_waits_for_messages(run, connected, receive):
+def test_a_reset_wakes_a_waiting_receiver(run, connected, receive):
     async def scenario():
         async with connected() as (stream, peer):
             receiver = asyncio.create_task(everything(stream, receive))
@@ -387,7 +387,7 @@ def test_iteration_ends_when_the_stream_is_closed_here(run, connected, receive, 
     [(b"\0\0\0\0", EmptyFrameError), (NO_MESSAGE, MessageError)],
     ids=["broken", "no message"],
 )
-def test_receive_nowait_gives_what_has_arrived(run, connected, rest, error):
+def test_receive_nowait_returns_messages_that_have_arrived(run, connected, rest, error):
     async def scenario():
         async with connected() as (stream, peer):
             assert stream.receive_nowait() is None
@@ -402,7 +402,7 @@ def test_receive_nowait_gives_what_has_arrived(run, connected, rest, error):
     run(scenario())
 
 
-def test_nothing_more_is_read_of_a_broken_stream(run, connected):
+def test_a_broken_stream_is_not_read_further(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             await write(peer, b"GET / HTTP/1.1\r\n")
@@ -415,7 +415,7 @@ def test_nothing_more_is_read_of_a_broken_stream(run, connected):
     run(scenario())
 
 
-def test_max_frame_size_limits_what_the_peer_may_declare(run, connected):
+def test_max_frame_size_limits_the_frames_of_the_peer(run, connected):
     async def scenario():
         async with connected(max_frame_size=len(frames("a")) - 4) as (stream, peer):
             await write(peer, frames("a", "ab"))
@@ -425,7 +425,7 @@ def test_max_frame_size_limits_what_the_peer_may_declare(run, connected):
 
 
 @both_ways_of_receiving
-def test_a_peer_that_has_ended_its_half_still_gets_answers(run, connected, receive):
+def test_a_half_closed_peer_still_gets_answers(run, connected, receive):
     async def scenario():
         async with connected() as (stream, peer):
             await write(peer, frames("a", "b"))
@@ -439,7 +439,7 @@ def test_a_peer_that_has_ended_its_half_still_gets_answers(run, connected, recei
     run(scenario())
 
 
-def test_an_error_is_told_later_to_who_was_cancelled_when_it_came(run, connected):
+def test_an_error_during_a_cancellation_is_raised_by_the_next_call(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             receiver = asyncio.create_task(stream.deliver(lambda _: receiver.cancel()))
@@ -453,7 +453,7 @@ def test_an_error_is_told_later_to_who_was_cancelled_when_it_came(run, connected
     run(scenario())
 
 
-def test_polling_goes_on_where_reading_has_paused(run, connected):
+def test_polling_receives_everything_though_reading_pauses(run, connected):
     sent = list(map(str, range(5000)))
 
     async def scenario():
@@ -472,7 +472,7 @@ def test_polling_goes_on_where_reading_has_paused(run, connected):
     run(scenario())
 
 
-def test_who_gives_up_sending_leaves_nothing_behind(run, connected):
+def test_cancelled_senders_are_forgotten(run, connected):
     async def scenario():
         async with connected() as (stream, _):
             await fill(stream)
@@ -487,7 +487,7 @@ def test_who_gives_up_sending_leaves_nothing_behind(run, connected):
     run(scenario())
 
 
-def test_an_error_that_is_raised_often_does_not_grow(run, connected):
+def test_the_traceback_of_a_repeated_error_does_not_grow(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             await stream.send(message("unread"))
@@ -540,7 +540,7 @@ def test_cancelling_a_receiver_loses_no_message(run, connected, receive):
 
 
 @both_ways_of_receiving
-def test_reading_pauses_while_nobody_takes_messages(run, connected, receive):
+def test_reading_pauses_while_no_messages_are_taken(run, connected, receive):
     tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
     data = frames(*range(200), size=2**17)
 
@@ -563,7 +563,7 @@ def test_reading_pauses_while_nobody_takes_messages(run, connected, receive):
     run(scenario())
 
 
-def test_reading_goes_on_where_it_paused_within_a_large_frame(run, connected):
+def test_reading_resumes_within_a_large_frame(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             writer = asyncio.create_task(write(peer, frames("large", "a", size=10**7)))
@@ -579,7 +579,7 @@ def test_reading_goes_on_where_it_paused_within_a_large_frame(run, connected):
 # Delivering
 
 
-def test_deliver_calls_in_the_turn_in_which_the_bytes_arrive(run, connected):
+def test_deliver_calls_in_the_event_loop_iteration_of_the_read(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             tasks = []
@@ -596,7 +596,7 @@ def test_deliver_calls_in_the_turn_in_which_the_bytes_arrive(run, connected):
 
 
 @pytest.mark.parametrize("arrives", ["before", "while it waits"])
-def test_deliver_raises_what_the_function_raises_and_goes_on_behind_it(run, connected, arrives):
+def test_deliver_raises_errors_of_its_function_and_can_go_on(run, connected, arrives):
     async def scenario():
         async with connected() as (stream, peer):
             found = []
@@ -622,7 +622,7 @@ def test_deliver_raises_what_the_function_raises_and_goes_on_behind_it(run, conn
     run(scenario())
 
 
-def test_deliver_holds_back_while_the_peer_does_not_take_what_it_is_sent(run, connected):
+def test_deliver_pauses_while_the_peer_does_not_read(run, connected):
     count = 300
 
     async def scenario():
@@ -649,7 +649,7 @@ def test_deliver_holds_back_while_the_peer_does_not_take_what_it_is_sent(run, co
 
 @both_ways_of_receiving
 @pytest.mark.parametrize("end", ["reset", "abort"])
-def test_what_has_arrived_comes_before_the_end_of_a_congested_connection(
+def test_arrived_messages_are_received_before_the_end_of_a_congested_connection(
     run, connected, receive, end
 ):
     async def scenario():
@@ -698,7 +698,7 @@ def test_any_messages_in_any_chunks_arrive_whole_and_in_order(
 
 
 @pytest.mark.parametrize("how", ["close", "async with"])
-def test_closing_sends_what_was_sent_before(run, connected, how):
+def test_closing_writes_messages_sent_before(run, connected, how):
     count = 300
 
     async def scenario():
@@ -723,7 +723,7 @@ def test_closing_sends_what_was_sent_before(run, connected, how):
     run(scenario())
 
 
-def test_abort_after_a_close_that_had_to_wait_does_nothing(run, connected):
+def test_abort_after_a_finished_close_does_nothing(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             stream.send_nowait(message("a", 2**23))
@@ -735,7 +735,7 @@ def test_abort_after_a_close_that_had_to_wait_does_nothing(run, connected):
     run(scenario())
 
 
-def test_who_stops_waiting_for_the_end_does_not_keep_others_from_it(run, connected):
+def test_cancelling_one_wait_closed_does_not_cancel_others(run, connected):
     async def scenario():
         async with connected() as (stream, _):
             impatient, patient = (asyncio.create_task(stream.wait_closed()) for _ in range(2))
@@ -750,7 +750,7 @@ def test_who_stops_waiting_for_the_end_does_not_keep_others_from_it(run, connect
     run(scenario())
 
 
-def test_a_stream_says_what_it_is(run, connected):
+def test_the_repr_of_a_stream_tells_its_state(run, connected):
     async def scenario():
         async with connected() as (stream, _):
             assert repr(stream).startswith("<MessageStream open peer=")
@@ -766,7 +766,7 @@ def test_a_stream_says_what_it_is(run, connected):
 
 @pytest.fixture(params=["tcp", "unix"])
 def serve(request):
-    """Gives a server, and a function that connects to it."""
+    """A server, and a function that connects to it."""
     if request.param == "unix" and not hasattr(socket, "AF_UNIX"):
         pytest.skip("there are no Unix sockets here")
 
@@ -815,7 +815,7 @@ def test_a_server_serves_each_connection_and_closes_it_at_its_end(run, serve):
     run(scenario())
 
 
-def test_an_exception_of_on_stream_is_reported_and_closes_that_stream_alone(run, serve):
+def test_an_exception_of_on_stream_is_reported_and_closes_only_that_stream(run, serve):
     async def on_stream(stream):
         async for received in stream:
             if name(received) == "bad":
@@ -853,7 +853,7 @@ def test_a_server_limits_the_frames_of_its_peers(run, serve):
     assert errors == ["a", FrameTooLargeError]
 
 
-def test_connecting_where_nobody_listens_is_an_os_error(run, tmp_path):
+def test_connecting_without_a_listener_raises_os_error(run, tmp_path):
     async def scenario():
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
@@ -873,7 +873,7 @@ def test_connecting_where_nobody_listens_is_an_os_error(run, tmp_path):
 # Memory
 
 
-def test_memory_of_a_large_frame_is_given_back_on_both_ends(run, serve):
+def test_memory_of_a_large_frame_is_freed_on_both_sides(run, serve):
     tracemalloc = pytest.importorskip("tracemalloc", reason="PyPy has none")
 
     async def echo(stream):
@@ -965,12 +965,12 @@ with asyncio.Runner(loop_factory=importlib.import_module(loops).new_event_loop) 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("state", ["from the beginning", "after a message"])
 @pytest.mark.parametrize("loops", ["asyncio", "uvloop"])
-def test_an_idle_connection_costs_little_beyond_its_transport(loops, state):
+def test_an_idle_connection_uses_little_memory_besides_its_transport(loops, state):
     if loops == "uvloop":
         pytest.importorskip("uvloop", reason="uvloop is not installed")
 
     def measured(kind):
-        """Bytes for each connection."""
+        """Bytes per connection."""
         command = [sys.executable, "-c", IDLE_CONNECTIONS, loops, kind, state]
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
         return float(done.stdout)
