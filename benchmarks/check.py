@@ -1,10 +1,10 @@
-"""The speed of the codec, as ratios to what a runner could use instead.
+"""Compare the speed of the codec with that of other libraries, as ratios of times.
 
     python -m benchmarks.check [--rounds N] [--json FILE] [PART-OF-AN-OPERATION ...]
 
-Prints a row for each operation and peer: the median over the rounds of the ratio of minimum times,
-both measured in this process in turns, the most that it may be, and the aim. Exits with 1 if a row
-falls short. Absolute times are not shown, because they depend on the machine.
+Print a row for each operation and library: the median over the rounds of the ratio of minimum
+times, both measured in this process in turns; the most that it may be; and the aim. Exit with 1 if a
+row falls short. Absolute times are not shown, because they depend on the machine.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def names() -> dict[str, Any]:
 
 
 def calls_a_turn(timer: Timer) -> int:
-    """How many calls take about two milliseconds, once they are warm."""
+    """The number of calls that take about two milliseconds."""
     times = 1
     while (needed := timer.timeit(times)) < 0.001:
         times *= 2
@@ -236,7 +236,7 @@ def calls_a_turn(timer: Timer) -> int:
 
 
 def ratio(row: Row, seconds: float = 0.5) -> float:
-    """The ratio of minimum times, the two taking turns."""
+    """The ratio of minimum times; the two statements take turns."""
     timers = [Timer(statement, globals=names()) for statement in (row.ours, row.theirs)]
     turns = [(timer, calls_a_turn(timer)) for timer in timers]
     best = [math.inf, math.inf]
@@ -248,7 +248,7 @@ def ratio(row: Row, seconds: float = 0.5) -> float:
 
 
 def main() -> int:
-    """Measures, prints, and returns the exit status."""
+    """Measure, print, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("rows", nargs="*", help="only rows with one of these in their name")
     parser.add_argument("--rounds", type=int, default=3)

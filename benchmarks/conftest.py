@@ -1,4 +1,4 @@
-"""Benchmarks are timed when they are asked for (--benchmark-only), else each body runs once."""
+"""Time the benchmarks only with --benchmark-only; otherwise run each of them once."""
 
 from __future__ import annotations
 

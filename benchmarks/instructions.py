@@ -1,10 +1,10 @@
-"""Instructions for each operation of the compiled twin, counted by valgrind's callgrind.
+"""Count the instructions of each operation of the compiled implementation, with valgrind.
 
     python -m benchmarks.instructions [--write]
 
-They do not depend on what else the machine does, so that a rise is the code's. Compares with
-instructions.json and exits with 1 if one rose by more than 3 %; --write keeps the counts. They
-belong to one build of Python and of orjson, kept beside them: those of another do not compare.
+The counts do not depend on the machine's other load, so a rise is caused by the code. Compare them
+with instructions.json, and exit with 1 if one rose by more than 3 %; with --write, store them. They
+are valid for one build of Python and orjson, stored beside them, and not compared with another.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from . import samples
 
 KEPT = Path(__file__).with_name("instructions.json")
 TOLERANCE = 1.03
-# Few enough for valgrind, and enough that the start of the interpreter cancels out.
+# The difference of the two cancels out the start of the interpreter.
 CALLS = (200, 1200)
 
 _CANCEL = _c.encode_frame(_c.CancelRequest(job_id=samples.IDS[0], request_id=samples.IDS[1]))
@@ -63,7 +63,7 @@ OPERATIONS: dict[str, Callable[[], Any]] = {
 
 
 def total(operation: str, calls: int, folder: str) -> int:
-    """Instructions of a process that calls the operation so many times."""
+    """The instructions of a process that calls the operation this many times."""
     done = subprocess.run(
         [
             "valgrind",
@@ -87,14 +87,14 @@ def total(operation: str, calls: int, folder: str) -> int:
 
 
 def count(operation: str) -> int:
-    """Instructions of one call."""
+    """The instructions of one call."""
     with tempfile.TemporaryDirectory() as folder:
         few, many = (total(operation, calls, folder) for calls in CALLS)
     return round((many - few) / (CALLS[1] - CALLS[0]))
 
 
 def build() -> dict[str, str]:
-    """What the counts belong to."""
+    """The build that the counts are valid for."""
     return {
         "python": platform.python_version(),
         "compiler": platform.python_compiler(),
@@ -104,9 +104,9 @@ def build() -> dict[str, str]:
 
 
 def main() -> int:
-    """Counts, compares or keeps, and returns the exit status."""
+    """Count, compare or store, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--write", action="store_true", help="keep the counts")
+    parser.add_argument("--write", action="store_true", help="store the counts")
     parser.add_argument("--call", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.call:
@@ -131,7 +131,7 @@ def main() -> int:
             f"{operation:<28}{counted:>8}{counted / before - 1:>+8.1%}{'  risen' if rise else ''}"
         )
     if not comparable:
-        print(f"not compared: kept by {kept['build']}, this is {build()}")
+        print(f"not compared: the stored counts are of {kept['build']}, this is {build()}")
     return 1 if risen else 0
 
 

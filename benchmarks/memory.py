@@ -1,9 +1,9 @@
-"""What a decoded message and an idle decoder hold, beside the peers.
+"""Measure the memory of a decoded message and of an idle decoder, beside other libraries.
 
     python -m benchmarks.memory
 
-By tracemalloc: bytes that Python's allocators hand out. By RSS, each in a process of its own: what
-the process grew by, which takes in what orjson and msgspec allocate past Python.
+tracemalloc counts the bytes that Python's allocators hand out. RSS is how much a process grows, each
+in its own process; it includes what orjson and msgspec allocate without Python.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ SUBJECTS: dict[str, Callable[[], Any]] = {
 
 
 def resident() -> int:
-    """Bytes of this process in memory; Linux only."""
+    """The resident bytes of this process. Linux only."""
     with open("/proc/self/statm") as statm:
         return int(statm.read().split()[1]) * 4096
 
 
 def held(make: Callable[[], Any], measure: Callable[[], int]) -> float:
-    """Bytes for each of COUNT objects that live together."""
+    """Bytes for each of COUNT objects that exist at the same time."""
     keep: list[Any] = [None] * COUNT
     make()
     gc.collect()
@@ -67,7 +67,7 @@ def traced(make: Callable[[], Any]) -> float:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Bytes by subject and by way of measuring."""
+    """Bytes by subject and method."""
     table = {}
     for subject, make in SUBJECTS.items():
         child = [sys.executable, "-m", "benchmarks.memory", subject]
@@ -77,7 +77,7 @@ def measure() -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """The table; with a subject, only its RSS, for the parent process."""
+    """Print the table; with a subject, print only its RSS, for the parent process."""
     if len(sys.argv) > 1:
         print(held(SUBJECTS[sys.argv[1]], resident))
         return

@@ -1,4 +1,4 @@
-"""What a Python runner could use instead, each in the fewest calls that do the work."""
+"""The libraries to compare with, each used by the fewest calls that do the work."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def orjson_encode_frame(document: Any) -> bytes:
 
 
 def split(chunks: list[bytes]) -> Iterator[bytes]:
-    """A plain loop over what has arrived: struct.unpack_from and slices."""
+    """Split a stream by a plain loop of struct.unpack_from and slices."""
     rest = b""
     for chunk in chunks:
         data = rest + chunk if rest else chunk
@@ -140,7 +140,7 @@ def split(chunks: list[bytes]) -> Iterator[bytes]:
 
 
 def append_and_copy(chunks: list[bytes]) -> bytes:
-    """The least that a large frame in pieces takes: a growing buffer, and a copy out of it."""
+    """The minimum for a large frame in pieces: append to a bytearray, and copy the payload out of it."""
     buffer = bytearray()
     for chunk in chunks:
         buffer += chunk

@@ -1,4 +1,4 @@
-"""The README's pictures of a terminal: commands that are run, and what they write.
+"""Run commands, and draw their output on a terminal for the README and docs/.
 
     python -m benchmarks.pictures
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PICTURES = Path(__file__).parent.parent / ".github" / "pictures"
 WIDTH = 130
-# Colours, but nothing that moves.
+# Colours, and no progress bars.
 TERMINAL = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(WIDTH)}
 
 COMMAND = [sys.executable, "-m", "rrq_fastwire"]
@@ -35,7 +35,7 @@ TAP, RUNNER = "127.0.0.1:9000", "127.0.0.1:9001"
 
 
 def say(*arguments: str) -> str:
-    """What a command writes to stdout; stderr has what a runner says of the checks."""
+    """The stdout of a command. stderr has the output of the runner under check."""
     done = subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
@@ -49,7 +49,7 @@ def say(*arguments: str) -> str:
 
 @contextmanager
 def running(*arguments: str) -> Generator[subprocess.Popen[str]]:
-    """A command that goes on until Ctrl-C."""
+    """A command that runs until it is terminated."""
     with subprocess.Popen(
         [*COMMAND, *arguments],
         stdout=subprocess.PIPE,
@@ -71,7 +71,7 @@ def wait_for_runner(address: str) -> None:
 
 
 def hangs() -> tuple[str, str]:
-    """Why does this job hang: what tap shows of it."""
+    """tap, with a job that hangs."""
     with running("runner", *SETTINGS, "--tcp-socket", RUNNER):
         wait_for_runner(RUNNER)
         with running("tap", "--listen", TAP, "--to", RUNNER, "--redact", "card") as tap:
@@ -86,14 +86,14 @@ def hangs() -> tuple[str, str]:
 
 
 def check() -> tuple[str, str]:
-    """Is my new runner correct: here it is rrq's own."""
+    """check, of rrq's own runner."""
     runner = " ".join([sys.executable, "-m", "rrq.runner_runtime", *SETTINGS])
     shown = "rrq-fastwire check --runner 'rrq-runner --settings app.settings'"
     return shown, say("check", "--runner", runner)
 
 
 def load() -> tuple[str, str]:
-    """How much does my handler cost."""
+    """load, of one handler."""
     runner = " ".join([sys.executable, "-m", "rrq_fastwire.runner", *SETTINGS])
     arguments = ["echo", "--params", "2KB", "--seconds", "3"]
     shown = f"rrq-fastwire load --runner 'rrq-fastwire-runner --settings app.settings' {' '.join(arguments)}"
@@ -101,14 +101,14 @@ def load() -> tuple[str, str]:
 
 
 def main() -> None:
-    """Runs, and draws what was written."""
+    """Run the commands and draw their output."""
     for scene in (hangs, check, load):
         command, output = scene()
         console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)
         console.print(Text("$ ", "bold green").append(command, "bold"))
         console.print(Text.from_ansi(output))
         picture = console.export_svg(title="rrq-fastwire", unique_id=scene.__name__)
-        # The viewer's own font, instead of one from the network.
+        # Use the viewer's own font instead of one from the network.
         picture = re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL)
         (PICTURES / f"{scene.__name__}.svg").write_text(picture)
 

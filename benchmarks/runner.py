@@ -1,10 +1,10 @@
-"""The CPU that a runner takes for a job, beside rrq's own runner.
+"""Compare the CPU per job of this package's runner with that of rrq's own.
 
     python -m benchmarks.runner [--rounds N] [--json FILE] [PART-OF-A-CASE ...]
 
-All runners run at once, each in a process of its own, and take turns; a figure is the median over
-the rounds of their CPU times, from the kernel's account of each process (Linux alone has it).
-Exits with 1 if a row falls short.
+All runners run at once, each in its own process, and take turns. A figure is the median over the
+rounds of the CPU time of a process, from the kernel's accounting (Linux only). Exit with 1 if a row
+falls short.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from . import samples
 
 
 class Case(NamedTuple):
-    """A function of the example's handlers, and how it is called; what is aimed at, by runner."""
+    """One of the example's handlers, how it is called, and the ratios to reach by runner."""
 
     name: str
     function_name: str
@@ -68,7 +68,7 @@ async def cpu_per_job(runner: RunnerProcess, case: Case) -> float:
 
 
 async def measure(cases: list[Case], rounds: int) -> dict[str, dict[str, float]]:
-    """Microseconds of CPU a job, by case and runner."""
+    """Microseconds of CPU per job, by case and runner."""
     async with AsyncExitStack() as stack:
         runners = {
             name: await stack.enter_async_context(
@@ -78,7 +78,7 @@ async def measure(cases: list[Case], rounds: int) -> dict[str, dict[str, float]]
         }
         figures: dict[str, dict[str, float]] = {}
         for case in cases:
-            for runner in runners.values():  # so that none of them is cold
+            for runner in runners.values():  # to warm them up
                 await cpu_per_job(runner, case._replace(requests=case.requests // 4))
             turns = [
                 {name: await cpu_per_job(runner, case) for name, runner in runners.items()}
@@ -91,7 +91,7 @@ async def measure(cases: list[Case], rounds: int) -> dict[str, dict[str, float]]
 
 
 def main() -> int:
-    """Measures, prints, and returns the exit status."""
+    """Measure, print, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("cases", nargs="*", help="only cases with one of these in their name")
     parser.add_argument("--rounds", type=int, default=5)
@@ -104,7 +104,7 @@ def main() -> int:
     ]
     figures = asyncio.run(measure(cases, options.rounds))
     short = 0
-    print(f"{'CPU of the runner a job':<30}{'runner':<22}{'us':>9}{'of stock':>10}{'at most':>9}")
+    print(f"{'CPU of the runner per job':<30}{'runner':<22}{'us':>9}{'of stock':>10}{'at most':>9}")
     for case in cases:
         row = figures[case.name]
         for name, microseconds in row.items():

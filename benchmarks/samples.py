@@ -1,4 +1,4 @@
-"""What is measured: recorded requests of three sizes, and the answers that echo them."""
+"""The data to measure with: recorded requests of three sizes, and successes that echo them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from rrq_fastwire import FrameDecoder, pack_frame
 CAPTURES = Path(__file__).parent.parent / "tests" / "captures"
 CHUNK = 64 * 1024
 
-# Payloads of 560 B, 2.3 KB and 90 KB: the orchestrator's own bytes, with params of 100 B, 2 KB and
-# 100 KB as Python's json would write them.
+# Payloads that the orchestrator wrote. Their params have 100 B, 2 KB and 100 KB as Python's json
+# would write them.
 _SIZES = {"100B": 560, "2KB": 2300, "100KB": 90314}
 
 
@@ -24,7 +24,7 @@ def _recorded(size: int) -> bytes:
 
 
 def response_payload(request: bytes) -> bytes:
-    """The success that echoes the params of a request, as a compact runner writes it."""
+    """A success that echoes the params of a request, without spaces."""
     fields = orjson.loads(request)["payload"]
     answer = {
         "job_id": fields["job_id"],
@@ -36,12 +36,12 @@ def response_payload(request: bytes) -> bytes:
 
 
 def spaced(payload: bytes) -> bytes:
-    """The same document as Python's json writes it, with spaces."""
+    """The same document with spaces, as Python's json writes it."""
     return json.dumps(json.loads(payload), ensure_ascii=False).encode()
 
 
 def in_another_order(payload: bytes) -> bytes:
-    """The same document, compact, with its keys in reverse order at every level of the envelope."""
+    """The same document, without spaces, with its keys in reverse order at every level."""
     document = json.loads(payload)
     fields = dict(reversed(document["payload"].items()))
     fields["context"] = dict(reversed(fields["context"].items()))
@@ -49,7 +49,7 @@ def in_another_order(payload: bytes) -> bytes:
 
 
 def chunks(stream: bytes, size: int = CHUNK) -> list[bytes]:
-    """The stream in pieces, as a socket would give it."""
+    """The stream in pieces, as from a socket."""
     return [stream[start : start + size] for start in range(0, len(stream), size)]
 
 
@@ -63,6 +63,6 @@ IDS: tuple[str, str] = tuple(
     orjson.loads(_PAYLOADS["100B"])["payload"][name] for name in ("job_id", "request_id")
 )
 
-# 560-byte payloads, as many as fill sixteen reads.
+# As many small requests as fill sixteen reads.
 STREAM = chunks(REQUESTS["100B"] * (16 * CHUNK // len(REQUESTS["100B"])))
 LARGE = chunks(pack_frame(bytes(16 * 1024 * 1024)))

@@ -1,4 +1,4 @@
-"""Payloads to messages. Peers that do not know frames get the payload; ours take the prefix off."""
+"""Decode payloads. This package also removes the length prefix; the others get the payload."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DECODERS = {
 
 
 def fields(message):
-    """The params or the result, and the ids, whatever a peer makes of a message."""
+    """The ids and the params or result of a message in any library's form."""
     if isinstance(message, dict):
         payload = message["payload"]
         return (

@@ -1,4 +1,4 @@
-"""Outcomes to frames: built beforehand, and built each time as a runner does."""
+"""Encode outcomes that exist, and outcomes that are built each time, as in a runner."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Splitting a stream of frames that arrives in pieces, and putting the prefix on."""
+"""Split a stream of frames that arrives in pieces, and add the length prefix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream of requests to messages, and the recorded connections."""
+"""Decode a stream of requests, and a recorded connection."""
 
 from __future__ import annotations
 
