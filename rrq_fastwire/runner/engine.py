@@ -106,10 +106,11 @@ class _Connection:
         flushed: when an answer was last written at once.
     """
 
-    __slots__ = ("flushed", "hung_up", "jobs", "name", "stream")
+    __slots__ = ("flushed", "hung_up", "jobs", "loop", "name", "stream")
 
     def __init__(self, stream: MessageStream) -> None:
         self.stream = stream
+        self.loop = asyncio.get_running_loop()
         self.hung_up = False
         self.flushed = 0.0
         self.jobs: dict[str, Job] = {}
@@ -193,7 +194,7 @@ class Runner:
         else:
             jobs[request_id] = job = Job(connection, message)
             steps = self._run(connection, job, message)
-            job.task = self._tasks.start(steps, f"rrq-runner-{request_id}")
+            job.task = self._tasks.start(connection.loop, steps, f"rrq-runner-{request_id}")
             if job.task is not None:
                 if job.overtaken is not None:  # in an event loop that the handler has run itself
                     self._cancel_handler(job, job.task)

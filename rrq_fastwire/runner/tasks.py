@@ -20,14 +20,18 @@ if sys.version_info >= (3, 12):
     class TaskStarter:
         """Starts coroutines under asyncio's eager tasks."""
 
-        def start(self, steps: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        def start(
+            self, loop: asyncio.AbstractEventLoop, steps: Coroutine[Any, Any, None], name: str
+        ) -> asyncio.Task[None] | None:
             """Runs a coroutine up to its first wait, under a task, in its own copy of the context.
 
             Returns the task if the coroutine waits, else None. If the event loop has a task
             factory, that makes the task, and the coroutine may not have begun. Not to be called
             from within a task.
+
+            Arguments:
+                loop: the running event loop. Looking it up is a system call on Python 3.11.
             """
-            loop = asyncio.get_running_loop()
             if loop.get_task_factory() is None:
                 task = asyncio.Task(steps, loop=loop, name=name, eager_start=True)
             else:
@@ -52,14 +56,18 @@ else:
         def __init__(self) -> None:
             self._reserve: _Relay | None = None
 
-        def start(self, steps: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None] | None:
+        def start(
+            self, loop: asyncio.AbstractEventLoop, steps: Coroutine[Any, Any, None], name: str
+        ) -> asyncio.Task[None] | None:
             """Runs a coroutine up to its first wait, under a task, in its own copy of the context.
 
             Returns the task if the coroutine waits, else None. If the event loop has a task
             factory, that makes the task, and the coroutine may not have begun. Not to be called
             from within a task.
+
+            Arguments:
+                loop: the running event loop. Looking it up is a system call on Python 3.11.
             """
-            loop = asyncio.get_running_loop()
             if loop.get_task_factory() is not None:
                 task = loop.create_task(steps, name=name)
                 return None if task.done() else task
