@@ -70,7 +70,7 @@ def test_without_a_compiler_the_wheel_is_pure_and_its_name_says_so(sources, no_c
     assert [line for line in printed.splitlines() if wheel.name in line]
     with zipfile.ZipFile(wheel) as archive:
         assert not [name for name in archive.namelist() if name.endswith((".so", ".pyd", ".c"))]
-        assert "rrq_fastwire/_py/messages.py" in archive.namelist()
+        assert "rrq_fastwire/messages.py" in archive.namelist()
 
 
 def test_without_a_compiler_a_demanded_extension_is_an_error(sources, no_compiler):
