@@ -134,7 +134,6 @@ class MessageStream(asyncio.BufferedProtocol):
 
     def receive_nowait(self) -> RunnerMessage | None:
         """The next message if it has arrived, else None. Raises MessageError and FrameError."""
-        self._return_memory()
         try:
             message = next(self._decoder, None)
         except FrameError:
@@ -143,14 +142,6 @@ class MessageStream(asyncio.BufferedProtocol):
         if message is None:
             self._resume_reading()
         return message
-
-    def _return_memory(self) -> None:
-        # uvloop may have asked for memory and not used it. Until the decoder is told, it gives no
-        # memory back.
-        try:  # noqa: SIM105  suppress() takes longer than the call
-            self._decoder.buffer_updated(0)
-        except FrameError:  # the next message raises it again
-            pass
 
     def _resume_reading(self) -> None:
         if self._suspended:
@@ -251,7 +242,6 @@ class MessageStream(asyncio.BufferedProtocol):
     def _continue_delivery(self) -> None:
         self._delivery_due = False
         if self._on_message is not None:
-            self._return_memory()
             self._deliver()
 
     def _deliver(self) -> None:
