@@ -12,7 +12,7 @@ import json
 import sys
 
 from . import FRAME_HEADER_LEN, MAX_FRAME_SIZE, MAX_NESTING, EncodeError, _json, pack_frame
-from ._switch import encode_json
+from ._switch import dump_plain
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,11 +43,11 @@ def encode_message(message_type: RunnerMessageType, payload: dict[str, Any]) -> 
     """
     document = {"type": message_type, "payload": payload}
     try:
-        body = encode_json(document, MAX_NESTING, "")
+        body = _json.encode(document, MAX_NESTING, "", dump_plain)
     except EncodeError:
         # The json module takes more than RRQ's JSON has, keys that are not text for one, and has
         # exceptions of its own for the rest.
-        body = encode_json(json.loads(json.dumps(document)), MAX_NESTING, "")
+        body = _json.encode(json.loads(json.dumps(document)), MAX_NESTING, "", dump_plain)
     return pack_frame(body)
 
 

@@ -24,7 +24,7 @@ from libc.string cimport memcmp, memcpy
 
 from .frames cimport HEADER_LEN, MAX_PAYLOAD, Payload, StreamDecoder
 from .frames cimport check_whole, checked_limit, new_frame, octets
-from .scan cimport FREE_THREADED, Moment, RequestSpans, Span
+from .scan cimport FREE_THREADED, Moment, Octets, RequestSpans, Span
 from .scan cimport plain_end, scan_request, skip, take_moment, take_text
 
 from .. import _json
@@ -33,14 +33,8 @@ from ..messages import ExecutionContext, ExecutionOutcome, ExecutionRequest
 from . import generic
 from .frames import MAX_FRAME_SIZE
 
-__all__ = [
-    "MessageDecoder",
-    "decode_frame",
-    "decode_payload",
-    "encode_frame",
-    "encode_json",
-    "encode_payload",
-]
+__all__ = ["MessageDecoder", "decode_frame", "decode_payload", "dump_plain"]
+__all__ += ["encode_frame", "encode_payload"]
 
 import_datetime()
 
@@ -58,15 +52,12 @@ cdef extern from "Python.h":
     bint PyDict_CheckExact(PyObject*)
     bint PyList_CheckExact(PyObject*)
     bint PyTuple_CheckExact(PyObject*)
-    Py_ssize_t PyList_GET_SIZE(PyObject*)
-    Py_ssize_t PyTuple_GET_SIZE(PyObject*)
-    PyObject* PyList_GET_ITEM(PyObject*, Py_ssize_t)
-    PyObject* PyTuple_GET_ITEM(PyObject*, Py_ssize_t)
+    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject*)
+    PyObject** PySequence_Fast_ITEMS(PyObject*)
     PyObject* Py_None
 
 cdef enum:
-    # Containers nested in one another, at most. More than MAX_NESTING.
-    MAX_LEVELS = 128
+    MAX_LEVELS = 128    # more than MAX_NESTING
     # JSON of this size cannot exceed the JSON library's nesting limit, even inside the envelope.
     SMALL_JSON = 2 * (1024 - 2)
 
@@ -82,19 +73,13 @@ cdef Py_ssize_t MAX_ITEMS = _json.MAX_ITEMS
 cdef object SUCCESS = OutcomeStatus.SUCCESS
 
 
-# ---- attributes of messages, through the descriptors of their slots ---------------------------------
-
 
 cdef list names_of(type cls):
     return [field.name for field in fields(cls)]
 
 
-cdef list OUTCOME_NAMES = (
-    "job_id request_id status result error retry_after_seconds".split()
-)
-cdef list REQUEST_NAMES = (
-    "protocol_version request_id job_id function_name params context".split()
-)
+cdef list OUTCOME_NAMES = "job_id request_id status result error retry_after_seconds".split()
+cdef list REQUEST_NAMES = "protocol_version request_id job_id function_name params context".split()
 cdef list CONTEXT_NAMES = (
     "job_id attempt enqueue_time queue_name deadline trace_context correlation_context worker_id"
 ).split()
@@ -103,10 +88,7 @@ cdef bint KNOWS_REQUEST = (
     names_of(ExecutionRequest) == REQUEST_NAMES and names_of(ExecutionContext) == CONTEXT_NAMES
 )
 
-cdef type REQUEST = ExecutionRequest
-cdef type CONTEXT = ExecutionContext
-cdef type OUTCOME = ExecutionOutcome
-
+cdef type REQUEST = ExecutionRequest, CONTEXT = ExecutionContext, OUTCOME = ExecutionOutcome
 # The descriptors of the slots, in the order of the fields. The lists keep them alive.
 cdef PyObject* OUTCOME_SLOTS[6]
 cdef PyObject* REQUEST_SLOTS[6]
@@ -144,8 +126,6 @@ cdef inline int put(PyObject* slot, object message, object value) except -1:
     return set_slot(<object>slot, message, value)
 
 
-# ---- decoding --------------------------------------------------------------------------------------
-
 
 cdef inline str text_of(Span span):
     cdef str text = PyUnicode_New(span.size, 127)
@@ -169,12 +149,9 @@ cdef PyObject* last_worker_id = NULL
 
 
 cdef str common_text(PyObject** last, Span span):
-    cdef str text
     cdef PyObject* before = last[0]
-    if FREE_THREADED or before is NULL:
-        text = text_of(span)
-    else:
-        text = text_like(<str>before, span)
+    cdef bint reuse = before is not NULL and not FREE_THREADED
+    cdef str text = text_like(<str>before, span) if reuse else text_of(span)
     if not FREE_THREADED and before is not <PyObject*>text:
         Py_INCREF(text)
         last[0] = <PyObject*>text
@@ -193,8 +170,8 @@ def parse_date_time(text):
     """As parse_date_time() of the generic codec."""
     cdef Py_ssize_t size
     cdef Moment moment
-    cdef const unsigned char* at = <const unsigned char*>PyUnicode_AsUTF8AndSize(text, &size)
-    cdef const unsigned char* end = at + size
+    cdef Octets at = <Octets>PyUnicode_AsUTF8AndSize(text, &size)
+    cdef Octets end = at + size
     if take_moment(&at, end, &moment) and at == end:
         return date_time(&moment)
     return generic_parse(text)
@@ -202,8 +179,9 @@ def parse_date_time(text):
 
 cdef dict strings_of(Span span):
     """The flat object of plain texts that was found; None for null."""
-    cdef const unsigned char* at = span.start
-    cdef const unsigned char* end
+    cdef Octets at = span.start
+    cdef Octets end
+    cdef Span key, text
     cdef dict strings
     if at is NULL:
         return None
@@ -212,21 +190,22 @@ cdef dict strings_of(Span span):
     at += 2
     # Each text is followed by three bytes, ":" or ",", and the last one by two.
     while at < end:
-        key = text_of(take_text(&at, end))
+        take_text(&at, end, &key)
         at += 3
-        strings[key] = text_of(take_text(&at, end))
+        take_text(&at, end, &text)
         at += 3
+        strings[text_of(key)] = text_of(text)
     return strings
 
 
-cdef object small_json(const unsigned char* start, Py_ssize_t size):
+cdef object small_json(Octets start, Py_ssize_t size):
     """The value of the JSON; raises ValueError, also where the generic codec has to decide."""
     if size > SMALL_JSON:
         raise ValueError
     return loads(PyBytes_FromStringAndSize(<const char*>start, size))
 
 
-cdef object recognise_request(const unsigned char* at, const unsigned char* end):
+cdef object recognise_request(Octets at, Octets end):
     cdef RequestSpans found
     if not scan_request(at, end, &found) or found.params.size > SMALL_JSON:
         return None
@@ -261,15 +240,15 @@ cdef object recognise_request(const unsigned char* at, const unsigned char* end)
     return request
 
 
-cdef object recognise_success(const unsigned char* at, const unsigned char* end):
+cdef object recognise_success(Octets at, Octets end):
     cdef Span job_id, request_id
-    if not skip(&at, end, b'{"type":"response","payload":{"job_id":"'):
-        return None
-    job_id = take_text(&at, end)
-    if not skip(&at, end, b'","request_id":"'):
-        return None
-    request_id = take_text(&at, end)
-    if not skip(&at, end, b'","status":"success","result":') or end - at < 3:
+    if not (
+        skip(&at, end, b'{"type":"response","payload":{"job_id":"')
+        and take_text(&at, end, &job_id)
+        and skip(&at, end, b'","request_id":"')
+        and take_text(&at, end, &request_id)
+        and skip(&at, end, b'","status":"success","result":')
+    ) or end - at < 3:
         return None
     end -= 2
     if end[0] != c"}" or end[1] != c"}" or end - at > SMALL_JSON:
@@ -290,7 +269,7 @@ cdef object recognise_success(const unsigned char* at, const unsigned char* end)
 
 cdef object decode(bytes owner, Py_ssize_t start, Py_ssize_t size):
     """The message in the payload that `owner` holds."""
-    cdef const unsigned char* at = <const unsigned char*>PyBytes_AS_STRING(owner) + start
+    cdef Octets at = <Octets>PyBytes_AS_STRING(owner) + start
     message = recognise_request(at, at + size) if KNOWS_REQUEST else None
     if message is None and KNOWS_OUTCOME:
         message = recognise_success(at, at + size)
@@ -347,13 +326,12 @@ FrameError where the stream is broken, after the messages before it.
         return decode(owner, payload.start, payload.size)
 
 
-# ---- encoding --------------------------------------------------------------------------------------
-
 
 cdef struct Level:
-    # A container, and the position of its next item.
+    # A dict, or the items of a list or tuple, and the position of the next item.
     PyObject* container
-    Py_ssize_t pos
+    PyObject** items            # NULL for a dict
+    Py_ssize_t size, pos
 
 
 cdef inline bint is_leaf(PyObject* item) noexcept:
@@ -366,37 +344,36 @@ cdef inline bint is_leaf(PyObject* item) noexcept:
     )
 
 
+cdef bint enter(PyObject* container, Level* level) noexcept:
+    """Whether it is a dict, list or tuple, and nothing derived from them."""
+    level.container = container
+    level.items = NULL
+    level.pos = 0
+    if PyDict_CheckExact(container):
+        level.size = PyDict_Size(container)
+        return True
+    if PyList_CheckExact(container) or PyTuple_CheckExact(container):
+        level.items = PySequence_Fast_ITEMS(container)
+        level.size = PySequence_Fast_GET_SIZE(container)
+        return True
+    return False
+
+
 cdef PyObject* next_container(Level* level) noexcept:
-    """The next item of a dict, list or tuple that is not a leaf; NULL at the end."""
-    cdef PyObject* container = level.container
+    """The next item that is not a leaf; NULL at the end."""
     cdef PyObject* key
     cdef PyObject* item
-    if PyDict_CheckExact(container):
-        while PyDict_Next(container, &level.pos, &key, &item):
-            if not is_leaf(item):
-                return item
-    elif PyList_CheckExact(container):
-        while level.pos < PyList_GET_SIZE(container):
-            item = PyList_GET_ITEM(container, level.pos)
-            level.pos += 1
+    if level.items is NULL:
+        while PyDict_Next(level.container, &level.pos, &key, &item):
             if not is_leaf(item):
                 return item
     else:
-        while level.pos < PyTuple_GET_SIZE(container):
-            item = PyTuple_GET_ITEM(container, level.pos)
+        while level.pos < level.size:
+            item = level.items[level.pos]
             level.pos += 1
             if not is_leaf(item):
                 return item
     return NULL
-
-
-cdef Py_ssize_t size_of(PyObject* container) noexcept:
-    """The items of a dict, list or tuple; a negative number for other objects."""
-    if PyDict_CheckExact(container):
-        return PyDict_Size(container)
-    if PyList_CheckExact(container):
-        return PyList_GET_SIZE(container)
-    return PyTuple_GET_SIZE(container) if PyTuple_CheckExact(container) else -1
 
 
 cdef bint is_plain(PyObject* item, int levels) noexcept:
@@ -404,20 +381,16 @@ cdef bint is_plain(PyObject* item, int levels) noexcept:
     cdef Level stack[MAX_LEVELS]
     cdef int depth = 0
     cdef Py_ssize_t left = MAX_ITEMS
-    cdef Py_ssize_t size
     if is_leaf(item):
         return True
     while True:
-        if depth == levels or depth == MAX_LEVELS:
+        if depth == levels or depth == MAX_LEVELS or not enter(item, &stack[depth]):
             return False
-        size = size_of(item)
-        left -= size
-        if size < 0 or left < 0:
+        left -= stack[depth].size
+        if left < 0:
             return False
-        stack[depth].container = item
-        stack[depth].pos = 0
+        item = next_container(&stack[depth])
         depth += 1
-        item = next_container(&stack[depth - 1])
         while item is NULL:
             depth -= 1
             if depth == 0:
@@ -435,9 +408,7 @@ def dump_plain(value, int levels):
     return None
 
 
-cdef object codec = generic.Codec(
-    parse_date_time, _json.dump_plain if FREE_THREADED else dump_plain
-)
+cdef object codec = generic.Codec(parse_date_time, dump_plain)
 
 cdef bytes HEAD = b'{"type":"response","payload":{"job_id":"'
 cdef bytes BETWEEN = b'","request_id":"'
@@ -446,12 +417,7 @@ cdef bytes TAIL = b"}}"
 cdef Py_ssize_t TEMPLATE_SIZE = len(HEAD) + len(BETWEEN) + len(BEFORE_RESULT) + len(TAIL)
 
 
-cdef inline bint is_plain_text(const char* text, Py_ssize_t size) noexcept:
-    cdef const unsigned char* at = <const unsigned char*>text
-    return plain_end(at, at + size) == at + size
-
-
-cdef inline char* append(char* out, const char* data, Py_ssize_t size) noexcept:
+cdef inline char* append(char* out, const void* data, Py_ssize_t size) noexcept:
     memcpy(out, data, size)
     return out + size
 
@@ -462,21 +428,21 @@ cdef inline char* append_bytes(char* out, bytes data) noexcept:
 
 cdef bytes encode_success(object outcome, uint32_t limit):
     """The frame of a success with plain ids and a plain result; None for everything else."""
-    cdef const char* first
-    cdef const char* second
+    cdef Octets first, second
     cdef Py_ssize_t first_size, second_size, size
     cdef bytes body, frame
     cdef char* out
-    if get(OUTCOME_SLOTS[2], outcome) is not SUCCESS:
-        return None
-    if get(OUTCOME_SLOTS[4], outcome) is not None or get(OUTCOME_SLOTS[5], outcome) is not None:
-        return None
     job_id, request_id = get(OUTCOME_SLOTS[0], outcome), get(OUTCOME_SLOTS[1], outcome)
+    error, seconds = get(OUTCOME_SLOTS[4], outcome), get(OUTCOME_SLOTS[5], outcome)
     if type(job_id) is not str or type(request_id) is not str:
         return None
-    first = PyUnicode_AsUTF8AndSize(job_id, &first_size)
-    second = PyUnicode_AsUTF8AndSize(request_id, &second_size)
-    if not is_plain_text(first, first_size) or not is_plain_text(second, second_size):
+    if get(OUTCOME_SLOTS[2], outcome) is not SUCCESS or error is not None or seconds is not None:
+        return None
+    first = <Octets>PyUnicode_AsUTF8AndSize(job_id, &first_size)
+    second = <Octets>PyUnicode_AsUTF8AndSize(request_id, &second_size)
+    if plain_end(first, first + first_size) != first + first_size:
+        return None
+    if plain_end(second, second + second_size) != second + second_size:
         return None
     result = get(OUTCOME_SLOTS[3], outcome)
     if not is_plain(<PyObject*>result, RESULT_LEVELS):
@@ -535,8 +501,3 @@ def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
     frame = new_frame(PyBytes_GET_SIZE(payload), limit)
     append_bytes(PyBytes_AS_STRING(frame) + HEADER_LEN, payload)
     return frame
-
-
-def encode_json(value, levels, path):
-    """As encode() of `_json`."""
-    return _json.encode(value, levels, path, _json.dump_plain if FREE_THREADED else dump_plain)

@@ -65,7 +65,3 @@ cdef class StreamDecoder:
     cdef int move(self, uint64_t size) except -1
     cdef bytes take_rest(self, Payload* payload)
     cdef bytes take_chunk(self, Payload* payload)
-
-
-cdef class FrameDecoder(StreamDecoder):
-    pass

@@ -83,9 +83,7 @@ def pack_frame(payload, *, max_frame_size=MAX_FRAME_SIZE):
     cdef uint32_t limit = checked_limit(max_frame_size)
     cdef bytes data = octets(payload)
     cdef bytes frame = new_frame(PyBytes_GET_SIZE(data), limit)
-    memcpy(
-        PyBytes_AS_STRING(frame) + HEADER_LEN, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data)
-    )
+    memcpy(PyBytes_AS_STRING(frame) + HEADER_LEN, PyBytes_AS_STRING(data), PyBytes_GET_SIZE(data))
     return frame
 
 
@@ -127,8 +125,7 @@ cdef class StreamDecoder:
             FrameError: the stream ends inside a frame (TruncatedFrameError), or an earlier error
                 ended it.
         """
-        cdef Py_ssize_t pos
-        cdef Py_ssize_t left
+        cdef Py_ssize_t pos, left
         cdef uint64_t size
         with cython.critical_section(self):
             self.check()
@@ -243,6 +240,7 @@ cdef class StreamDecoder:
     cdef int move(self, uint64_t size) except -1:
         """Move bytes from `chunk` to `rest` until that has `size` bytes, or `chunk` is empty."""
         cdef Py_ssize_t held, more
+        cdef char* rest
         if self.chunk is None:
             return 0
         if self.rest is None:
@@ -251,11 +249,8 @@ cdef class StreamDecoder:
         held = self.rest_size()
         if self.rest_pos > held:
             # The bytes that were taken outnumber those that move, so the work stays linear.
-            memmove(
-                PyByteArray_AS_STRING(self.rest),
-                PyByteArray_AS_STRING(self.rest) + self.rest_pos,
-                held,
-            )
+            rest = PyByteArray_AS_STRING(self.rest)
+            memmove(rest, rest + self.rest_pos, held)
             self.copied += held
             self.rest_pos = 0
             PyByteArray_Resize(self.rest, held)
@@ -266,9 +261,8 @@ cdef class StreamDecoder:
         if more > PY_SSIZE_T_MAX - held:
             raise MemoryError
         PyByteArray_Resize(self.rest, held + more)
-        memcpy(
-            PyByteArray_AS_STRING(self.rest) + held, PyBytes_AS_STRING(self.chunk) + self.pos, more
-        )
+        rest = PyByteArray_AS_STRING(self.rest)
+        memcpy(rest + held, PyBytes_AS_STRING(self.chunk) + self.pos, more)
         self.copied += more
         self.pos += more
         if self.pos == PyBytes_GET_SIZE(self.chunk):

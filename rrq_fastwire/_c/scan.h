@@ -45,11 +45,7 @@ static inline const unsigned char *skip_plain_blocks(const unsigned char *at,
     return at;
 }
 #else
-static inline const unsigned char *skip_plain_blocks(const unsigned char *at,
-                                                     const unsigned char *end) {
-    (void)end;
-    return at;
-}
+#define skip_plain_blocks(at, end) (at)
 #endif
 
 /* The end of the plain text at `at`. */

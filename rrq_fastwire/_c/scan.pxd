@@ -11,8 +11,10 @@ cdef extern from "scan.h":
     bint skip(const unsigned char** at, const unsigned char* end, const char* literal) noexcept
 
 
+ctypedef const unsigned char* Octets
+
 cdef struct Span:
-    const unsigned char* start  # NULL stands for null
+    Octets start                # NULL stands for null
     Py_ssize_t size
 
 
@@ -23,27 +25,23 @@ cdef struct Moment:
 cdef struct RequestSpans:
     Span request_id, job_id, function_name
     Span params                 # any bytes
-    Span context_job_id, queue_name, worker_id
-    Span trace_context, correlation_context
+    Span context_job_id, queue_name, worker_id, trace_context, correlation_context
     uint64_t attempt
     Moment enqueue_time, deadline
     bint has_deadline
 
 
-cdef inline Span take_text(const unsigned char** at, const unsigned char* end) noexcept:
+cdef inline bint take_text(Octets* at, Octets end, Span* text) noexcept:
     """Plain text up to the first other byte, which is a quote if the text is whole."""
-    cdef Span text
     text.start = at[0]
     at[0] = plain_end(at[0], end)
     text.size = at[0] - text.start
-    return text
+    return True
 
 
-cdef inline bint take_attempt(
-    const unsigned char** at, const unsigned char* end, uint64_t* number
-) noexcept:
+cdef inline bint take_attempt(Octets* at, Octets end, uint64_t* number) noexcept:
     """An integer of 32 bits without leading zeros."""
-    cdef const unsigned char* start = at[0]
+    cdef Octets start = at[0]
     number[0] = 0
     while at[0] < end and c"0" <= at[0][0] <= c"9" and at[0] - start < 10:
         number[0] = number[0] * 10 + (at[0][0] - c"0")
@@ -53,22 +51,20 @@ cdef inline bint take_attempt(
     return start[0] != c"0" or at[0] - start == 1
 
 
-cdef inline unsigned int two_digits(const unsigned char* at) noexcept:
+cdef inline unsigned int two_digits(Octets at) noexcept:
     """The number of two digits; more than 99 if there are other bytes."""
     cdef unsigned int tens = <unsigned int>at[0] - c"0"
     cdef unsigned int ones = <unsigned int>at[1] - c"0"
     return 100 if tens > 9 or ones > 9 else 10 * tens + ones
 
 
-cdef inline bint take_moment(
-    const unsigned char** at, const unsigned char* end, Moment* moment
-) noexcept:
+cdef inline bint take_moment(Octets* at, Octets end, Moment* moment) noexcept:
     """A date-time such as 2026-11-24T03:13:36.570640729Z, with any fraction or none.
 
     The numbers may be out of range, with other bytes than digits for one. datetime rejects those.
     """
-    cdef const unsigned char* text = at[0]
-    cdef const unsigned char* fraction
+    cdef Octets text = at[0]
+    cdef Octets fraction
     cdef unsigned int century, years, first, second, third, scale
     if end - text < 20 or text[4] != c"-" or text[7] != c"-" or text[10] != c"T":
         return False
@@ -110,9 +106,7 @@ cdef inline bint take_moment(
     return True
 
 
-cdef inline bint take_strings(
-    const unsigned char** at, const unsigned char* end, Span* strings
-) noexcept:
+cdef inline bint take_strings(Octets* at, Octets end, Span* strings) noexcept:
     """A flat object of plain texts, or null."""
     cdef bint more
     strings.start = NULL
@@ -134,14 +128,12 @@ cdef inline bint take_strings(
     return True
 
 
-cdef inline const unsigned char* find_context(
-    const unsigned char* at, const unsigned char* end
-) noexcept:
+cdef inline Octets find_context(Octets at, Octets end) noexcept:
     """Where the last `,"context":{` begins; NULL if there is none.
 
     If it is part of a text, then the bytes before it are not valid JSON.
     """
-    cdef const unsigned char* key
+    cdef Octets key
     while True:
         end = last_brace(at, end)
         if end is NULL or end - at < 11:
@@ -151,41 +143,34 @@ cdef inline const unsigned char* find_context(
             return end - 11
 
 
-cdef inline bint scan_request(
-    const unsigned char* at, const unsigned char* end, RequestSpans* found
-) noexcept:
+cdef inline bint scan_request(Octets at, Octets end, RequestSpans* found) noexcept:
     """Whether the bytes have that layout, and where its parts are."""
-    if not skip(
-        &at,
-        end,
-        b'{"type":"request","payload":{"protocol_version":"2","request_id":"',
+    if not (
+        skip(&at, end, b'{"type":"request","payload":{"protocol_version":"2","request_id":"')
+        and take_text(&at, end, &found.request_id)
+        and skip(&at, end, b'","job_id":"')
+        and take_text(&at, end, &found.job_id)
+        and skip(&at, end, b'","function_name":"')
+        and take_text(&at, end, &found.function_name)
+        and skip(&at, end, b'","params":')
     ):
-        return False
-    found.request_id = take_text(&at, end)
-    if not skip(&at, end, b'","job_id":"'):
-        return False
-    found.job_id = take_text(&at, end)
-    if not skip(&at, end, b'","function_name":"'):
-        return False
-    found.function_name = take_text(&at, end)
-    if not skip(&at, end, b'","params":'):
         return False
     found.params.start = at
     at = find_context(at, end)
     if at is NULL:
         return False
     found.params.size = at - found.params.start
-    if not skip(&at, end, b',"context":{"job_id":"'):
-        return False
-    found.context_job_id = take_text(&at, end)
-    if not skip(&at, end, b'","attempt":') or not take_attempt(&at, end, &found.attempt):
-        return False
-    if not skip(&at, end, b',"enqueue_time":"') or not take_moment(&at, end, &found.enqueue_time):
-        return False
-    if not skip(&at, end, b'","queue_name":"'):
-        return False
-    found.queue_name = take_text(&at, end)
-    if not skip(&at, end, b'","deadline":'):
+    if not (
+        skip(&at, end, b',"context":{"job_id":"')
+        and take_text(&at, end, &found.context_job_id)
+        and skip(&at, end, b'","attempt":')
+        and take_attempt(&at, end, &found.attempt)
+        and skip(&at, end, b',"enqueue_time":"')
+        and take_moment(&at, end, &found.enqueue_time)
+        and skip(&at, end, b'","queue_name":"')
+        and take_text(&at, end, &found.queue_name)
+        and skip(&at, end, b'","deadline":')
+    ):
         return False
     found.has_deadline = skip(&at, end, b'"')
     if found.has_deadline:
@@ -202,13 +187,10 @@ cdef inline bint scan_request(
     if skip(&at, end, b',"correlation_context":'):
         if not take_strings(&at, end, &found.correlation_context):
             return False
-    if not skip(&at, end, b',"worker_id":'):
-        return False
     found.worker_id.start = NULL
-    if skip(&at, end, b'"'):
-        found.worker_id = take_text(&at, end)
+    if not skip(&at, end, b',"worker_id":null'):
+        if not skip(&at, end, b',"worker_id":"') or not take_text(&at, end, &found.worker_id):
+            return False
         if not skip(&at, end, b'"'):
             return False
-    elif not skip(&at, end, b"null"):
-        return False
     return skip(&at, end, b"}}}") and at == end

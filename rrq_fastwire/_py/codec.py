@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .._generic import Codec
-from .._json import encode as encode_json
+from .._json import dump_plain
 from ..messages import RunnerMessage
 from .frames import MAX_FRAME_SIZE, StreamDecoder, checked_limit, octets, pack_frame, whole_payload
 
@@ -11,8 +11,8 @@ __all__ = [
     "MessageDecoder",
     "decode_frame",
     "decode_payload",
+    "dump_plain",
     "encode_frame",
-    "encode_json",
     "encode_payload",
 ]
 
