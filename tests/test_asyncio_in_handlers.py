@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import contextvars
 import importlib
+import os
+import subprocess
 import sys
 import time
 
@@ -469,6 +471,14 @@ async def uses_aiohttp(request):
         await runner.cleanup()
 
 
+async def runs_the_event_loop_itself_where_it_may(request):
+    if not hasattr(asyncio, "_nest_patched"):  # by nest_asyncio
+        return 2
+    found = asyncio.get_running_loop().run_until_complete(sleep_and_return(2))
+    await asyncio.sleep(0)
+    return found
+
+
 CASES = [
     case
     for name, case in list(globals().items())
@@ -587,3 +597,79 @@ def test_all_of_them_at_once_are_answered_as_by_the_stock_runner(loop_kind):
     handlers = [case for case in CASES if case not in NEEDS]
     theirs = run(loop_kind, answers(stock_server, handlers))
     assert run(loop_kind, answers(our_server, handlers)) == theirs
+
+
+PATCHES = {
+    "nest_asyncio": "import asyncio, nest_asyncio; nest_asyncio.apply(asyncio.new_event_loop())",
+    "opentelemetry.instrumentation.asyncio": (
+        "from opentelemetry.instrumentation.asyncio import AsyncioInstrumentor\n"
+        "AsyncioInstrumentor().instrument()"
+    ),
+}
+
+
+@pytest.mark.parametrize("library", PATCHES)
+def test_the_same_holds_where_a_library_has_patched_asyncio(library, tmp_path):
+    pytest.importorskip(library, reason=f"{library} is not installed")
+    (tmp_path / "patch_asyncio.py").write_text(PATCHES[library])
+    cases = "test_a_handler and not uvloop"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", __file__, "-k", cases),
+            *("-p", "patch_asyncio", "-W", "ignore", "-q"),
+        ],
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=10 * PATIENCE,
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+CANCELLED_IN_ITS_FIRST_STEP = """
+import asyncio, nest_asyncio
+from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.runner.engine import Runner
+from rrq_fastwire.streams import start_server
+
+nest_asyncio.apply(asyncio.new_event_loop())
+
+async def main():
+    begun, ended = asyncio.Event(), asyncio.Event()
+
+    async def nested(request):
+        begun.set()
+        while not job.done():
+            asyncio.get_running_loop().run_until_complete(asyncio.sleep(0.001))
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    runner = Runner({"nested": nested})
+    server = await start_server(runner.on_stream, "127.0.0.1", 0)
+    async with await RunnerClient.connect(*server.sockets[0].getsockname()) as client:
+        job = asyncio.create_task(client.execute("nested", job_id="j"))
+        await begun.wait()
+        await client.cancel("j")
+        print((await job).type)
+        await asyncio.wait_for(ended.wait(), 20)
+        print("ended")
+    server.close()
+    await runner.stop(1)
+
+asyncio.run(main())
+"""
+
+
+def test_a_cancel_ends_a_handler_that_runs_the_event_loop_itself(tmp_path):
+    pytest.importorskip("nest_asyncio", reason="nest_asyncio is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", CANCELLED_IN_ITS_FIRST_STEP],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.stdout.split() == ["cancelled", "ended"], done.stderr

@@ -195,11 +195,8 @@ class Runner:
             jobs[request_id] = job = Job(connection, message)
             steps = self._run(connection, job, message)
             job.task = self._tasks.start(connection.loop, steps, f"rrq-runner-{request_id}")
-            if job.task is not None:
-                if job.overtaken is not None:  # in an event loop that the handler has run itself
-                    self._cancel_handler(job, job.task)
-                elif job.deadline is not None:
-                    self._deadlines.add(job, job.deadline.timestamp() - time.time())
+            if job.task is not None and job.deadline is not None:
+                self._deadlines.add(job, job.deadline.timestamp() - time.time())
             return
         outcome = ExecutionOutcome.failure(message.job_id, request_id, wrong)
         self._send(connection, outcome, message.function_name)
@@ -290,14 +287,11 @@ class Runner:
         """Answers a job that has not ended, and cancels its handler, whatever that makes of it."""
         job.overtaken = outcome
         self._answer(job, outcome)
-        if job.task is not None:
-            self._cancel_handler(job, job.task)
-
-    def _cancel_handler(self, job: Job, task: asyncio.Task[None]) -> None:
-        self._cancelled[task] = job
-        task.add_done_callback(self._cancelled.pop)
+        assert job.task is not None, "a handler that does not wait cannot be overtaken"
+        self._cancelled[job.task] = job
+        job.task.add_done_callback(self._cancelled.pop)
         try:
-            task.cancel()
+            job.task.cancel()
         except BaseException as error:  # of what the handler waits for
             job_id, name = describe(job.job_id), describe(job.function_name)
             log(logging.WARNING, "job %s: %s cannot be cancelled", job_id, name, error=error)

@@ -13,6 +13,16 @@ if TYPE_CHECKING:
 
 __all__ = ["TaskStarter"]
 
+
+def _makes_tasks(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether the event loop has to make the tasks: it has a task factory, or is nest_asyncio's.
+
+    There a handler can run the event loop itself. In the callback of a read, the loop could not
+    call the same callback again.
+    """
+    return loop.get_task_factory() is not None or hasattr(loop, "_nest_patched")
+
+
 # Measured on CPython 3.13, for coroutines that do not wait and for those that wait once: an eager
 # task takes 1.4 and 3.8 us, a task in reserve 1.3 and 3.9 to 6.5 us.
 if sys.version_info >= (3, 12):
@@ -25,14 +35,13 @@ if sys.version_info >= (3, 12):
         ) -> asyncio.Task[None] | None:
             """Runs a coroutine up to its first wait, under a task, in its own copy of the context.
 
-            Returns the task if the coroutine waits, else None. If the event loop has a task
-            factory, that makes the task, and the coroutine may not have begun. Not to be called
-            from within a task.
+            Returns the task if the coroutine waits, else None. Where the event loop has to make
+            the task, the coroutine may not have begun. Not to be called from within a task.
 
             Arguments:
                 loop: the running event loop. Looking it up is a system call on Python 3.11.
             """
-            if loop.get_task_factory() is None:
+            if not _makes_tasks(loop):
                 task = asyncio.Task(steps, loop=loop, name=name, eager_start=True)
             else:
                 task = loop.create_task(steps, name=name)
@@ -61,14 +70,13 @@ else:
         ) -> asyncio.Task[None] | None:
             """Runs a coroutine up to its first wait, under a task, in its own copy of the context.
 
-            Returns the task if the coroutine waits, else None. If the event loop has a task
-            factory, that makes the task, and the coroutine may not have begun. Not to be called
-            from within a task.
+            Returns the task if the coroutine waits, else None. Where the event loop has to make
+            the task, the coroutine may not have begun. Not to be called from within a task.
 
             Arguments:
                 loop: the running event loop. Looking it up is a system call on Python 3.11.
             """
-            if loop.get_task_factory() is not None:
+            if _makes_tasks(loop):
                 task = loop.create_task(steps, name=name)
                 return None if task.done() else task
             relay, self._reserve = self._reserve, None
