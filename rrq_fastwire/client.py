@@ -46,7 +46,7 @@ class RunnerClient:
 
     Attributes:
         stream: the connection.
-        unmatched: answers so far to requests that nobody waits for; they are dropped.
+        unmatched: answers so far without a waiting request; they are dropped.
     """
 
     def __init__(self, stream: MessageStream) -> None:
@@ -185,7 +185,7 @@ class RunnerClient:
             self.unmatched += 1
 
     def _take(self, request_id: str | None) -> asyncio.Future[ExecutionOutcome] | None:
-        """Who waits for the answer to a request; None, and counted, if nobody does."""
+        """The future that waits for the answer to a request; None, and counted, if there is none."""
         answer = None if request_id is None else self._waiting.get(request_id)
         if answer is None or answer.done():
             self.unmatched += 1

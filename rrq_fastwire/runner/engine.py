@@ -102,7 +102,7 @@ class _Connection:
     """A stream, the jobs that it waits for, by request_id, and its name in the log.
 
     Attributes:
-        hung_up: whether requests are ignored, because nobody would get the answers.
+        hung_up: whether requests are ignored, because the answers could not be sent.
         flushed: when an answer was last written at once.
     """
 
