@@ -185,7 +185,7 @@ class RunnerClient:
             self.unmatched += 1
 
     def _take(self, request_id: str | None) -> asyncio.Future[ExecutionOutcome] | None:
-        """The future that waits for the answer to a request; None, and counted, if there is none."""
+        """The future that waits for an answer; None, and counted, if there is none."""
         answer = None if request_id is None else self._waiting.get(request_id)
         if answer is None or answer.done():
             self.unmatched += 1
