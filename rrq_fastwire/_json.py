@@ -115,18 +115,18 @@ def _plain(value: Any, levels: int, left: list[int]) -> Any:
     step = ""
     try:
         if isinstance(value, dict):
+            _count(dict.__len__(value), left)
             plain = {}
             for key, item in dict.items(value):
                 step = ""
-                _count(left)
                 name = _key(key)
                 step = f".{name}"
                 plain[name] = _plain(item, levels - 1, left)
             return plain
+        _count(list.__len__(value) if isinstance(value, list) else tuple.__len__(value), left)
         items: list[Any] = []
         for item in _items(value):
             step = f"[{len(items)}]"
-            _count(left)
             items.append(_plain(item, levels - 1, left))
         return items
     except _NoJsonError as error:
@@ -134,8 +134,8 @@ def _plain(value: Any, levels: int, left: list[int]) -> Any:
         raise
 
 
-def _count(left: list[int]) -> None:
-    left[0] -= 1
+def _count(items: int, left: list[int]) -> None:
+    left[0] -= items
     if left[0] < 0:
         raise _NoJsonError(f"more than {MAX_ITEMS} items")
 

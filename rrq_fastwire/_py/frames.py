@@ -34,6 +34,9 @@ _READ_SIZE = 32 * 1024
 
 _unpack_length = Struct(">I").unpack_from
 
+# What a decoder without payloads has, because even an empty deque takes 760 bytes.
+_NO_PAYLOADS: deque[bytes] = deque(maxlen=0)
+
 
 def octets(data: bytes | bytearray | memoryview) -> bytes:
     """Return `data` as bytes that no other code can change. Raises TypeError."""
@@ -99,7 +102,7 @@ class StreamDecoder:
 
     def __init__(self, max_frame_size: int = MAX_FRAME_SIZE) -> None:
         self._limit = checked_limit(max_frame_size)
-        self._payloads: deque[bytes] = deque()
+        self._payloads = _NO_PAYLOADS
         self._rest = bytearray()  # the bytes after the last payload
         self._space = bytearray()  # the memory of get_buffer()
         # The class and arguments of the error that ended the stream.
@@ -204,6 +207,10 @@ class StreamDecoder:
 
     def _end(self) -> None:
         """End an iteration that has taken all payloads. Raises the error that follows them."""
+        if not self._feeding.locked():
+            with self._feeding:
+                if not self._payloads:  # another thread may have fed
+                    self._payloads = _NO_PAYLOADS
         self._is_broken()
         self._check()
 
@@ -247,9 +254,16 @@ class StreamDecoder:
         pos = self._split(data, payloads)
         rest = bytearray(data[pos:])
         self._copied += len(data)
-        extend = self._payloads.extend
-        self._rest = rest
-        extend(payloads)
+        if not payloads:
+            self._rest = rest
+        elif self._payloads is _NO_PAYLOADS:
+            queue = deque(payloads)
+            self._rest = rest
+            self._payloads = queue
+        else:
+            extend = self._payloads.extend
+            self._rest = rest
+            extend(payloads)
 
     def _split(self, data: bytes, payloads: list[bytes]) -> int:
         """Append the complete payloads in `data`, and return where they end."""

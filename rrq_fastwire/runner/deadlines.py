@@ -61,6 +61,7 @@ class Deadlines:
 
     def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
         heap, now = self._heap, loop.time()
+        due = []
         while heap and (heap[0][0] <= now or heap[0][2].connection is None):
             _, number, job, deadline = heapq.heappop(heap)
             if job.connection is None:
@@ -68,6 +69,8 @@ class Deadlines:
             if deadline > now and len(job.connection.jobs) > 1:
                 heapq.heappush(heap, (deadline, number, job, deadline))
             else:
-                self._passed(job)
+                due.append((deadline, number, job))
+        for _, _, job in sorted(due):  # those that were looked at early may be out of order
+            self._passed(job)
         if heap:
             self._set_timer(loop)
