@@ -221,7 +221,7 @@ def until(ready, what):
 
 
 def free_port():
-    """A port that nobody listens on, and that the system gives to no outgoing connection meanwhile."""
+    """Return a port without a listener, outside the range for outgoing connections."""
     while True:
         port = random.SystemRandom().randrange(10_000, 32_000)
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):

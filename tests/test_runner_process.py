@@ -75,8 +75,8 @@ def test_an_ending_runner_accepts_nobody(command, number):
         command.connect(runner.port)
 
 
-# What asyncio has accepted, and given to nobody yet when its server is closed, it drops with a
-# warning; in CPython 3.13.0 also with an exception in __del__.
+# asyncio drops a connection with a warning if the server is closed before a protocol has it. CPython
+# 3.13.0 also raises an exception in __del__.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("turns", range(8))
@@ -128,7 +128,7 @@ def test_a_handler_has_the_grace_to_clean_up(command, number):
         "leave_stubborn_task",
         "leave_thread",
         "wait_for_thread",
-        "flood",  # whose answer nobody takes
+        "flood",  # the peer does not read its answer
     ],
 )
 def test_what_does_not_end_is_ended_after_the_grace(command, number, function_name):

@@ -202,7 +202,7 @@ class Runner:
         self._send(connection, outcome, message.function_name)
 
     def _refuse(self, connection: _Connection, error: MessageError) -> None:
-        """Answers what is no message, if it was meant to be a request."""
+        """Log a payload that is not a valid message, and answer it if it is a request with ids."""
         log(logging.WARNING, "%s: job %s: %s", connection.name, describe(error.job_id), error)
         if (
             error.message_type == "request"
