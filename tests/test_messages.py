@@ -62,6 +62,15 @@ def test_messages_have_no_other_attributes_than_their_fields(cls):
 
 
 @classes
+def test_a_field_without_a_value_is_no_attribute(cls):
+    """The compiled codec relies on it: it reads and writes the memory of the slots."""
+    message = object.__new__(cls)
+    for field in dataclasses.fields(cls):
+        with pytest.raises(AttributeError, match=field.name):
+            getattr(message, field.name)
+
+
+@classes
 def test_constructors_take_keywords_only_and_every_required_one(cls):
     values = {field.name: getattr(build(cls), field.name) for field in dataclasses.fields(cls)}
     assert cls(**values) == build(cls)

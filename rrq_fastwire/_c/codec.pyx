@@ -11,12 +11,11 @@ field in `messages` turns them off.
 
 from dataclasses import fields
 from datetime import timezone
-from types import MemberDescriptorType
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.datetime cimport datetime_new, import_datetime
-from cpython.object cimport PyObject, PyTypeObject, descrgetfunc, descrsetfunc
+from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH
 from libc.stdint cimport uint32_t
@@ -25,7 +24,7 @@ from libc.string cimport memcmp, memcpy
 from .frames cimport HEADER_LEN, MAX_PAYLOAD, Payload, StreamDecoder
 from .frames cimport check_whole, checked_limit, new_frame, octets
 from .scan cimport FREE_THREADED, Moment, Octets, RequestSpans, Span
-from .scan cimport plain_end, scan_request, skip, take_moment, take_text
+from .scan cimport is_text, scan_request, skip, take_moment, take_text
 
 from .. import _json
 from ..messages import MAX_NESTING, PROTOCOL_VERSION, OutcomeStatus
@@ -38,10 +37,19 @@ __all__ += ["encode_frame", "encode_payload"]
 
 import_datetime()
 
+cdef extern from "structmember.h":
+    int T_OBJECT_EX
+    ctypedef struct PyMemberDef:
+        const char* name
+        int type
+        Py_ssize_t offset
+    ctypedef struct PyTypeObject:
+        PyMemberDef* tp_members
+
+
 cdef extern from "Python.h":
     object PyType_GenericAlloc(type cls, Py_ssize_t items)
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 largest)
-    PyTypeObject* Py_TYPE(object)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
     bint PyDict_Next(PyObject* dict, Py_ssize_t* pos, PyObject** key, PyObject** value)
     Py_ssize_t PyDict_Size(PyObject*)
@@ -64,7 +72,6 @@ cdef enum:
 cdef object loads = _json.loads
 # Without a GIL, other threads can change a value between the check and the writing.
 cdef object dumps = None if FREE_THREADED else _json.dumps
-cdef object generic_parse = generic.parse_date_time
 cdef object UTC = timezone.utc
 cdef object VERSION = PROTOCOL_VERSION
 cdef object DEFAULT_LIMIT = MAX_FRAME_SIZE
@@ -73,58 +80,65 @@ cdef Py_ssize_t MAX_ITEMS = _json.MAX_ITEMS
 cdef object SUCCESS = OutcomeStatus.SUCCESS
 
 
+cdef type REQUEST = ExecutionRequest, CONTEXT = ExecutionContext, OUTCOME = ExecutionOutcome
 
-cdef list names_of(type cls):
-    return [field.name for field in fields(cls)]
+# Where the fields are in a message, in bytes: the `tp_members` of its class say so. Reading and
+# writing there instead of through the descriptors saves 8 % of the time of a small success. Assumes
+# that a slot is a reference, or NULL without a value: find_slots() asks for the type of member that
+# means this. To remove: call the descriptors.
+cdef Py_ssize_t OUTCOME_SLOTS[6]
+cdef Py_ssize_t REQUEST_SLOTS[6]
+cdef Py_ssize_t CONTEXT_SLOTS[8]
 
 
-cdef list OUTCOME_NAMES = "job_id request_id status result error retry_after_seconds".split()
-cdef list REQUEST_NAMES = "protocol_version request_id job_id function_name params context".split()
-cdef list CONTEXT_NAMES = (
-    "job_id attempt enqueue_time queue_name deadline trace_context correlation_context worker_id"
-).split()
-cdef bint KNOWS_OUTCOME = names_of(ExecutionOutcome) == OUTCOME_NAMES
-cdef bint KNOWS_REQUEST = (
-    names_of(ExecutionRequest) == REQUEST_NAMES and names_of(ExecutionContext) == CONTEXT_NAMES
+cdef bint find_slots(Py_ssize_t* slots, type cls, str names) except -1:
+    """Whether these are the names of the fields of the class, in order."""
+    cdef PyMemberDef* member
+    if " ".join([field.name for field in fields(cls)]) != names:
+        return False
+    for name in names.split():
+        member = (<PyTypeObject*>cls).tp_members
+        while member.name is not NULL and member.name != <bytes>name.encode():
+            member += 1
+        if member.name is NULL or member.type != T_OBJECT_EX:
+            raise ImportError(f"{cls.__name__}.{name} is not a slot")
+        slots[0] = member.offset
+        slots += 1
+    return True
+
+
+cdef bint KNOWS_OUTCOME = find_slots(
+    OUTCOME_SLOTS, OUTCOME, "job_id request_id status result error retry_after_seconds"
+)
+cdef bint KNOWS_CONTEXT = find_slots(
+    CONTEXT_SLOTS, CONTEXT, "job_id attempt enqueue_time queue_name deadline trace_context "
+    "correlation_context worker_id"
+)
+cdef bint KNOWS_REQUEST = KNOWS_CONTEXT and find_slots(
+    REQUEST_SLOTS, REQUEST, "protocol_version request_id job_id function_name params context"
 )
 
-cdef type REQUEST = ExecutionRequest, CONTEXT = ExecutionContext, OUTCOME = ExecutionOutcome
-# The descriptors of the slots, in the order of the fields. The lists keep them alive.
-cdef PyObject* OUTCOME_SLOTS[6]
-cdef PyObject* REQUEST_SLOTS[6]
-cdef PyObject* CONTEXT_SLOTS[8]
-cdef list descriptors = []
+
+cdef inline PyObject** slot(object message, Py_ssize_t offset) noexcept:
+    return <PyObject**>(<char*><PyObject*>message + offset)
 
 
-cdef int find_slots(PyObject** slots, type cls, list names) except -1:
-    for name in names:
-        descriptor = cls.__dict__.get(name)
-        if type(descriptor) is not MemberDescriptorType:
-            raise ImportError(f"{cls.__name__}.{name} is not a slot")
-        descriptors.append(descriptor)
-        slots[0] = <PyObject*>descriptor
-        slots += 1
-    return 0
-
-
-if KNOWS_OUTCOME:
-    find_slots(OUTCOME_SLOTS, OUTCOME, OUTCOME_NAMES)
-if KNOWS_REQUEST:
-    find_slots(REQUEST_SLOTS, REQUEST, REQUEST_NAMES)
-    find_slots(CONTEXT_SLOTS, CONTEXT, CONTEXT_NAMES)
-
-cdef descrgetfunc get_slot = (<PyTypeObject*>MemberDescriptorType).tp_descr_get
-cdef descrsetfunc set_slot = (<PyTypeObject*>MemberDescriptorType).tp_descr_set
-
-
-cdef inline object get(PyObject* slot, object message):
+cdef inline object get(object message, Py_ssize_t offset):
     """The value of a slot. Raises AttributeError if it was deleted."""
-    return get_slot(<object>slot, message, <object>Py_TYPE(message))
+    cdef PyObject* value = slot(message, offset)[0]
+    if value is NULL:
+        raise AttributeError
+    return <object>value
 
 
-cdef inline int put(PyObject* slot, object message, object value) except -1:
-    return set_slot(<object>slot, message, value)
-
+cdef object new_message(type cls, Py_ssize_t* slots, PyObject** values, int count):
+    """A message with these values. Nothing runs before it is complete."""
+    message = PyType_GenericAlloc(cls, 0)
+    cdef int at
+    for at in range(count):
+        Py_INCREF(<object>values[at])
+        slot(message, slots[at])[0] = values[at]
+    return message
 
 
 cdef inline str text_of(Span span):
@@ -150,9 +164,10 @@ cdef PyObject* last_worker_id = NULL
 
 cdef str common_text(PyObject** last, Span span):
     cdef PyObject* before = last[0]
-    cdef bint reuse = before is not NULL and not FREE_THREADED
-    cdef str text = text_like(<str>before, span) if reuse else text_of(span)
-    if not FREE_THREADED and before is not <PyObject*>text:
+    if FREE_THREADED:
+        return text_of(span)
+    text = text_of(span) if before is NULL else text_like(<str>before, span)
+    if before is not <PyObject*>text:
         Py_INCREF(text)
         last[0] = <PyObject*>text
         Py_XDECREF(before)
@@ -170,32 +185,10 @@ def parse_date_time(text):
     """As parse_date_time() of the generic codec."""
     cdef Py_ssize_t size
     cdef Moment moment
-    cdef Octets at = <Octets>PyUnicode_AsUTF8AndSize(text, &size)
-    cdef Octets end = at + size
+    cdef Octets at = <Octets>PyUnicode_AsUTF8AndSize(text, &size), end = at + size
     if take_moment(&at, end, &moment) and at == end:
         return date_time(&moment)
-    return generic_parse(text)
-
-
-cdef dict strings_of(Span span):
-    """The flat object of plain texts that was found; None for null."""
-    cdef Octets at = span.start
-    cdef Octets end
-    cdef Span key, text
-    cdef dict strings
-    if at is NULL:
-        return None
-    strings = {}
-    end = at + span.size
-    at += 2
-    # Each text is followed by three bytes, ":" or ",", and the last one by two.
-    while at < end:
-        take_text(&at, end, &key)
-        at += 3
-        take_text(&at, end, &text)
-        at += 3
-        strings[text_of(key)] = text_of(text)
-    return strings
+    return generic.parse_date_time(text)
 
 
 cdef object small_json(Octets start, Py_ssize_t size):
@@ -205,39 +198,43 @@ cdef object small_json(Octets start, Py_ssize_t size):
     return loads(PyBytes_FromStringAndSize(<const char*>start, size))
 
 
+cdef object strings_of(Span span):
+    """The flat object of plain texts that was found; None for null."""
+    return None if span.start is NULL else small_json(span.start, span.size)
+
+
 cdef object recognise_request(Octets at, Octets end):
     cdef RequestSpans found
+    cdef object attempt
     if not scan_request(at, end, &found) or found.params.size > SMALL_JSON:
         return None
     try:
         params = small_json(found.params.start, found.params.size)
         enqueue_time = date_time(&found.enqueue_time)
         deadline = date_time(&found.deadline) if found.has_deadline else None
+        trace_context = strings_of(found.trace_context)
+        correlation_context = strings_of(found.correlation_context)
     except ValueError:
         return None
     if type(params) is not dict:
         return None
-    worker_id = None
-    if found.worker_id.start is not NULL:
-        worker_id = common_text(&last_worker_id, found.worker_id)
-    context = PyType_GenericAlloc(CONTEXT, 0)
+    no_worker = found.worker_id.start is NULL
+    worker_id = None if no_worker else common_text(&last_worker_id, found.worker_id)
     job_id = text_of(found.job_id)
-    put(CONTEXT_SLOTS[0], context, text_like(job_id, found.context_job_id))
-    put(CONTEXT_SLOTS[1], context, found.attempt)
-    put(CONTEXT_SLOTS[2], context, enqueue_time)
-    put(CONTEXT_SLOTS[3], context, common_text(&last_queue_name, found.queue_name))
-    put(CONTEXT_SLOTS[4], context, deadline)
-    put(CONTEXT_SLOTS[5], context, strings_of(found.trace_context))
-    put(CONTEXT_SLOTS[6], context, strings_of(found.correlation_context))
-    put(CONTEXT_SLOTS[7], context, worker_id)
-    request = PyType_GenericAlloc(REQUEST, 0)
-    put(REQUEST_SLOTS[0], request, VERSION)
-    put(REQUEST_SLOTS[1], request, text_of(found.request_id))
-    put(REQUEST_SLOTS[2], request, job_id)
-    put(REQUEST_SLOTS[3], request, common_text(&last_function_name, found.function_name))
-    put(REQUEST_SLOTS[4], request, params)
-    put(REQUEST_SLOTS[5], request, context)
-    return request
+    context_job_id = text_like(job_id, found.context_job_id)
+    attempt = found.attempt
+    queue_name = common_text(&last_queue_name, found.queue_name)
+    request_id = text_of(found.request_id)
+    function_name = common_text(&last_function_name, found.function_name)
+    context = new_message(CONTEXT, CONTEXT_SLOTS, [
+        <PyObject*>context_job_id, <PyObject*>attempt, <PyObject*>enqueue_time,
+        <PyObject*>queue_name, <PyObject*>deadline,
+        <PyObject*>trace_context, <PyObject*>correlation_context, <PyObject*>worker_id,
+    ], 8)
+    return new_message(REQUEST, REQUEST_SLOTS, [
+        <PyObject*>VERSION, <PyObject*>request_id, <PyObject*>job_id,
+        <PyObject*>function_name, <PyObject*>params, <PyObject*>context,
+    ], 6)
 
 
 cdef object recognise_success(Octets at, Octets end):
@@ -257,14 +254,10 @@ cdef object recognise_success(Octets at, Octets end):
         result = small_json(at, end - at)
     except ValueError:
         return None
-    outcome = PyType_GenericAlloc(OUTCOME, 0)
-    put(OUTCOME_SLOTS[0], outcome, text_of(job_id))
-    put(OUTCOME_SLOTS[1], outcome, text_of(request_id))
-    put(OUTCOME_SLOTS[2], outcome, SUCCESS)
-    put(OUTCOME_SLOTS[3], outcome, result)
-    put(OUTCOME_SLOTS[4], outcome, None)
-    put(OUTCOME_SLOTS[5], outcome, None)
-    return outcome
+    first, second = text_of(job_id), text_of(request_id)
+    return new_message(OUTCOME, OUTCOME_SLOTS, [
+        <PyObject*>first, <PyObject*>second, <PyObject*>SUCCESS, <PyObject*>result, Py_None, Py_None
+    ], 6)
 
 
 cdef object decode(bytes owner, Py_ssize_t start, Py_ssize_t size):
@@ -326,7 +319,6 @@ FrameError where the stream is broken, after the messages before it.
         return decode(owner, payload.start, payload.size)
 
 
-
 cdef struct Level:
     # A dict, or the items of a list or tuple, and the position of the next item.
     PyObject* container
@@ -361,10 +353,9 @@ cdef bint enter(PyObject* container, Level* level) noexcept:
 
 cdef PyObject* next_container(Level* level) noexcept:
     """The next item that is not a leaf; NULL at the end."""
-    cdef PyObject* key
     cdef PyObject* item
     if level.items is NULL:
-        while PyDict_Next(level.container, &level.pos, &key, &item):
+        while PyDict_Next(level.container, &level.pos, NULL, &item):
             if not is_leaf(item):
                 return item
     else:
@@ -430,29 +421,25 @@ cdef bytes encode_success(object outcome, uint32_t limit):
     """The frame of a success with plain ids and a plain result; None for everything else."""
     cdef Octets first, second
     cdef Py_ssize_t first_size, second_size, size
-    cdef bytes body, frame
-    cdef char* out
-    job_id, request_id = get(OUTCOME_SLOTS[0], outcome), get(OUTCOME_SLOTS[1], outcome)
-    error, seconds = get(OUTCOME_SLOTS[4], outcome), get(OUTCOME_SLOTS[5], outcome)
+    job_id, request_id = get(outcome, OUTCOME_SLOTS[0]), get(outcome, OUTCOME_SLOTS[1])
+    error, seconds = get(outcome, OUTCOME_SLOTS[4]), get(outcome, OUTCOME_SLOTS[5])
     if type(job_id) is not str or type(request_id) is not str:
         return None
-    if get(OUTCOME_SLOTS[2], outcome) is not SUCCESS or error is not None or seconds is not None:
+    if get(outcome, OUTCOME_SLOTS[2]) is not SUCCESS or error is not None or seconds is not None:
         return None
     first = <Octets>PyUnicode_AsUTF8AndSize(job_id, &first_size)
     second = <Octets>PyUnicode_AsUTF8AndSize(request_id, &second_size)
-    if plain_end(first, first + first_size) != first + first_size:
+    if not (is_text(first, first + first_size) and is_text(second, second + second_size)):
         return None
-    if plain_end(second, second + second_size) != second + second_size:
-        return None
-    result = get(OUTCOME_SLOTS[3], outcome)
+    result = get(outcome, OUTCOME_SLOTS[3])
     if not is_plain(<PyObject*>result, RESULT_LEVELS):
         return None
-    body = dumps(result)
+    cdef bytes body = dumps(result)
     size = TEMPLATE_SIZE + first_size + second_size + PyBytes_GET_SIZE(body)
     if size > limit:
         return None
-    frame = new_frame(size, limit)
-    out = append_bytes(PyBytes_AS_STRING(frame) + HEADER_LEN, HEAD)
+    cdef bytes frame = new_frame(size, limit)
+    cdef char* out = append_bytes(PyBytes_AS_STRING(frame) + HEADER_LEN, HEAD)
     out = append_bytes(append(out, first, first_size), BETWEEN)
     out = append_bytes(append(out, second, second_size), BEFORE_RESULT)
     append_bytes(append_bytes(out, body), TAIL)

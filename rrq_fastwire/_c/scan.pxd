@@ -39,6 +39,10 @@ cdef inline bint take_text(Octets* at, Octets end, Span* text) noexcept:
     return True
 
 
+cdef inline bint is_text(Octets at, Octets end) noexcept:
+    return plain_end(at, end) == end
+
+
 cdef inline bint take_attempt(Octets* at, Octets end, uint64_t* number) noexcept:
     """An integer of 32 bits without leading zeros."""
     cdef Octets start = at[0]
@@ -63,9 +67,8 @@ cdef inline bint take_moment(Octets* at, Octets end, Moment* moment) noexcept:
 
     The numbers may be out of range, with other bytes than digits for one. datetime rejects those.
     """
-    cdef Octets text = at[0]
-    cdef Octets fraction
-    cdef unsigned int century, years, first, second, third, scale
+    cdef Octets text = at[0], fraction
+    cdef unsigned int century, years, first, second, third
     if end - text < 20 or text[4] != c"-" or text[7] != c"-" or text[10] != c"T":
         return False
     if text[13] != c":" or text[16] != c":":
@@ -93,13 +96,14 @@ cdef inline bint take_moment(Octets* at, Octets end, Moment* moment) noexcept:
     if text[0] == c".":
         text += 1
         fraction = text
-        scale = 100000
         while text < end and c"0" <= text[0] <= c"9":
-            moment.microsecond += scale * (text[0] - c"0")
-            scale //= 10
+            if text - fraction < 6:
+                moment.microsecond = 10 * moment.microsecond + (text[0] - c"0")
             text += 1
         if text == fraction:
             return False
+        for missing in range(text - fraction, 6):
+            moment.microsecond *= 10
     if text == end or text[0] != c"Z":
         return False
     at[0] = text + 1
