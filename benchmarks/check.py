@@ -43,26 +43,24 @@ READ = "m.protocol_version, m.request_id, m.job_id, m.function_name, m.params, m
 MSGSPEC_FRAME = 'b = msgspec_encode({}); len(b).to_bytes(4, "big") + b'
 
 ROWS = [
-    Row("decode request, 100 B", "msgspec", 0.75, 0.60, "c.decode_frame(f)", "msgspec(f_payload)"),
+    Row("decode request, 100 B", "msgspec", 0.75, 0.60, "decode_frame(f)", "msgspec(f_payload)"),
     Row(
         "decode and read request, 100 B",
         "msgspec",
         0.85,
         0.70,
-        f"m = c.decode_frame(f); {READ}",
+        f"m = decode_frame(f); {READ}",
         f"m = msgspec(f_payload).payload; {READ}",
     ),
-    Row("decode request, 2 KB", "msgspec", 1.0, 0.9, "c.decode_frame(f2)", "msgspec(f2_payload)"),
-    Row(
-        "decode request, 100 KB", "orjson", 1.05, 1.0, "c.decode_frame(f100)", "loads(f100_payload)"
-    ),
-    Row("decode response, 100 B", "msgspec", 0.95, 0.80, "c.decode_frame(r)", "msgspec(r_payload)"),
+    Row("decode request, 2 KB", "msgspec", 1.0, 0.9, "decode_frame(f2)", "msgspec(f2_payload)"),
+    Row("decode request, 100 KB", "orjson", 1.05, 1.0, "decode_frame(f100)", "loads(f100_payload)"),
+    Row("decode response, 100 B", "msgspec", 0.95, 0.80, "decode_frame(r)", "msgspec(r_payload)"),
     Row(
         "encode success, 100 B",
         "msgspec and prefix",
         0.45,
         0.40,
-        "c.encode_frame(outcome)",
+        "encode_frame(outcome)",
         MSGSPEC_FRAME.format("message"),
     ),
     Row(
@@ -70,7 +68,7 @@ ROWS = [
         "msgspec and prefix",
         0.65,
         0.50,
-        "c.encode_frame(c.ExecutionOutcome.success(job_id, request_id, value))",
+        "encode_frame(ExecutionOutcome.success(job_id, request_id, value))",
         MSGSPEC_FRAME.format("Message(Outcome(job_id, request_id, SUCCESS, value))"),
     ),
     Row(
@@ -78,7 +76,7 @@ ROWS = [
         "orjson",
         1.30,
         1.15,
-        "c.encode_frame(outcome100)",
+        "encode_frame(outcome100)",
         "dumps(value100)",
     ),
     Row(
@@ -110,7 +108,7 @@ ROWS = [
         "orjson",
         2.6,
         2.0,
-        "c.decode_frame(spaced_frame)",
+        "decode_frame(spaced_frame)",
         "loads(spaced)",
     ),
     Row(
@@ -118,7 +116,7 @@ ROWS = [
         "orjson",
         2.6,
         2.0,
-        "c.decode_frame(other_order_frame)",
+        "decode_frame(other_order_frame)",
         "loads(other_order)",
     ),
     Row(
@@ -134,7 +132,7 @@ ROWS = [
         "rrq",
         0.60,
         None,
-        "py.decode_frame(f)",
+        "py_decode_frame(f)",
         "rrq_decode(f_payload)",
     ),
     Row(
@@ -142,7 +140,7 @@ ROWS = [
         "rrq",
         0.60,
         None,
-        "py.encode_frame(py.ExecutionOutcome.success(job_id, request_id, value))",
+        "py_encode_frame(ExecutionOutcome.success(job_id, request_id, value))",
         "rrq_encode(rrq_success(job_id, request_id, value))",
     ),
     Row(
@@ -150,7 +148,7 @@ ROWS = [
         "orjson",
         1.10,
         None,
-        "py.decode_frame(f100)",
+        "py_decode_frame(f100)",
         "loads(f100_payload)",
     ),
     Row(
@@ -184,6 +182,11 @@ def names() -> dict[str, Any]:
     return {
         "c": _c,
         "py": _py,
+        "decode_frame": _c.decode_frame,
+        "encode_frame": _c.encode_frame,
+        "py_decode_frame": _py.decode_frame,
+        "py_encode_frame": _py.encode_frame,
+        "ExecutionOutcome": _c.ExecutionOutcome,
         "loads": orjson.loads,
         "dumps": orjson.dumps,
         "msgspec": peers.msgspec_decode,
