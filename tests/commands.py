@@ -23,7 +23,7 @@ OURS, STOCK = "rrq_fastwire.runner", "rrq.runner_runtime"
 PATIENCE = 10
 
 APP = '''
-import asyncio, multiprocessing, os, threading, time
+import asyncio, multiprocessing, os, signal, threading, time
 from pathlib import Path
 
 def begun(request):
@@ -96,6 +96,15 @@ async def stop_child(request):
         codes.append(child.exitcode)
     return codes
 
+async def signal_twice(request):
+    """Both signals come at once: the second before Python has called the handler of the first."""
+    both = signal.SIGINT, signal.SIGTERM
+    signal.pthread_sigmask(signal.SIG_BLOCK, both)
+    for number in both:
+        signal.pthread_kill(threading.get_ident(), number)
+    begun(request)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+
 async def loop(request):
     return type(asyncio.get_running_loop()).__module__.partition(".")[0]
 
@@ -108,7 +117,7 @@ handlers = {
     handler.__name__: handler
     for handler in (
         kind, wait, swallow, clean_up, block, leave_task, leave_stubborn_task, leave_thread, wait_for_thread,
-        flood, outlive_parent, stop_child, loop,
+        flood, outlive_parent, stop_child, signal_twice, loop,
     )
 }
 handlers_with_a_mistake = {"report": not_async}

@@ -160,6 +160,14 @@ def test_a_second_signal_ends_it_at_once(command, number, function_name):
 
 
 @posix
+def test_a_second_signal_at_the_same_moment_ends_it_too(command):
+    runner = command.start("--grace", "600")
+    command.begin(runner.port, "signal_twice")
+    assert command.wait(runner) in (-signal.SIGINT, -signal.SIGTERM)
+    assert runner.errors() == ""
+
+
+@posix
 @pytest.mark.parametrize("function_name", ["wait_for_thread", "block"])
 def test_what_does_not_end_is_ended_by_default(command, function_name):
     runner = command.start()

@@ -27,6 +27,9 @@ _before: dict[int, SignalHandler] = {}
 # Called with a signal's number, and with what a handler of the user's own raised.
 _listeners: list[Callable[[int, BaseException | None], None]] = []
 
+# The signal that has begun the end, if it has come.
+_received: list[int] = []
+
 
 @contextmanager
 def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]:
@@ -50,7 +53,11 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
         if error is not None:
             raised.append(error)
         signalled(number)
-        loop.call_soon_threadsafe(ended.set)
+        loop.call_soon_threadsafe(end)
+
+    def end() -> None:
+        ended.set()
+        _let_the_system_kill()
 
     if not _listeners:
         _take_signals()
@@ -79,9 +86,14 @@ def _give_signals_back() -> None:
         if signal.getsignal(number) in (_on_signal, signal.SIG_DFL):  # and no handler's own
             signal.signal(number, before)
     _before.clear()
+    _received.clear()
 
 
 def _on_signal(received: int, frame: FrameType | None) -> None:
+    if _received:
+        signal.signal(received, signal.SIG_DFL)
+        os.kill(os.getpid(), received)
+        return
     before = _before[received]
     raised: BaseException | None = None
     if callable(before) and not _is_pythons_own(before):
@@ -91,10 +103,17 @@ def _on_signal(received: int, frame: FrameType | None) -> None:
             raised = error
         else:
             return
-    for number in _before:
-        signal.signal(number, signal.SIG_DFL)
+    # The second signal may have come already, and Python is about to call this function for it.
+    # It would find SIG_DFL instead, ignore the signal, and print that to stderr.
+    _received.append(received)
     for listener in _listeners:
         listener(received, raised)
+
+
+def _let_the_system_kill() -> None:
+    """Make the next signal kill even while C code runs, in which Python calls no signal handler."""
+    for number in _before:
+        signal.signal(number, signal.SIG_DFL)  # first calls _on_signal() for what has come
 
 
 def _is_pythons_own(handler: Callable[..., Any]) -> bool:
