@@ -16,16 +16,14 @@ from functools import partial
 from .. import (
     PROTOCOL_VERSION,
     CancelRequest,
-    EncodeError,
-    ExecutionError,
     ExecutionOutcome,
     ExecutionRequest,
     FrameError,
     MessageError,
     OutcomeStatus,
-    PayloadTooLargeError,
 )
 from ..errors import describe
+from .answers import is_cancellation, log_end, send_instead
 from .deadlines import Deadlines
 from .log import LOGGER, log
 from .outcomes import (
@@ -36,7 +34,6 @@ from .outcomes import (
     failure,
     report_to_span,
     returned,
-    text_of,
     timeout,
 )
 from .stock import HAS_RRQ, rrq
@@ -65,9 +62,6 @@ _ITERATIONS_TO_ACCEPT = 5
 # handlers that block one after another do not hold back each other's answers.
 _ANSWER_WAITS_SECONDS = 0.001
 
-# Characters of why an answer could not be sent.
-_LONGEST_REASON = 1000
-
 
 class Job:
     """A request in the works.
@@ -88,8 +82,8 @@ class Job:
         "task",
     )
 
-    def __init__(self, connection: _Connection, request: ExecutionRequest) -> None:
-        self.connection: _Connection | None = connection
+    def __init__(self, connection: Connection, request: ExecutionRequest) -> None:
+        self.connection: Connection | None = connection
         self.job_id = request.job_id
         self.request_id = request.request_id
         self.function_name = request.function_name
@@ -98,7 +92,7 @@ class Job:
         self.overtaken: ExecutionOutcome | None = None
 
 
-class _Connection:
+class Connection:
     """A stream, the jobs that it waits for, by request_id, and its name in the log.
 
     Attributes:
@@ -140,7 +134,7 @@ class Runner:
                 raise TypeError(f"the handler {name!r} is not async: define it with async def")
         self._convert = None if native_messages else rrq.stock_request
         self._max_in_flight = max_in_flight
-        self._connections: set[_Connection] = set()
+        self._connections: set[Connection] = set()
         self._tasks = TaskStarter()
         self._deadlines = Deadlines(self._overdue)
         self._cancelled: dict[asyncio.Task[None], Job] = {}  # answered, and not at their end yet
@@ -149,7 +143,7 @@ class Runner:
 
     async def on_stream(self, stream: MessageStream) -> None:
         """Serves one connection, until its end."""
-        connection = _Connection(stream)
+        connection = Connection(stream)
         self._connections.add(connection)
         log(logging.DEBUG, "%s: connected", connection.name)
         try:
@@ -173,7 +167,7 @@ class Runner:
             self._connections.discard(connection)
             self._hang_up(connection)
 
-    def _take(self, connection: _Connection, message: RunnerMessage) -> None:
+    def _take(self, connection: Connection, message: RunnerMessage) -> None:
         """Starts the handler of a request, or refuses it; does what a cancel demands."""
         if type(message) is not ExecutionRequest:
             if type(message) is CancelRequest:
@@ -201,7 +195,7 @@ class Runner:
         outcome = ExecutionOutcome.failure(message.job_id, request_id, wrong)
         self._send(connection, outcome, message.function_name)
 
-    def _refuse(self, connection: _Connection, error: MessageError) -> None:
+    def _refuse(self, connection: Connection, error: MessageError) -> None:
         """Log a payload that is not a valid message, and answer it if it is a request with ids."""
         log(logging.WARNING, "%s: job %s: %s", connection.name, describe(error.job_id), error)
         if (
@@ -229,7 +223,7 @@ class Runner:
 
     # Running
 
-    async def _run(self, connection: _Connection, job: Job, request: ExecutionRequest) -> None:
+    async def _run(self, connection: Connection, job: Job, request: ExecutionRequest) -> None:
         """Runs the handler of a job, and answers."""
         name, deadline = job.function_name, job.deadline
         try:
@@ -257,8 +251,8 @@ class Runner:
             outcome = failure(job, error)
             if job.connection is not None:
                 self._answer(job, outcome, error)
-            elif not _is_cancellation(error):
-                self._log_end(connection, job, outcome, error)
+            elif not is_cancellation(error):
+                log_end(connection, job, outcome, error)
         else:
             self._answer(job, outcome)
 
@@ -314,29 +308,10 @@ class Runner:
             sent is outcome  # else it is logged why it could not be sent
             and (sent.status is not OutcomeStatus.SUCCESS or LOGGER.isEnabledFor(logging.DEBUG))
         ):
-            self._log_end(connection, job, outcome, error)
-
-    def _log_end(
-        self,
-        connection: _Connection,
-        job: Job,
-        outcome: ExecutionOutcome,
-        error: BaseException | None,
-    ) -> None:
-        """Logs how a job has ended: one record."""
-        subject = connection.name, describe(job.job_id), describe(job.function_name)
-        message = None if outcome.error is None else outcome.error.message
-        if outcome.status is OutcomeStatus.RETRY:
-            log(logging.INFO, "%s: job %s: %s requests a retry: %s", *subject, message)
-        elif outcome.status is OutcomeStatus.TIMEOUT:
-            log(logging.WARNING, "%s: job %s: %s timed out: %s", *subject, message)
-        elif error is None or _is_cancellation(error):
-            log(logging.DEBUG, "%s: job %s: %s: %s", *subject, outcome.status)
-        else:
-            log(logging.ERROR, "%s: job %s: %s raised an exception:", *subject, error=error)
+            log_end(connection, job, outcome, error)
 
     def _send(
-        self, connection: _Connection, outcome: ExecutionOutcome, name: str
+        self, connection: Connection, outcome: ExecutionOutcome, name: str
     ) -> ExecutionOutcome:
         """Sends what has come of the function `name`, and returns what was sent."""
         flush = not connection.jobs
@@ -349,43 +324,12 @@ class Runner:
         except ConnectionError:
             pass  # the peer has gone away
         except BaseException as error:
-            return self._send_instead(connection, outcome, name, error)
+            return send_instead(connection, outcome, name, error)
         return outcome
-
-    def _send_instead(
-        self, connection: _Connection, outcome: ExecutionOutcome, name: str, reason: BaseException
-    ) -> ExecutionOutcome:
-        """Sends what could not be encoded: as rrq writes it, or why that does not help."""
-        send = connection.stream.send_nowait
-        too_large = isinstance(reason, PayloadTooLargeError)
-        if HAS_RRQ and isinstance(reason, EncodeError) and not too_large:
-            try:
-                rrq.as_stock_writes(outcome)
-                send(outcome)
-                return outcome
-            except BaseException as error:
-                reason = error
-        subject = "result" if outcome.error is None else "error"
-        text = f"{subject} of {describe(name)} cannot be sent: {text_of(reason, name)}"
-        # What other code's exceptions say may itself be unfit, or long.
-        text = text[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
-        job_id = describe(outcome.job_id)
-        log(logging.WARNING, "%s: job %s: %s", connection.name, job_id, text)
-        instead = ExecutionOutcome(
-            job_id=outcome.job_id,
-            request_id=outcome.request_id,
-            status=OutcomeStatus.ERROR,
-            error=ExecutionError(message=text),
-        )
-        try:
-            send(instead)
-        except (EncodeError, ConnectionError) as error:  # ids of 16 MiB; the peer has gone away
-            log(logging.WARNING, "%s: a request cannot be answered: %s", connection.name, error)
-        return instead
 
     # Ending
 
-    def _hang_up(self, connection: _Connection) -> None:
+    def _hang_up(self, connection: Connection) -> None:
         """Cancels the jobs of a connection, and closes it once it has their answers."""
         connection.hung_up = True
         for job in list(connection.jobs.values()):
@@ -414,11 +358,6 @@ class Runner:
         for job in self._cancelled.values():
             job_id, name = describe(job.job_id), describe(job.function_name)
             log(logging.WARNING, "job %s: %s goes on though it is cancelled", job_id, name)
-
-
-def _is_cancellation(error: BaseException) -> bool:
-    # Not isinstance(), which may run code of the error's class.
-    return issubclass(type(error), asyncio.CancelledError)
 
 
 def _is_not_async(handler: object) -> bool:

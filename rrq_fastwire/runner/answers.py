@@ -1,0 +1,77 @@
+"""What becomes of answers: the record of how a job ended, and what is sent if encoding fails."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from .. import EncodeError, ExecutionError, ExecutionOutcome, OutcomeStatus, PayloadTooLargeError
+from ..errors import describe
+from .log import log
+from .outcomes import text_of
+from .stock import HAS_RRQ, rrq
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .engine import Connection, Job
+
+__all__ = ["is_cancellation", "log_end", "send_instead"]
+
+# Characters of why an answer could not be sent.
+_LONGEST_REASON = 1000
+
+
+def log_end(
+    connection: Connection,
+    job: Job,
+    outcome: ExecutionOutcome,
+    error: BaseException | None,
+) -> None:
+    """Logs how a job has ended: one record."""
+    subject = connection.name, describe(job.job_id), describe(job.function_name)
+    message = None if outcome.error is None else outcome.error.message
+    if outcome.status is OutcomeStatus.RETRY:
+        log(logging.INFO, "%s: job %s: %s requests a retry: %s", *subject, message)
+    elif outcome.status is OutcomeStatus.TIMEOUT:
+        log(logging.WARNING, "%s: job %s: %s timed out: %s", *subject, message)
+    elif error is None or is_cancellation(error):
+        log(logging.DEBUG, "%s: job %s: %s: %s", *subject, outcome.status)
+    else:
+        log(logging.ERROR, "%s: job %s: %s raised an exception:", *subject, error=error)
+
+
+def send_instead(
+    connection: Connection, outcome: ExecutionOutcome, name: str, reason: BaseException
+) -> ExecutionOutcome:
+    """Sends what could not be encoded: as rrq writes it, or why that does not help."""
+    send = connection.stream.send_nowait
+    too_large = isinstance(reason, PayloadTooLargeError)
+    if HAS_RRQ and isinstance(reason, EncodeError) and not too_large:
+        try:
+            rrq.as_stock_writes(outcome)
+            send(outcome)
+            return outcome
+        except BaseException as error:
+            reason = error
+    subject = "result" if outcome.error is None else "error"
+    text = f"{subject} of {describe(name)} cannot be sent: {text_of(reason, name)}"
+    # What other code's exceptions say may itself be unfit, or long.
+    text = text[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
+    job_id = describe(outcome.job_id)
+    log(logging.WARNING, "%s: job %s: %s", connection.name, job_id, text)
+    instead = ExecutionOutcome(
+        job_id=outcome.job_id,
+        request_id=outcome.request_id,
+        status=OutcomeStatus.ERROR,
+        error=ExecutionError(message=text),
+    )
+    try:
+        send(instead)
+    except (EncodeError, ConnectionError) as error:  # ids of 16 MiB; the peer has gone away
+        log(logging.WARNING, "%s: a request cannot be answered: %s", connection.name, error)
+    return instead
+
+
+def is_cancellation(error: BaseException) -> bool:
+    # Not isinstance(), which may run code of the error's class.
+    return issubclass(type(error), asyncio.CancelledError)
