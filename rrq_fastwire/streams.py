@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from time import monotonic
 from typing import cast
 
 from . import MAX_FRAME_SIZE, FrameError, MessageDecoder, encode_frame
@@ -38,9 +37,6 @@ _HIGH_WATER = 64 * 1024
 
 # Frames are joined into one write up to this size, and larger ones are not copied.
 _LARGEST_JOINED = 256 * 1024
-
-# How long deliver() handles messages before it writes what they sent and lets the event loop run.
-_DELIVERY_SECONDS = 0.005
 
 _CLOSED = "the connection is closed"
 
@@ -212,8 +208,8 @@ class MessageStream(asyncio.BufferedProtocol):
         """Calls a function with each message, from the callback in which its bytes arrive.
 
         It costs less than iterating, because no task is woken for that. What the function sends
-        leaves in one write when all messages of a read are handled. After 5 ms the event loop runs
-        before the next message is handled. Messages are held back while drain() would wait.
+        leaves in one write when all messages of a read are handled, or at flush(). Messages are
+        held back while drain() would wait.
 
         It returns where iterating would end, and raises what that would raise, or what the function
         raises; after a MessageError, calling it again goes on.
@@ -252,7 +248,6 @@ class MessageStream(asyncio.BufferedProtocol):
         on_message = self._on_message
         if on_message is None or self._failure is not None:
             return
-        end = monotonic() + _DELIVERY_SECONDS
         self._delivering = True
         try:
             while True:
@@ -268,9 +263,6 @@ class MessageStream(asyncio.BufferedProtocol):
                 on_message(message)
                 if self._unsent_size > _HIGH_WATER:
                     self._write()
-                if monotonic() >= end:
-                    self._deliver_soon()
-                    break
         except Exception as error:
             if isinstance(error, FrameError):
                 self.transport.pause_reading()
@@ -312,6 +304,10 @@ class MessageStream(asyncio.BufferedProtocol):
         elif not self._write_due:
             self._write_due = True
             self._loop.call_soon(self._write_what_is_due)
+
+    def flush(self) -> None:
+        """Writes now what was sent, and not at the end of a read or of the loop's iteration."""
+        self._write()
 
     @property
     def congested(self) -> bool:

@@ -10,8 +10,10 @@ import asyncio
 import inspect
 import logging
 import time
+from collections import deque
 from collections.abc import Mapping
 from functools import partial
+from time import monotonic
 
 from .. import (
     PROTOCOL_VERSION,
@@ -62,13 +64,19 @@ _ITERATIONS_TO_ACCEPT = 5
 # handlers that block one after another do not hold back each other's answers.
 _ANSWER_WAITS_SECONDS = 0.001
 
+# How long handlers run up to their first waits, one after another, before the event loop does what
+# else is due. And how long one of them may take, so that answers are not written before the next
+# run of the same function: a write of its own costs as much as several short jobs.
+_ITERATION_SECONDS = 0.005
+_SHORT_SECONDS = 0.002
+
 
 class Job:
     """A request in the works.
 
     Attributes:
         connection: where its answer goes; None once it is answered.
-        task: what runs the handler, if that waits for something.
+        task: what runs the handler, if that waits for something; None before it begins.
         overtaken: the answer, if the handler was not waited for.
     """
 
@@ -136,6 +144,11 @@ class Runner:
         self._max_in_flight = max_in_flight
         self._connections: set[Connection] = set()
         self._tasks = TaskStarter()
+        # Whether a function took long up to its first wait when it last ran, or has never run.
+        self._is_slow = dict.fromkeys(names, True)
+        self._postponed: deque[tuple[Job, ExecutionRequest]] = deque()
+        self._pausing = False  # jobs are postponed until the event loop calls _resume()
+        self._spent = 0.0  # seconds that handlers took up to their first waits since then
         self._deadlines = Deadlines(self._overdue)
         self._cancelled: dict[asyncio.Task[None], Job] = {}  # answered, and not at their end yet
 
@@ -187,10 +200,10 @@ class Runner:
             wrong = "Request already in flight"
         else:
             jobs[request_id] = job = Job(connection, message)
-            steps = self._run(connection, job, message)
-            job.task = self._tasks.start(connection.loop, steps, f"rrq-runner-{request_id}")
-            if job.task is not None and job.deadline is not None:
-                self._deadlines.add(job, job.deadline.timestamp() - time.time())
+            if self._pausing:
+                self._postponed.append((job, message))
+            else:
+                self._start(connection, job, message)
             return
         outcome = ExecutionOutcome.failure(message.job_id, request_id, wrong)
         self._send(connection, outcome, message.function_name)
@@ -222,6 +235,43 @@ class Runner:
                 self._overtake(job, cancelled(job))
 
     # Running
+
+    def _start(self, connection: Connection, job: Job, request: ExecutionRequest) -> None:
+        """Runs a handler up to its first wait. After 5 ms of this, further jobs are postponed."""
+        name = job.function_name
+        was_slow = self._is_slow.get(name, True)
+        if was_slow:
+            # It may keep the event loop for long, and these answers are ready.
+            for each in self._connections:
+                each.stream.flush()
+        began = monotonic()
+        steps = self._run(connection, job, request)
+        job.task = self._tasks.start(connection.loop, steps, f"rrq-runner-{job.request_id}")
+        if job.task is not None and job.deadline is not None:
+            self._deadlines.add(job, job.deadline.timestamp() - time.time())
+        seconds = monotonic() - began
+        if was_slow is not (seconds > _SHORT_SECONDS) and name in self._is_slow:
+            self._is_slow[name] = not was_slow
+        self._spent += seconds
+        if self._spent > _ITERATION_SECONDS:
+            self._pause(connection.loop)
+
+    def _pause(self, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._pausing:
+            self._pausing = True
+            loop.call_soon(self._resume, loop)
+
+    def _resume(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Starts jobs that were postponed, in a new iteration of the event loop."""
+        self._pausing, self._spent = False, 0.0
+        try:
+            while self._postponed and not self._pausing:
+                job, request = self._postponed.popleft()
+                if job.connection is not None:  # else it was cancelled meanwhile
+                    self._start(job.connection, job, request)
+        finally:
+            if self._postponed:
+                self._pause(loop)
 
     async def _run(self, connection: Connection, job: Job, request: ExecutionRequest) -> None:
         """Runs the handler of a job, and answers."""
@@ -281,7 +331,8 @@ class Runner:
         """Answers a job that has not ended, and cancels its handler, whatever that makes of it."""
         job.overtaken = outcome
         self._answer(job, outcome)
-        assert job.task is not None, "a handler that does not wait cannot be overtaken"
+        if job.task is None:
+            return  # it has not begun, and will not
         self._cancelled[job.task] = job
         job.task.add_done_callback(self._cancelled.pop)
         try:

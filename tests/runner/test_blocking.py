@@ -1,0 +1,160 @@
+"""Handlers that keep the event loop hold back neither ready answers nor cancels for long."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+
+import pytest
+
+from rrq_fastwire import (
+    CancelRequest,
+    ExecutionContext,
+    ExecutionRequest,
+    MessageDecoder,
+    encode_frame,
+)
+from rrq_fastwire.runner.engine import Runner
+from rrq_fastwire.streams import start_server
+
+# Seconds for what has no event to wait for: reached only where something is broken.
+PATIENCE = 10
+
+# More than the engine lets handlers run before the event loop has its next iteration.
+LONG_SECONDS = 0.006
+
+
+class Peer:
+    """A connection to the runner that handlers can use, too: nothing of it needs the event loop."""
+
+    def __init__(self, address):
+        self.socket = socket.create_connection(address, PATIENCE)
+        self._decoder = MessageDecoder()
+
+    def send(self, *messages):
+        self.socket.sendall(b"".join(map(encode_frame, messages)))
+
+    def answer(self):
+        """The next answer; TimeoutError if none comes."""
+        while (answer := next(self._decoder, None)) is None:
+            data = self.socket.recv(2**16)
+            assert data, "the connection has ended"
+            self._decoder.feed(data)
+        return answer
+
+    def answers(self, count):
+        """The next answers in a thread, so that the event loop can run."""
+        return asyncio.to_thread(lambda: [self.answer() for _ in range(count)])
+
+
+def request(function_name, id):
+    context = ExecutionContext(
+        job_id=f"job of {id}",
+        attempt=1,
+        enqueue_time=datetime.now(timezone.utc),
+        queue_name="q",
+    )
+    return ExecutionRequest(
+        request_id=id, job_id=context.job_id, function_name=function_name, context=context
+    )
+
+
+@asynccontextmanager
+async def serving(handlers, connections):
+    """Gives a runner, and some peers that it has accepted."""
+    runner = Runner(handlers)
+    async with await start_server(runner.on_stream, "127.0.0.1", 0) as server:
+        peers = [Peer(server.sockets[0].getsockname()) for _ in range(connections)]
+        async with asyncio.timeout(PATIENCE):
+            while len(runner._connections) < connections:
+                await asyncio.sleep(0.001)
+        try:
+            yield runner, *peers
+        finally:
+            await runner.stop(PATIENCE)
+            for peer in peers:
+                peer.socket.close()
+
+
+async def forever(request):
+    await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("repeats", [1, 3])
+def test_a_ready_answer_is_sent_before_a_handler_that_blocks_begins(run, repeats):
+    async def running():
+        received = []
+
+        async def quick(request):
+            pass
+
+        async def block(request):
+            while len(received) < request.params["answers"]:
+                received.append(peer.answer().request_id)
+            time.sleep(LONG_SECONDS)
+            received_all.set()
+
+        received_all = asyncio.Event()
+        async with serving({"quick": quick, "block": block}, 1) as (_, peer):
+            answers = 0
+            for number in range(repeats):
+                blocking = request("block", f"block {number}")
+                blocking.params = {"answers": answers + 3}
+                peer.send(*(request("quick", f"{number} {at}") for at in range(3)), blocking)
+                async with asyncio.timeout(PATIENCE):
+                    await received_all.wait()
+                received_all.clear()
+                answer = (await peer.answers(1))[0]
+                assert answer.request_id == f"block {number}"
+                assert answer.status == "success", answer.error
+                answers += 3
+            assert received == [f"{number} {at}" for number in range(repeats) for at in range(3)]
+
+    run(running())
+
+
+@pytest.mark.parametrize("with_request_id", [True, False])
+def test_a_cancel_reaches_a_request_that_has_not_begun(run, with_request_id):
+    async def running():
+        async def block(request):
+            if request.request_id == "0":
+                other.send(
+                    CancelRequest(
+                        job_id="job of waiting", request_id="waiting" if with_request_id else None
+                    )
+                )
+            time.sleep(LONG_SECONDS)
+
+        async with serving({"block": block, "forever": forever}, 2) as (_, peer, other):
+            peer.send(*(request("block", str(n)) for n in range(20)), request("forever", "waiting"))
+            answers = {each.request_id: each for each in await peer.answers(21)}
+            assert answers.pop("waiting").type == "cancelled"
+            assert {each.status for each in answers.values()} == {"success"}
+
+    run(running())
+
+
+def test_requests_that_have_not_begun_are_answered_at_the_end(run):
+    began = []
+
+    async def running():
+        async def block(request):
+            began.append(request.request_id)
+            if request.request_id == "0":
+                ending.append(asyncio.create_task(runner.stop(PATIENCE)))
+            time.sleep(LONG_SECONDS)
+
+        ending = []
+        async with serving({"block": block}, 1) as (runner, peer):
+            peer.send(*(request("block", str(n)) for n in range(64)))
+            answers = await peer.answers(64)
+            await ending[0]
+            cancelled = {each.request_id for each in answers if each.type == "cancelled"}
+            assert cancelled
+            assert cancelled | set(began) == {str(n) for n in range(64)}
+            assert not cancelled & set(began)
+
+    run(running())
