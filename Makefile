@@ -25,7 +25,7 @@ COMMIT_DATE := $(shell git log -1 --format=%ct 2>/dev/null)
 export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(COMMIT_DATE),315532800)
 
 .PHONY: help demo test lint typecheck e2e e2e-chaos bench bench-check bench-instructions
-.PHONY: pictures clean
+.PHONY: docs docs-pictures pictures clean
 .PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
 .PHONY: test-no-compiler sanitize fuzz
 .PHONY: sdist wheel-pure wheels wheels-cross release-check
@@ -168,6 +168,27 @@ bench-instructions: $(READY)  ## count instructions with valgrind, and compare w
 
 pictures: $(READY)  ## run the commands that the pages show, and draw what they print
 	$(RUN)/python -m benchmarks.pictures
+
+# The pages need few packages: an environment of their own is ready in a minute. The pure
+# implementation has the docstrings, and needs no compiler.
+DOCS := build/docs-venv/bin
+build/docs-venv/ready: pyproject.toml
+	@$(PYTHON) -m venv build/docs-venv
+	@$(DOCS)/python -m pip install --quiet --upgrade pip
+	@RRQ_FASTWIRE_PURE=1 $(DOCS)/python -m pip install --quiet --editable '.[cli,docs]'
+	@touch $@
+
+docs: build/docs-venv/ready  ## build the documentation into build/docs; with ONLINE=1, check links to other sites, too
+	RRQ_FASTWIRE_PURE=1 $(DOCS)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
+ifeq ($(ONLINE),1)
+	RRQ_FASTWIRE_PURE=1 $(DOCS)/sphinx-build --fail-on-warning --quiet --builder linkcheck docs build/docs-links
+else
+	@echo 'Not checked: links to other sites. With a network, run make docs ONLINE=1.'
+endif
+
+docs-pictures: docs  ## look at the pages in Chromium, at two widths, light and dark; writes build/docs-pictures
+	@$(DOCS)/python -m pip install --quiet playwright
+	$(DOCS)/python docs/pictures.py build/docs build/docs-pictures
 
 clean:  ## remove what the other targets have made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

@@ -47,14 +47,15 @@ class MessageStream(asyncio.BufferedProtocol):
     It is made by the functions of this module. `async with stream` closes it at the end. One task
     may receive at a time; any number may send.
 
-    Iteration ends where the peer has ended the stream between two frames. It raises, after the
-    messages before it,
-      - MessageError for a payload that is no message; iterating again goes on behind it;
-      - FrameError if the stream is broken or ends inside a frame: nothing more can be received;
-      - ConnectionError if the connection was lost.
+    Iteration ends when the peer ends the stream between two frames.
 
     Attributes:
         transport: asyncio's transport, for get_extra_info() and the like.
+
+    Raises, while iterating, after the messages that came first:
+        MessageError: a payload is not a valid message; iterating again gives the next one.
+        FrameError: the stream is broken or ends inside a frame; nothing more can be received.
+        ConnectionError: the connection was lost.
     """
 
     __slots__ = (

@@ -1,4 +1,4 @@
-"""The code in README.md and docs/ runs as it stands, and the links between the pages work."""
+"""The code in README.md runs as it stands. docs/conftest.py runs that of the pages."""
 
 from __future__ import annotations
 
@@ -14,24 +14,16 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCS = sorted((ROOT / "docs").glob("*.md"))
-
-
-def blocks(*pages: Path) -> list[str]:
-    found = (re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in pages)
-    return [block for page in found for block in page]
-
+BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 # They run together, on another port.
-RUNNER, CLIENT = (block for block in blocks(README) if "9000" in block)
-ALONE = [block for block in blocks(README, *DOCS) if block not in (RUNNER, CLIENT)]
+RUNNER, CLIENT = (block for block in BLOCKS if "9000" in block)
+ALONE = [block for block in BLOCKS if block not in (RUNNER, CLIENT)]
 
 
 @pytest.mark.parametrize("block", ALONE, ids=lambda block: block.splitlines()[0])
 def test_a_block_of_code_runs(block):
     (block,) = on_a_free_port(block)
-    if "compat" in block:
-        pytest.importorskip("rrq", reason="shows what is installed into rrq, which is not there")
     done = subprocess.run(
         [sys.executable, "-c", block], capture_output=True, text=True, check=False
     )
@@ -68,26 +60,8 @@ def wait_for_listener(process: subprocess.Popen[bytes], port: int) -> None:
 
 
 def test_there_are_blocks_to_run():
-    assert len(blocks(README)) >= 3
+    assert len(BLOCKS) >= 3
 
 
 def test_the_readme_is_short():
     assert len(README.read_text().splitlines()) <= 180
-
-
-def anchors(page: Path) -> set[str]:
-    """The anchors of a page's headings, as GitHub names them."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", [README, *DOCS], ids=lambda page: page.name)
-def test_links_lead_to_files_and_headings(page):
-    if not DOCS:
-        pytest.skip("needs the checkout, which is not beside these tests")
-    for link in re.findall(r"\]\(([^)]+)\)", page.read_text()):
-        if "://" not in link:
-            path, _, anchor = link.partition("#")
-            target = page.parent / path if path else page
-            assert target.exists(), link
-            assert not anchor or anchor in anchors(target), link

@@ -1,0 +1,104 @@
+"""What the pages say about commands, options and names is true of the package."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
+PUBLIC = ["", ".streams", ".client", ".runner", ".compat"]
+
+pytestmark = pytest.mark.skipif(len(PAGES) == 1, reason="needs docs/, which is only in a checkout")
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The command lines that a page tells the reader to type or to put into rrq.toml, as words."""
+    found = []
+    for block in blocks(page, "console"):
+        for line in re.findall(r"^\$ (.*)$", block.replace("\\\n", " "), re.MULTILINE):
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+            lexer.whitespace_split = True
+            words: list[str] = []
+            for word in lexer:
+                if set(word) <= set("|&;<>()"):
+                    found.append(words)
+                    words = []
+                else:
+                    words.append(word)
+            found.append(words)
+    for block in blocks(page, "toml"):
+        for runner in tomllib.loads(block).get("rrq", {}).get("runners", {}).values():
+            found.append(runner.get("cmd", []))
+    return [words for words in found if words]
+
+
+def check_runner(words: list[str]) -> None:
+    from rrq_fastwire.runner.command import _parser
+
+    known = _parser()._option_string_actions
+    for word in words:
+        assert not word.startswith("--") or word.partition("=")[0] in known, word
+
+
+def check_tool(words: list[str]) -> None:
+    import click
+
+    from rrq_fastwire.cli.commands import commands as group
+
+    if words[0].startswith("-"):
+        assert words[0] in ("--version", "--help")
+        return
+    if words[0] == "runner":
+        check_runner(words[1:])
+        return
+    command = group.get_command(click.Context(group), words[0])
+    assert command is not None, words[0]
+    known = {option for each in command.params for option in each.opts} | {"--help"}
+    for word in words[1:]:
+        if word == "--":
+            break
+        assert not word.startswith("--") or word.partition("=")[0] in known, word
+
+
+@each_page
+def test_commands_of_a_page_have_the_options_that_it_names(page):
+    pytest.importorskip("click", reason="the commands need the extra `cli`")
+    makefile = (ROOT / "Makefile").read_text()
+    for words in commands(page):
+        match words:
+            case ["rrq-fastwire", *rest]:
+                check_tool(rest)
+            case ["rrq-fastwire-runner", *rest]:
+                check_runner(rest)
+            case ["python", "-m", "rrq_fastwire", *rest]:
+                check_tool(rest)
+            case ["make", target, *_]:
+                assert re.search(rf"^{target}:.*##", makefile, re.MULTILINE), target
+
+
+@pytest.mark.parametrize("name", PUBLIC, ids=lambda name: name or "rrq_fastwire")
+def test_every_public_name_is_in_the_reference(name):
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "reference").rglob("*.md"))
+    module = importlib.import_module(f"rrq_fastwire{name}")
+    if f"automodule:: {module.__name__}\n" in pages:
+        return
+    for each in set(module.__all__) - {"__version__"}:
+        assert re.search(rf"^\.\. (auto)?\w+:: (\S+\.)?{each}$", pages, re.MULTILINE), each
+
+
+@each_page
+def test_links_of_a_page_lead_to_files(page):
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+        assert "://" in link or (page.parent / link).exists(), link
