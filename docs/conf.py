@@ -30,6 +30,7 @@ html_title = "rrq-fastwire"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_show_sphinx = False
+smartquotes = False  # "--" in the texts of commands stays as it is
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 
@@ -47,3 +48,12 @@ nitpick_ignore_regex = [("py:.*", r"(?!rrq_fastwire\b).*")]
 linkcheck_anchors = False
 ONLINE = os.environ.get("ONLINE") == "1"
 intersphinx_mapping = {"python": ("https://docs.python.org/3", None)} if ONLINE else {}
+
+
+def readable_signature(app, what, name, obj, options, signature, annotation):
+    """Writes what dataclasses show for `default_factory=dict` as Python."""
+    return signature and signature.replace("<factory>", "{}"), annotation
+
+
+def setup(app):
+    app.connect("autodoc-process-signature", readable_signature)

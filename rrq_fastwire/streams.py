@@ -312,7 +312,7 @@ class MessageStream(asyncio.BufferedProtocol):
 
     @property
     def congested(self) -> bool:
-        """Whether drain() would wait: the peer is slow to take what was sent."""
+        """Whether drain() would wait, because the peer is slow to take what was sent."""
         return self._write_paused or self._unsent_size > _HIGH_WATER
 
     async def drain(self) -> None:

@@ -1,0 +1,85 @@
+"""Look at every page in Chromium: at a desktop's and a phone's width, light and dark.
+
+    python docs/pictures.py build/docs build/docs-pictures
+
+Writes a screenshot of each, and exits with 1 if something overflows the page, a picture is missing, or
+the console has an error. Needs playwright, and a Chromium that the system has (`apt install chromium`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from playwright.sync_api import Browser, sync_playwright
+
+WIDTHS = {"desktop": 1280, "phone": 390}
+SCHEMES = ("light", "dark")
+
+# What reaches beyond the window, but for what lies in an element that scrolls by itself. Menus that
+# wait outside the window are fixed.
+OVERFLOWING = """() => {
+    const width = document.documentElement.clientWidth;
+    const scrolls = (element) => {
+        for (let each = element; each && each !== document.body; each = each.parentElement) {
+            const style = getComputedStyle(each);
+            if (style.position === "fixed" || ["auto", "scroll", "hidden"].includes(style.overflowX))
+                return true;
+        }
+        return false;
+    };
+    const found = [...document.querySelectorAll("article *, header *, footer *")].filter(
+        (element) => element.getBoundingClientRect().right > width + 1 && !scrolls(element)
+    );
+    const wide = document.documentElement.scrollWidth > width;
+    return found.slice(0, 3).map((element) => `${element.tagName} ${element.textContent.slice(0, 60)}`)
+        .concat(wide ? [`the page is ${document.documentElement.scrollWidth} pixels wide`] : []);
+}"""
+MISSING = """() => [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"""
+
+
+def look(browser: Browser, page_file: Path, name: str, pictures: Path) -> list[str]:
+    """Takes the screenshots of a page, and returns what is wrong with it."""
+    wrong = []
+    for device, width in WIDTHS.items():
+        for scheme in SCHEMES:
+            context = browser.new_context(
+                viewport={"width": width, "height": 900}, color_scheme=scheme
+            )
+            page = context.new_page()
+            said: list[str] = []
+            page.on("console", lambda message, said=said: said.append(f"{message.type}: {message.text}"))
+            page.on("pageerror", lambda error, said=said: said.append(f"error: {error}"))
+            page.goto(page_file.resolve().as_uri())
+            problems = [f"overflows: {each}" for each in page.evaluate(OVERFLOWING)]
+            problems += [f"missing picture: {each}" for each in page.evaluate(MISSING)]
+            problems += [each for each in said if each.startswith(("error", "warning"))]
+            wrong += [f"{name}, {device}, {scheme}: {each}" for each in problems]
+            page.screenshot(path=pictures / f"{name}-{device}-{scheme}.png", full_page=True)
+            context.close()
+    return wrong
+
+
+def main(site: Path, pictures: Path) -> None:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        sys.exit("there is no chromium: apt install chromium")
+    shutil.rmtree(pictures, ignore_errors=True)
+    pictures.mkdir(parents=True)
+    pages = sorted(set(site.rglob("*.html")) - {site / "genindex.html", site / "search.html"})
+    wrong = []
+    with sync_playwright() as playwright:
+        # In a container, Chromium's own sandbox cannot be set up. The pages are ours.
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for page in pages:
+            name = "-".join(page.relative_to(site).with_suffix("").parts)
+            wrong += look(browser, page, name, pictures)
+        browser.close()
+    print("\n".join(wrong))
+    print(f"{len(pages)} pages, {4 * len(pages)} screenshots in {pictures}, {len(wrong)} problems")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main(*map(Path, sys.argv[1:]))
