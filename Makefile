@@ -6,15 +6,16 @@ VENV ?= .venv
 CONFORMANCE := $(wildcard ../shared/conformance)
 
 # These tests start processes that use orjson in any case.
-NOT_IN_PROCESS := --ignore-glob='*/test_cli_*' --ignore-glob='*/test_runner_[cp]*'
+NOT_IN_PROCESS := --ignore=tests/cli $(patsubst %,--ignore=tests/runner/test_%.py,command parent process)
 
 # The tests that need only the codec.
-CODEC := $(patsubst %,tests/test_%.py,captures encode fast_paths frames hostile implementations messages reentrancy stream threads wire_table)
+CODEC := tests/codec
 # Not run in threads: slow tests, and those that start interpreters.
-SLOW_OR_SPAWNING := tests/test_stream.py tests/test_reentrancy.py
+SLOW_OR_SPAWNING := tests/codec/test_stream.py tests/codec/test_reentrancy.py
 
 # What `make test-quick` leaves out: these files take most of the time.
-SLOW := adding_a_field build cli_check cli_load cli_progress cli_tap fast_paths hostile leaks reentrancy runner_command stream
+SLOW := cli/test_check cli/test_load cli/test_progress cli/test_tap* codec/test_fast_paths codec/test_hostile \
+    codec/test_reentrancy codec/test_stream runner/test_command runner/test_leaks test_adding_a_field test_build
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
@@ -44,7 +45,7 @@ demo: $(READY)  ## run 20,000 jobs in rrq-runner and in this runner, side by sid
 	@$(RUN)/python -m rrq_fastwire demo
 
 test-quick: $(READY)  ## run the tests that take least, in less than 90 seconds
-	$(PYTEST) tests $(patsubst %,--ignore=tests/test_%.py,$(SLOW))
+	$(PYTEST) tests $(patsubst %,--ignore-glob='*/tests/%.py',$(SLOW))
 
 test: test-checkout test-json  ## run the suite: both implementations, and again with the standard library's json
 
@@ -79,7 +80,7 @@ test-threads:  ## run the codec's tests in eight threads at once
 	    setuptools cython hypothesis pytest-timeout pytest-run-parallel
 	RRQ_FASTWIRE_PURE=0 build/threads/bin/python -m pip install --quiet --no-deps --no-build-isolation .
 	-build/threads/bin/python -m pip install --quiet --only-binary=:all: orjson
-	$(call suite,threads,--parallel-threads=8 -m 'not hypothesis' $(filter-out $(SLOW_OR_SPAWNING),$(CODEC)))
+	$(call suite,threads,--parallel-threads=8 -m 'not hypothesis' $(CODEC) $(patsubst %,--ignore=%,$(SLOW_OR_SPAWNING)))
 
 test-no-compiler: $(READY)  ## build the package where there is no compiler
 	$(PYTEST) tests/test_build.py

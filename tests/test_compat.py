@@ -11,12 +11,12 @@ import pytest
 
 from rrq_fastwire import compat
 
-pytest.importorskip("rrq", reason="compares with rrq, which is not installed")
+from .stock import HAS_RRQ, needs_rrq, rrq
 
-import rrq.protocol
-import rrq.runner_runtime
-
-MODULES = [pytest.param(rrq.protocol, id="rrq"), pytest.param(compat, id="compat")]
+MODULES = [
+    pytest.param(HAS_RRQ and rrq.protocol, id="rrq", marks=needs_rrq),
+    pytest.param(compat, id="compat"),
+]
 
 
 @pytest.fixture
@@ -84,6 +84,7 @@ def test_a_message_decodes_to_its_type_and_payload(module):
     assert module.decode_message(data) == ("cancel", {"a": [1, 2.5, "é", None, True]})
 
 
+@needs_rrq
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize(
     "data",
@@ -151,6 +152,7 @@ def test_writing_to_a_stream(module):
     assert drained == "drain"
 
 
+@needs_rrq
 def test_install_reaches_modules_that_were_imported_before_and_uninstall_restores_them():
     names = ["decode_message", "encode_message", "read_message", "write_message"]
     originals = {name: getattr(rrq.protocol, name) for name in names}
@@ -170,6 +172,7 @@ def test_install_reaches_modules_that_were_imported_before_and_uninstall_restore
     assert rrq.runner_runtime.write_message is originals["write_message"]
 
 
+@needs_rrq
 def test_uninstall_reaches_modules_that_were_imported_after_install():
     code = (
         "from rrq_fastwire import compat; compat.install()\n"
@@ -193,6 +196,7 @@ def test_without_rrq_install_is_an_import_error_and_importing_is_not():
     assert done.stdout == "no rrq\n"
 
 
+@needs_rrq
 @pytest.mark.usefixtures("installed")
 def test_a_job_runs_through_the_stock_runner_with_the_codec_put_in(wire):
     from rrq.registry import Registry

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
-for extra in ("click", "rich", "rrq"):
-    pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
+from ..stock import needs_rrq
 
-CAPTURE = str(Path(__file__).parent / "captures" / "sizes.to-runner.bin")
+for extra in ("click", "rich"):
+    pytest.importorskip(extra, reason="the command line is an extra")
+
+CAPTURE = str(Path(__file__).parents[1] / "captures" / "sizes.to-runner.bin")
 RUNNER = shlex.join(
     [sys.executable, "-m", "rrq_fastwire.runner", "--settings", "rrq_fastwire.cli.example.settings"]
 )
@@ -29,6 +31,7 @@ COMMANDS = {
 }
 
 
+@needs_rrq
 @pytest.mark.parametrize("name", COMMANDS)
 def test_redirected_output_reaches_its_file_and_progress_the_terminal(
     on_a_terminal, tmp_path, name
@@ -46,6 +49,7 @@ def test_redirected_output_reaches_its_file_and_progress_the_terminal(
     assert printed not in shown
 
 
+@needs_rrq
 def test_the_table_of_the_demo_reaches_its_file_and_fits_80_columns(on_a_terminal, tmp_path):
     with (tmp_path / "out").open("wb") as out:
         status, shown = on_a_terminal(

@@ -14,7 +14,7 @@ import pytest
 
 from rrq_fastwire.runner import serve
 
-from .commands import OURS, PATIENCE, STOCK, Command, FullPipe, Peer, free_port, until
+from ..commands import OURS, PATIENCE, STOCK, Command, FullPipe, Peer, free_port, until
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and parents are POSIX's here")
 

@@ -22,8 +22,10 @@ from rrq_fastwire import (
     encode_frame,
 )
 
-for extra in ("click", "rich", "rrq"):
-    pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
+from ..stock import needs_rrq
+
+for extra in ("click", "rich"):
+    pytest.importorskip(extra, reason="the command line is an extra")
 
 COMMAND = [sys.executable, "-m", "rrq_fastwire", "call"]
 RUNNER = shlex.join(
@@ -86,6 +88,7 @@ def answering(**fields):
     return on_message
 
 
+@needs_rrq
 @pytest.mark.parametrize(
     ("arguments", "result"),
     [
@@ -113,6 +116,7 @@ def test_the_result_of_a_runner_that_it_starts_is_printed(arguments, result):
     assert printed.count("\n") == 1
 
 
+@needs_rrq
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -242,6 +246,7 @@ def test_what_is_wrong_is_said_in_one_sentence(arguments, status, said):
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
 
 
+@needs_rrq
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
 def test_a_terminal_shows_the_result_in_colour(on_a_terminal, environment, coloured):
     status, text = on_a_terminal([*COMMAND, "--runner", RUNNER, "echo", "a=1"], **environment)

@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
-for extra in ("click", "rich", "rrq"):
-    pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
+from ..stock import needs_rrq
+
+for extra in ("click", "rich"):
+    pytest.importorskip(extra, reason="the command line is an extra")
 
 COMMAND = [sys.executable, "-m", "rrq_fastwire", "load"]
 SETTINGS = ["--settings", "rrq_fastwire.cli.example.settings"]
@@ -45,6 +47,7 @@ def runner_with(folder: Path, settings: str) -> str:
     return shlex.join(["env", f"PYTHONPATH={folder}", *command])
 
 
+@needs_rrq
 def test_figures_and_a_histogram_are_printed():
     status, printed, said = load("--runner", RUNNER, "echo", "--requests", "500")
     assert (status, said) == (0, "")
@@ -59,6 +62,7 @@ def test_figures_and_a_histogram_are_printed():
     assert "\x1b" not in printed
 
 
+@needs_rrq
 def test_json_has_the_same_figures():
     found = figures("echo", "--requests", "300", "--connections", "3", "--in-flight", "6")
     assert set(found) == {
@@ -75,23 +79,27 @@ def test_json_has_the_same_figures():
     assert 0 < latency["p50"] <= latency["p90"] <= latency["p99"] <= latency["max"]
 
 
+@needs_rrq
 @linux
 def test_the_runners_cpu_time_is_known():
     assert figures("noop", "--requests", "100")["cpu_seconds_each"] > 0
 
 
+@needs_rrq
 def test_it_can_run_for_some_time_instead():
     found = figures("noop", "--seconds", "0.2")
     assert found["requests"] >= 1
     assert found["seconds"] >= 0.2
 
 
+@needs_rrq
 def test_at_a_rate_no_request_is_sent_before_it_is_due():
     found = figures("noop", "--requests", "21", "--rate", "100")
     assert found["requests"] == 21
     assert found["seconds"] >= 0.2
 
 
+@needs_rrq
 def test_at_a_rate_the_wait_of_a_request_that_could_not_be_sent_counts(tmp_path):
     params = tmp_path / "params.json"
     params.write_text('{"seconds": 0.1}')
@@ -102,6 +110,7 @@ def test_at_a_rate_the_wait_of_a_request_that_could_not_be_sent_counts(tmp_path)
     assert found["latency"]["max"] >= 0.39  # the fourth was due at once, and had to wait for three
 
 
+@needs_rrq
 @pytest.mark.parametrize(
     ("size", "shown"),
     [("2", 2), ("10", 10), ("100", 100), ("101B", 101), ("2KB", 2000), ("1.5 kb", 1500)],
@@ -111,6 +120,7 @@ def test_params_of_a_size_are_made_up(size, shown):
     assert printed.startswith(f"echo, params of {shown:,} B,")
 
 
+@needs_rrq
 def test_failures_are_counted_by_message_and_the_status_tells():
     status, printed, _ = load("--runner", RUNNER, "fail", "--requests", "30")
     assert status == 1
@@ -122,6 +132,7 @@ def test_failures_are_counted_by_message_and_the_status_tells():
     }
 
 
+@needs_rrq
 @linux
 def test_two_runners_are_compared():
     status, printed, _ = load("--compare", STOCK, RUNNER, "noop", "--requests", "50", "--json")
@@ -133,6 +144,7 @@ def test_two_runners_are_compared():
         assert all(figure > 0 for figure in found[name].values())
 
 
+@needs_rrq
 def test_a_comparison_is_a_table():
     status, printed, _ = load("--compare", RUNNER, RUNNER, "fail", "--requests", "10")
     assert status == 1
@@ -141,6 +153,7 @@ def test_a_comparison_is_a_table():
     assert printed.count("50  error: this handler always fails") == 2
 
 
+@needs_rrq
 def test_the_terminal_can_be_kept_as_a_picture(tmp_path):
     picture = tmp_path / "load.svg"
     status, printed, _ = load(
@@ -153,6 +166,7 @@ def test_the_terminal_can_be_kept_as_a_picture(tmp_path):
     assert "throughput" in drawn
 
 
+@needs_rrq
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
 def test_a_terminal_shows_a_bar_and_colours(on_a_terminal, environment, coloured):
     status, text = on_a_terminal(

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from .commands import PATIENCE, Command, FullPipe, Orphan, until
+from ..commands import PATIENCE, Command, FullPipe, Orphan, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="parents are POSIX's here")
 

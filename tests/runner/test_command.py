@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import rrq_fastwire
 from rrq_fastwire.runner.server import parse_tcp_socket
 
-from .commands import OURS, STOCK, Command
+from ..commands import OURS, STOCK, Command
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from rrq_fastwire import CancelRequest, ExecutionOutcome, encode_frame, pack_fra
 pytest.importorskip("click", reason="the command line is an extra")
 cell_len = pytest.importorskip("rich.cells", reason="the command line is an extra").cell_len
 
-CAPTURES = Path(__file__).parent / "captures"
+CAPTURES = Path(__file__).parents[1] / "captures"
 COMMAND = [sys.executable, "-m", "rrq_fastwire"]
 
 REQUEST = json.dumps(

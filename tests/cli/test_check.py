@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
-for extra in ("click", "rich", "rrq"):
-    pytest.importorskip(extra, reason="the command line and its example's handlers are extras")
+from ..stock import needs_rrq
+
+for extra in ("click", "rich"):
+    pytest.importorskip(extra, reason="the command line is an extra")
 
 target = pytest.importorskip("rrq_fastwire.cli.target")
 checking = pytest.importorskip("rrq_fastwire.cli.check.command")
@@ -23,7 +25,7 @@ COMMAND = [sys.executable, "-m", "rrq_fastwire", "check"]
 SETTINGS = ["--settings", "rrq_fastwire.cli.example.settings"]
 OURS = shlex.join([sys.executable, "-m", "rrq_fastwire.runner", *SETTINGS])
 STOCK = shlex.join([sys.executable, "-m", "rrq.runner_runtime", *SETTINGS])
-SMALL = shlex.join([sys.executable, str(Path(__file__).with_name("small_runner.py"))])
+SMALL = shlex.join([sys.executable, str(Path(__file__).parents[1] / "small_runner.py")])
 
 
 DOUBLES = f"{SMALL} 'numbers are doubles'"
@@ -96,6 +98,7 @@ def check(*arguments: str, **environment: str) -> tuple[int, dict[str, tuple[str
     return done.returncode, found, done.stderr
 
 
+@needs_rrq
 def test_this_packages_runner_passes():
     status, found, _ = check("--runner", OURS)
     assert {name: seen for name, seen in found.items() if seen[0] != "pass"} == {}
@@ -103,6 +106,7 @@ def test_this_packages_runner_passes():
     assert status == 0
 
 
+@needs_rrq
 def test_what_the_stock_runner_does_otherwise_is_reported():
     status, found, _ = check("--runner", STOCK, "--limit", "5")
     assert {name: seen for name, seen in found.items() if seen[0] != "pass"} == {
@@ -152,6 +156,7 @@ def test_a_runner_that_does_not_start_is_explained_by_what_it_prints():
     ]
 
 
+@needs_rrq
 @pytest.mark.parametrize(
     ("runner", "environment", "found"),
     [(OURS, {}, 0), (DOUBLES, {"NO_COLOR": "1"}, 1)],

@@ -1,0 +1,22 @@
+"""`tap` processes that end with their test."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from ..taps import Wire
+
+
+@pytest.fixture
+def start():
+    """Starts a Wire, or any other Tap; it is closed at the end."""
+    with contextlib.ExitStack() as stack:
+
+        def start(*options, kind=Wire, **more):
+            tap = kind(*options, **more)
+            stack.callback(tap.close)
+            return tap
+
+        yield start

@@ -1,0 +1,165 @@
+"""`tap` passes on the bytes of both sides."""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import socket
+import subprocess
+import threading
+
+import pytest
+
+from ..taps import (
+    ANSWER,
+    CAPTURES,
+    COMMAND,
+    WAIT_SECONDS,
+    passes,
+    receive,
+    request,
+    reset,
+    until,
+)
+
+pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+pytest.importorskip("click", reason="the command line is an extra")
+pytest.importorskip("rich", reason="the command line is an extra")
+
+
+def in_random_chunks(connection: socket.socket, data: bytes, seed: int) -> None:
+    chance = random.Random(seed)
+    view = memoryview(data)
+    while view:
+        size = chance.choice((1, 3, 1000, 100_000))
+        connection.sendall(view[:size])
+        view = view[size:]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_both_sides_get_the_bytes_that_were_sent_and_a_half_closed_side_goes_on(start, seed):
+    chance = random.Random(seed)
+    there, back = (chance.randbytes(chance.randrange(3_000_000, 9_000_000)) for _ in range(2))
+    orchestrator, runner = start().connection()
+    with orchestrator, runner:
+        senders = [
+            threading.Thread(target=in_random_chunks, args=(orchestrator, there, seed)),
+            threading.Thread(target=in_random_chunks, args=(runner, back, seed)),
+        ]
+        for sender in senders:
+            sender.start()
+        # Nobody reads the answers before all of the requests are there.
+        assert receive(runner, len(there)) == there
+        assert receive(orchestrator, len(back)) == back
+        for sender in senders:
+            sender.join()
+        orchestrator.shutdown(socket.SHUT_WR)
+        assert runner.recv(1) == b""
+        passes(runner, orchestrator, back)
+        runner.shutdown(socket.SHUT_WR)
+        assert orchestrator.recv(1) == b""
+
+
+def test_what_is_sent_before_the_runner_is_reached_is_passed_on(start):
+    tap = start()
+    for number in range(100):
+        frame = request(request_id=f"r{number}")
+        with tap.connect() as orchestrator:
+            orchestrator.sendall(frame)
+            orchestrator.shutdown(socket.SHUT_WR)
+            runner, _ = tap.runner.accept()
+            with runner:
+                runner.settimeout(WAIT_SECONDS)
+                assert receive(runner, len(frame) + 1) == frame
+    tap.ends(signal.SIGTERM)
+
+
+def test_a_connection_that_ends_at_once_is_passed_on_as_such(start):
+    tap = start()
+    for _ in range(100):
+        tap.connect().close()
+        runner, _ = tap.runner.accept()
+        with runner:
+            runner.settimeout(WAIT_SECONDS)
+            assert runner.recv(1) == b""
+    tap.ends(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("by_runner", [False, True])
+def test_a_reset_is_passed_on_after_what_was_sent(start, by_runner):
+    tap = start()
+    pair = tap.connection()
+    resetting, other = reversed(pair) if by_runner else pair
+    with other:
+        passes(other, resetting, b"x" * 10)
+        passes(resetting, other, b"\0\0\0" * 1000)
+        reset(resetting)
+        with pytest.raises(ConnectionResetError):
+            other.recv(1)
+    tap.says(f"reset by the {'runner' if by_runner else 'other side'}")
+
+
+def test_a_runner_that_is_not_there_is_a_reset_connection(start):
+    tap = start()
+    tap.runner.close()
+    with pytest.raises(ConnectionResetError), tap.connect() as orchestrator:
+        orchestrator.recv(1)
+    tap.says("the runner cannot be reached: Connection refused")
+
+
+def test_a_broken_stream_is_passed_on_and_the_other_direction_is_shown(start):
+    tap = start()
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        passes(orchestrator, runner, request() + b"\0\0\0\0" + request("later"))
+        tap.says("#1 -> broken at offset", f" {len(request())}: ")
+        passes(runner, orchestrator, ANSWER)
+        tap.says("<- success", "echo")
+        passes(orchestrator, runner, request("later"))
+    tap.ends(signal.SIGTERM)
+    assert tap.output.count("broken") == 1
+    assert "later" not in tap.output
+
+
+def test_a_stream_that_ends_within_a_frame_is_told(start):
+    tap = start()
+    orchestrator, runner = tap.connection()
+    with runner:
+        passes(orchestrator, runner, request()[:-1])
+        orchestrator.close()
+        tap.says("#1 -> ended within a frame, at offset 0: ")
+
+
+@pytest.mark.parametrize("name", ["mixed", "odd-results"])
+def test_recorded_captures_are_what_passed(start, tmp_path, name):
+    there, back = ((CAPTURES / f"{name}.{side}-runner.bin").read_bytes() for side in ("to", "from"))
+    tap = start("--record", str(tmp_path / "new" / "folder"))
+    for _ in range(2):
+        orchestrator, runner = tap.connection()
+        with orchestrator, runner:
+            passes(orchestrator, runner, there)
+            passes(runner, orchestrator, back)
+    with tap.connect():  # as the readiness probe, of which nothing is kept
+        tap.runner.accept()[0].close()
+    tap.ends(signal.SIGTERM)
+    files = sorted((tmp_path / "new" / "folder").iterdir())
+    assert [re.sub(r"^\d{8}T\d{6}-\d+", "", file.name) for file in files] == [
+        "-1.from-runner.bin",
+        "-1.to-runner.bin",
+        "-2.from-runner.bin",
+        "-2.to-runner.bin",
+    ]
+    assert [file.read_bytes() for file in files] == [back, there] * 2
+    decoded = subprocess.run(
+        [*COMMAND, "decode", *files], capture_output=True, text=True, check=True
+    )
+    assert decoded.stdout.count("-> ") > 0
+
+
+def test_captures_are_written_as_bytes_come(start, tmp_path):
+    tap = start("--record", str(tmp_path))
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        passes(orchestrator, runner, request()[:7])
+        until(lambda: [file.read_bytes() for file in tmp_path.iterdir()] == [request()[:7]])

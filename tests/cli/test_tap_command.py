@@ -1,0 +1,145 @@
+"""The command line of `tap`, where it prints to, and how it ends."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+
+import pytest
+
+from rrq_fastwire import (
+    ExecutionOutcome,
+    encode_frame,
+)
+
+from ..stock import needs_rrq
+from ..taps import (
+    ANSWER,
+    COMMAND,
+    RUNNERS,
+    can_connect,
+    on_a_terminal,
+    passes,
+    request,
+    until,
+)
+
+pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+pytest.importorskip("click", reason="the command line is an extra")
+pytest.importorskip("rich", reason="the command line is an extra")
+
+
+def test_what_nobody_reads_holds_up_nothing(start):
+    tap = start("--redact", "x", read=False)
+    until(lambda: can_connect(tap.port))
+    tap.runner.accept()[0].close()
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        for number in range(3000):
+            passes(orchestrator, runner, request("echo", f"r{number}", params={"a": "x" * 100}))
+            answer = ExecutionOutcome.success("j", f"r{number}")
+            passes(runner, orchestrator, encode_frame(answer))
+    tap.read()
+    tap.says("messages skipped: output too slow")
+    tap.ends(signal.SIGTERM)
+    assert re.search(r"^ echo +3,000 +0 +0 ", tap.output, re.MULTILINE)
+
+
+def test_a_closed_pipe_ends_it_quietly(start):
+    tap = start(read=False)
+    assert b"is passed on to" in tap.process.stdout.readline()
+    tap.process.stdout.close()
+    tap.process.stdout = None
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        passes(orchestrator, runner, request())
+        assert tap.ends() == 1
+
+
+@pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_shows_colours(start, monkeypatch, environment, coloured):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    tap = on_a_terminal(start)
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        passes(orchestrator, runner, request())
+        passes(runner, orchestrator, ANSWER)
+        tap.says("success", "echo")
+    tap.ends(signal.SIGINT)
+    assert ("\x1b[1;34mecho" in tap.output) == coloured
+    assert ("\x1b[32msuccess" in tap.output) == coloured
+
+
+def test_live_shows_a_table_and_no_messages(start, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    tap = on_a_terminal(start, "--live")
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        passes(orchestrator, runner, request() + request("hangs", "r2"))
+        passes(runner, orchestrator, ANSWER)
+        until(lambda: re.search(r" echo +1 +0 +0 ", tap.output))
+        passes(orchestrator, runner, request())
+        until(lambda: re.search(r" echo +2 +0 +1 ", tap.output))
+    tap.says("hangs", "never answered")
+    assert tap.ends(signal.SIGINT) == 128 + signal.SIGINT
+    assert "-> echo" not in tap.output
+    assert "<- success" not in tap.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give --listen and --to, or --wrap and a runner"),
+        (["--to", "127.0.0.1:1"], "give --listen and --to"),
+        (["--listen", "x", "--to", "127.0.0.1:1"], "TCP socket must be in host:port format"),
+        (["--listen", "1.2.3.4:5", "--to", "127.0.0.1:1"], "loopback-only"),
+        (["--listen", "127.0.0.1:1", "--to", "127.0.0.1"], "expected HOST:PORT"),
+        (["--listen", "127.0.0.1:1", "--to", "127.0.0.1:1", "x"], "unexpected argument 'x'; use --wrap"),
+        (["--wrap"], "--wrap needs a runner"),
+        (["--wrap", "--", "rrq-runner", "--settings", "x"], "--tcp-socket HOST:PORT after it"),
+        (["--wrap", "--", "--tcp-socket", "127.0.0.1:1"], "--wrap needs a runner"),
+        (["--wrap", "--", "rrq-runner", "--tcp-socket", "1.2.3.4:5"], "loopback-only"),
+        (["--wrap", "--to", "127.0.0.1:1", "--", "x", "--tcp-socket", "127.0.0.1:1"], "--wrap takes"),
+        (["--slow", "-1"], "--slow"),
+        (["--record", "/dev/null/x", "--listen", "127.0.0.1:1", "--to", "127.0.0.1:1"], "cannot make"),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line_gets_one_sentence(arguments, said):
+    done = subprocess.run(
+        [*COMMAND, "tap", *arguments], capture_output=True, text=True, check=False
+    )
+    (message,) = done.stderr.splitlines()
+    assert said in message
+    assert (done.stdout, done.returncode) == ("", 2)
+
+
+@needs_rrq
+def test_what_cannot_be_listened_on_or_started_gets_one_sentence():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        for arguments, said in (
+            (["--live", "--listen", listen, "--to", "127.0.0.1:1"], "cannot listen on 127.0.0.1"),
+            (["--wrap", *RUNNERS["ours"], "--tcp-socket", listen], "cannot listen on 127.0.0.1"),
+            (["--wrap", "no-such-runner", "--tcp-socket", listen], "cannot start 'no-such-runner'"),
+        ):
+            done = subprocess.run(
+                [*COMMAND, "tap", *arguments], capture_output=True, text=True, check=False
+            )
+            (message,) = done.stderr.splitlines()
+            assert said in message
+            assert (done.stdout, done.returncode) == ("", 1)
+
+
+# --wrap
+
+
+def test_help_has_an_example_and_says_what_is_not_redacted():
+    done = subprocess.run([*COMMAND, "tap", "--help"], capture_output=True, text=True, check=True)
+    assert "Example: rrq-fastwire tap" in done.stdout
+    assert "--redact hides nothing there" in " ".join(done.stdout.split())
+    assert "POSIX" in done.stdout

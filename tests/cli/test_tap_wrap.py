@@ -1,0 +1,152 @@
+"""`tap --wrap` starts the runner."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rrq_fastwire import (
+    ExecutionOutcome,
+)
+from rrq_fastwire.client import RunnerClient
+
+from ..stock import needs_rrq
+from ..taps import (
+    RUNNERS,
+    SETTINGS,
+    WAIT_SECONDS,
+    Tap,
+    can_connect,
+    free_port,
+    request,
+    until,
+)
+
+pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+pytest.importorskip("click", reason="the command line is an extra")
+pytest.importorskip("rich", reason="the command line is an extra")
+
+
+class Wrap(Tap):
+    def __init__(self, *command: str, **more) -> None:
+        port = free_port()
+        arguments = ["--wrap", "--", *command, "--tcp-socket", f"127.0.0.1:{port}"]
+        super().__init__(*arguments, port=port, stdout=subprocess.PIPE, **more)
+        self.read()
+
+    def left(self) -> list[int]:
+        """What runs of it and of all that it has started."""
+        found = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if self.marker.encode() in (process / "environ").read_bytes().split(b"\0"):
+                    found.append(int(process.name))
+        return found
+
+    def close(self) -> None:
+        super().close()
+        if sys.platform == "linux":
+            until(lambda: not self.left())
+
+
+async def outcome(port: int, name: str, params: dict) -> ExecutionOutcome:
+    async with await RunnerClient.connect("127.0.0.1", port) as client:
+        return await client.execute(name, params, timeout=WAIT_SECONDS)
+
+
+@needs_rrq
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_a_wrapped_runner_runs_jobs_and_ends_with_its_exit_status(start, runner):
+    tap = start(*RUNNERS[runner], kind=Wrap)
+    until(lambda: can_connect(tap.port))
+    assert asyncio.run(outcome(tap.port, "echo", {"a": 1})).result == {"a": 1}
+    tap.says("<- success", "echo")
+    tap.process.terminate()
+    # The stock runner does not catch SIGTERM.
+    assert tap.process.wait(WAIT_SECONDS) == {"stock": 128 + signal.SIGTERM, "ours": 0}[runner]
+    until(lambda: re.search(r"^ echo +1 +0 +0 ", tap.output, re.MULTILINE))
+
+
+@needs_rrq
+def test_lines_of_two_wrapped_runners_name_their_processes(start):
+    for _ in range(2):
+        tap = start(*RUNNERS["ours"], kind=Wrap)
+        process = str(tap.process.pid)
+        until(lambda port=tap.port: can_connect(port))
+        assert asyncio.run(outcome(tap.port, "echo", {"a": 1})).result == {"a": 1}
+        tap.says("is passed on to", process)
+        tap.says(process, "-> echo")
+        tap.says(process, "<- success", "echo")
+
+
+@needs_rrq
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_a_signal_reaches_the_runner_once_and_its_last_answers_are_passed_on(start, whole_group):
+    tap = start(*RUNNERS["ours"], kind=Wrap)
+    until(lambda: can_connect(tap.port))
+    with tap.connect() as orchestrator:
+        orchestrator.sendall(request("sleep", params={"seconds": WAIT_SECONDS}))
+        tap.says("-> sleep")
+        # The orchestrator signals the group; a second signal would end the runner at once.
+        (os.killpg if whole_group else os.kill)(tap.process.pid, signal.SIGTERM)
+        answer = b""
+        while data := orchestrator.recv(65536):
+            answer += data
+    assert b"Job cancelled" in answer
+    assert tap.ends() == 0
+    tap.says("<- error", "sleep", "cancelled")
+
+
+def test_its_own_exit_status_is_passed_on(start):
+    tap = start(sys.executable, "-c", "import sys; print('hello'); sys.exit(7)", kind=Wrap)
+    assert tap.ends() == 7
+    assert tap.output == "hello\n"
+
+
+@needs_rrq
+def test_it_listens_once_the_runner_does(start, tmp_path):
+    code = (
+        "import sys, time, pathlib; from rrq_fastwire.runner import main\n"
+        "while not pathlib.Path(sys.argv.pop(1)).exists(): time.sleep(0.01)\n"
+        "main()"
+    )
+    code = code.replace("sys.argv.pop(1)", "sys.argv[1]").replace("main()", "main(sys.argv[2:])")
+    go = tmp_path / "go"
+    tap = start(sys.executable, "-c", code, str(go), *SETTINGS, kind=Wrap)
+    if sys.platform == "linux":
+        until(lambda: len(tap.left()) == 3)  # tap, the runner, and what keeps it
+    assert not can_connect(tap.port)
+    go.touch()
+    until(lambda: can_connect(tap.port))
+    assert asyncio.run(outcome(tap.port, "echo", {"a": 1})).result == {"a": 1}
+    assert tap.ends(signal.SIGTERM) == 0
+
+
+@needs_rrq
+@pytest.mark.skipif(sys.platform != "linux", reason="what is left is known from /proc")
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_nothing_is_left_of_a_tap_that_is_killed(start, runner):
+    tap = start(*RUNNERS[runner], kind=Wrap)
+    until(lambda: can_connect(tap.port))
+    os.killpg(tap.process.pid, signal.SIGKILL)
+    until(lambda: not tap.left())
+
+
+@needs_rrq
+@pytest.mark.skipif(sys.platform != "linux", reason="what is left is known from /proc")
+@pytest.mark.parametrize("runner", RUNNERS)
+def test_nothing_is_left_when_its_parent_goes_away(start, runner):
+    parent = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
+    tap = start(*RUNNERS[runner], kind=Wrap, prefix=parent)
+    until(lambda: can_connect(tap.port))
+    assert len(tap.left()) == 4
+    tap.process.kill()
+    until(lambda: not tap.left())

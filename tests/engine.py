@@ -1,0 +1,356 @@
+"""A runner in this process, and the orchestrator's side of its connections."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import re
+import warnings
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from rrq_fastwire import (
+    MAX_FRAME_SIZE,
+    CancelRequest,
+    ExecutionContext,
+    ExecutionRequest,
+    FrameDecoder,
+    OutcomeType,
+    decode_frame,
+    encode_frame,
+    pack_frame,
+)
+from rrq_fastwire.runner.engine import Runner
+from rrq_fastwire.streams import start_server
+
+from .stock import HAS_RRQ, StockRequest, registry, rrq
+
+# Seconds for what has no event to wait for: reached only where something is broken.
+PATIENCE = 30
+
+# Near enough to wait for, and far enough for a handler to have begun.
+SOON = 0.1
+
+
+def request(
+    function_name,
+    params=None,
+    *,
+    id="r",
+    job_id=None,
+    deadline=None,
+    protocol_version="2",
+    **context,
+):
+    """A request's frame. A deadline is given in seconds from now."""
+    now = datetime.now(timezone.utc)
+    job_id = f"job of {id}" if job_id is None else job_id
+    return encode_frame(
+        ExecutionRequest(
+            protocol_version=protocol_version,
+            request_id=id,
+            job_id=job_id,
+            function_name=function_name,
+            params={} if params is None else params,
+            context=ExecutionContext(
+                job_id=job_id,
+                attempt=1,
+                enqueue_time=now,
+                queue_name="q",
+                deadline=None if deadline is None else now + timedelta(seconds=deadline),
+                **context,
+            ),
+        )
+    )
+
+
+def cancel(job_id, id=None, **fields):
+    return encode_frame(CancelRequest(job_id=job_id, request_id=id, **fields))
+
+
+def unique(pairs):
+    keys = [key for key, _ in pairs]
+    assert len(set(keys)) == len(keys), f"a key twice in {keys}"
+    return dict(pairs)
+
+
+def finite(digits):
+    number = float(digits)
+    assert math.isfinite(number), f"{digits[:30]}... is beyond a double"
+    return int(digits) if digits.lstrip("-").isdigit() else number
+
+
+def never(name):
+    raise AssertionError(f"{name} is not JSON")
+
+
+def depth(text):
+    deepest = now = 0
+    for bracket in re.findall(r"[][{}]", re.sub(r'"(?:[^"\\]+|\\.)*"', "", text)):
+        now += 1 if bracket in "[{" else -1
+        deepest = max(deepest, now)
+    return deepest
+
+
+def read_strictly(frame):
+    """A response's fields. AssertionError or ValueError where the orchestrator would hang up."""
+    assert 0 < len(frame) - 4 == int.from_bytes(frame[:4], "big") <= MAX_FRAME_SIZE
+    text = frame[4:].decode()
+    assert depth(text) <= 127
+    document = json.loads(
+        text, object_pairs_hook=unique, parse_constant=never, parse_int=finite, parse_float=finite
+    )
+    json.dumps(document, ensure_ascii=False).encode()  # no half of a surrogate pair
+    assert document["type"] == "response"
+    fields = document["payload"]
+    assert type(fields["job_id"]) is type(fields["request_id"]) is str
+    assert fields["status"] in ("success", "retry", "timeout", "error")
+    assert type(fields.get("retry_after_seconds")) in (int, float, type(None))
+    error = fields.get("error")
+    if error is not None:
+        assert type(error["message"]) is str
+        assert {type(error.get("type")), type(error.get("code"))} <= {str, type(None)}
+    decode_frame(frame)
+    return fields
+
+
+def meaning(outcome):
+    """An outcome as text, in which 1 is neither 1.0 nor true."""
+    error = outcome.error and (
+        outcome.error.message,
+        outcome.error.type,
+        outcome.error.code,
+        json.dumps(outcome.error.details),
+    )
+    return repr((outcome.status, json.dumps(outcome.result), error, outcome.retry_after_seconds))
+
+
+class Peer:
+    """A connection to the runner, byte by byte."""
+
+    def __init__(self, reader, writer):
+        self._reader, self._writer = reader, writer
+        self._decoder = FrameDecoder()
+        self.name = "{}:{}".format(*writer.get_extra_info("sockname"))
+
+    def send(self, *frames):
+        self._writer.write(b"".join(frames))
+
+    async def fields(self, count):
+        """What the next answers say, in the order of their arrival."""
+        return [await self._next() for _ in range(count)]
+
+    async def answers(self, count):
+        """The next answers, by request_id: none is the second to its request."""
+        fields = await self.fields(count)
+        found = {each["request_id"]: outcome(each) for each in fields}
+        assert len(found) == count, f"answered twice: {fields}"
+        return found
+
+    async def answer(self):
+        [found] = (await self.answers(1)).values()
+        return found
+
+    async def _next(self):
+        while (payload := next(self._decoder, None)) is None:
+            data = await self._reader.read(2**20)
+            assert data, "the connection has ended"
+            self._decoder.feed(data)
+        return read_strictly(pack_frame(payload))
+
+    async def ended(self):
+        """Whether the runner ends the connection without another answer."""
+        assert next(self._decoder, None) is None
+        return await self._reader.read(1) == b""
+
+    def end(self):
+        self._writer.write_eof()
+
+    def abort(self):
+        self._writer.transport.abort()
+
+    def is_closing(self):
+        return self._writer.is_closing()
+
+    async def close(self):
+        self._writer.close()
+        with contextlib.suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+
+def outcome(fields):
+    document = {"type": "response", "payload": fields}
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return decode_frame(pack_frame(text.encode()))
+
+
+@contextlib.asynccontextmanager
+async def serving(handlers, **options):
+    """Runs a runner, and gives a function that connects to it.
+
+    At the end nobody was answered twice, and no task is left.
+    """
+    peers = []
+    before = asyncio.all_tasks()
+    runner = Runner(handlers, **options)
+    server = await start_server(runner.on_stream, "127.0.0.1", 0)
+
+    async def connect():
+        peer = Peer(*await asyncio.open_connection(*server.sockets[0].getsockname()))
+        peers.append(peer)
+        return peer
+
+    try:
+        yield connect
+        for peer in peers:
+            if not peer.is_closing():
+                peer.end()
+                assert await peer.ended(), "there was an answer too many"
+    finally:
+        for peer in peers:
+            await peer.close()
+        server.close()
+        await runner.stop(PATIENCE)
+    await until(lambda: asyncio.all_tasks() == before)
+
+
+async def until(condition):
+    """Waits for what has no event of its own."""
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def call(run, handlers, *frames, **options):
+    """The answers to some requests on one connection, by request_id."""
+
+    async def calling():
+        async with serving(handlers, **options) as connect:
+            peer = await connect()
+            peer.send(*frames)
+            return await peer.answers(len(frames))
+
+    return run(calling())
+
+
+def among_neighbours(run, report, *, wrap=registry, finally_=lambda: None):
+    """What the job "report" is answered, while jobs before, after and beside it get theirs."""
+
+    async def running():
+        held = asyncio.Event()
+
+        async def wait(request):
+            await held.wait()
+            return request.params
+
+        async def quick(request):
+            return request.params
+
+        async def slow(request):
+            for _ in range(5):
+                await asyncio.sleep(0)
+            return request.params
+
+        handlers = {"report": report, "wait": wait, "quick": quick, "slow": slow}
+        async with serving(wrap(handlers)) as connect:
+            here, there = await connect(), await connect()
+            try:
+                there.send(
+                    request("wait", {"is": "there waits"}, id="there waits"),
+                    request("quick", {"is": "there"}, id="there"),
+                )
+                here.send(
+                    request("wait", {"is": "waits"}, id="waits"),
+                    request("quick", {"is": "before"}, id="before"),
+                    request("report", id="r", job_id="j"),
+                    request("quick", {"is": "after"}, id="after"),
+                    request("slow", {"is": "slow"}, id="slow"),
+                    request("wait", {"is": "waits too"}, id="waits too"),
+                )
+                answers = await here.answers(4)
+                own = answers.pop("r")
+                answers |= await there.answers(1)
+                held.set()
+                answers |= await here.answers(2) | await there.answers(1)
+                assert {id: each.result for id, each in answers.items()} == {
+                    id: {"is": id} for id in answers
+                }
+                assert len(answers) == 7
+                return own
+            finally:
+                finally_()
+
+    own = run(running())
+    assert (own.job_id, own.request_id) == ("j", "r")
+    return own
+
+
+def stock_answer(report):
+    """The frame that the stock runner sends for a job of this handler; b"" where it never does."""
+
+    class Writer:
+        async def drain(self):
+            pass
+
+    class Tracker:
+        async def track_finish(self, request_id):
+            pass
+
+    frames = []
+    writer = Writer()
+    writer.write = frames.append
+    runner = rrq.runner.PythonRunner(job_registry=registry({"report": report}), worker_id=None)
+    frame = request("report", job_id="j")
+    asked = StockRequest.model_validate(json.loads(frame[4:])["payload"])
+
+    async def answering():
+        lock = asyncio.Lock()
+        await rrq.runner_runtime._execute_and_respond(
+            runner, asked, writer, lock, Tracker(), set(), {}, lock
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        asyncio.run(answering())
+    return b"".join(frames)
+
+
+def compare(run, report, cause, **options):
+    """Checks that a job is answered as by the stock runner, or, with a cause, why it is not."""
+    ours = among_neighbours(run, report, **options)
+    if cause is None:
+        theirs = stock_answer(report)
+        read_strictly(theirs)
+        assert meaning(ours) == meaning(decode_frame(theirs))
+        return
+    if HAS_RRQ:
+        theirs = stock_answer(report)
+        with pytest.raises((AssertionError, ValueError, LookupError, TypeError)):
+            read_strictly(theirs)
+    assert ours.type is OutcomeType.FAILURE
+    assert "report" in ours.error.message
+    assert re.search(cause, ours.error.message), ours.error.message
+    assert len(ours.error.message) < 1500
+
+
+CONTEXT = {"job_id": "j", "attempt": 0, "enqueue_time": "2025-01-02T12:00:00Z", "queue_name": "q"}
+
+
+def malformed(type="request", *, without=(), **changes):
+    fields = {
+        "request_id": "r",
+        "job_id": "j",
+        "function_name": "echo",
+        "context": CONTEXT,
+        **changes,
+    }
+    for name in without:
+        del fields[name]
+    return pack_frame(json.dumps({"type": type, "payload": fields}).encode())
+
+
+def table(cases):
+    return [pytest.param(*case, id=name) for name, case in cases.items()]

@@ -1,0 +1,130 @@
+"""A runner whose connections are at fault, one after another, beside one that is not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from contextlib import asynccontextmanager
+from datetime import datetime, timezone
+
+from rrq_fastwire import (
+    ExecutionContext,
+    ExecutionRequest,
+    encode_frame,
+)
+from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.runner.engine import Runner
+from rrq_fastwire.streams import start_server
+
+# A test fails if what it waits for takes longer.
+PATIENCE = 60
+
+
+class Served:
+    """A runner that listens, and the state that its handlers share."""
+
+    def __init__(self):
+        self.running = Counter()
+        self.changed = asyncio.Event()
+        self.released = asyncio.Event()  # the jobs of faulty connections
+        self.filled = asyncio.Event()  # the jobs of a connection that does not read
+        self.over = asyncio.Event()  # the job of the neighbour
+        self.runner = Runner(
+            {
+                handler.__name__: handler
+                for handler in (self.echo, self.wait, self.stay, self.blob, self.blob_later)
+            }
+        )
+
+    async def echo(self, request):
+        return request.params
+
+    async def blob(self, request):
+        return "x" * request.params["size"]
+
+    async def blob_later(self, request):
+        self._count("blob_later", 1)
+        await self.filled.wait()
+        return await self.blob(request)
+
+    async def wait(self, request):
+        return await self._wait_for(self.released, "wait")
+
+    async def stay(self, request):
+        return await self._wait_for(self.over, "stay")
+
+    async def _wait_for(self, event, name):
+        self._count(name, 1)
+        try:
+            await event.wait()
+        finally:
+            self._count(name, -1)
+        return "released"
+
+    def _count(self, name, change):
+        self.running[name] += change
+        self.changed.set()
+
+    async def until_running(self, name, number):
+        """Wait until `number` handlers of a name are waiting, or, if they do not wait, have run."""
+        while self.running[name] != number:
+            self.changed.clear()
+            await self.changed.wait()
+
+
+@asynccontextmanager
+async def serving():
+    """A runner with a job on one connection, which no fault of another connection may affect."""
+    served = Served()
+    server = await start_server(served.runner.on_stream, "127.0.0.1", 0)
+    served.port = server.sockets[0].getsockname()[1]
+    async with server, await RunnerClient.connect("127.0.0.1", served.port) as neighbour:
+        job = asyncio.create_task(neighbour.execute("stay"))
+        await served.until_running("stay", 1)
+        yield served
+        # Other jobs have ended, and both the next connection and the neighbour are served.
+        await served.until_running("wait", 0)
+        async with await RunnerClient.connect("127.0.0.1", served.port) as client:
+            assert (await client.execute("echo", {"a": 1})).result == {"a": 1}
+        served.over.set()
+        assert (await job).result == "released"
+        server.close()
+        await served.runner.stop(grace=PATIENCE)
+
+
+async def execute_all(port, calls, function_name="echo"):
+    """Run jobs over one connection and check the answers."""
+    async with await RunnerClient.connect("127.0.0.1", port) as client:
+        params = [{"number": number, "é": "x" * number} for number in range(calls)]
+        outcomes = await asyncio.gather(*(client.execute(function_name, each) for each in params))
+        assert [outcome.result for outcome in outcomes] == params
+        assert client.unmatched == 0
+
+
+def request(function_name, request_id, job_id="job", **params):
+    context = ExecutionContext(
+        job_id=job_id, attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
+    )
+    return ExecutionRequest(
+        request_id=request_id,
+        job_id=job_id,
+        function_name=function_name,
+        params=params,
+        context=context,
+    )
+
+
+async def received(stream):
+    """The answers of a runner up to the end of the connection, and the type of its error or None."""
+    answers = []
+    try:
+        async for answer in stream:
+            answers.append(answer)
+    except (OSError, ValueError) as error:
+        return answers, type(error)
+    return answers, None
+
+
+HEADER = 4
+WAIT = encode_frame(request("wait", "1"))
+BLOB = encode_frame(request("blob", "2", size=100_000))

@@ -1,0 +1,204 @@
+"""What a cancel ends, and what a handler makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+import pytest
+
+from rrq_fastwire import (
+    ExecutionOutcome,
+    OutcomeType,
+)
+
+from ..engine import (
+    SOON,
+    cancel,
+    request,
+    serving,
+    until,
+)
+from ..handlers import echo, fail_instead, forever, linger, spin, swallow
+
+
+@pytest.mark.parametrize("with_request_id", [True, False], ids=["by request", "by job"])
+@pytest.mark.parametrize("running", [True, False], ids=["waits", "arrives with its cancel"])
+def test_a_cancel_on_a_connection_of_its_own_ends_what_it_means(run, with_request_id, running):
+    async def cancelling():
+        stopped = []
+
+        async def wait(request):
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                stopped.append(request.request_id)
+                raise
+
+        handlers = {"wait": wait, "echo": echo}
+        async with serving(handlers) as connect:
+            one, other, short = await connect(), await connect(), await connect()
+            one.send(request("wait", id="1", job_id="same"), request("wait", id="2", job_id="same"))
+            one.send(request("wait", id="3", job_id="different"), request("echo", id="-"))
+            other.send(request("wait", id="4", job_id="same"), request("echo", id="-"))
+            await one.answers(1)
+            await other.answers(1)
+            # The cancel arrives in one read with the request, or after it.
+            late = request("wait", id="5", job_id="same")
+            if running:
+                one.send(late, request("echo", id="-"))
+                await one.answers(1)
+                late = b""
+            ids = ["1", "5"] if with_request_id else [None]
+            one.send(late)
+            target = one if late else short
+            target.send(*(cancel("same", id) for id in ids))
+            expected = ["1", "5"] if with_request_id else ["1", "2", "5"]
+            answers = await one.answers(len(expected))
+            assert sorted(answers) == expected
+            if not with_request_id:
+                answers |= await other.answers(1)
+                assert sorted(answers) == ["1", "2", "4", "5"]
+            for id, answer in answers.items():
+                assert answer == ExecutionOutcome.cancelled("same", id)
+            short.end()
+            assert await short.ended()
+            await until(lambda: set(stopped) == set(answers))
+            one.send(cancel("different"), cancel("same"))
+            other.send(cancel("same"))
+            left = {*await one.answers(2 if with_request_id else 1)}
+            assert "3" in left
+            if with_request_id:
+                await other.answers(1)
+
+    run(cancelling())
+
+
+@pytest.mark.parametrize(
+    "meant",
+    [
+        cancel("job of 1", "1", protocol_version="1"),
+        cancel("job of 1", protocol_version="3"),
+        cancel("job of 1", "2"),
+        cancel("job of 2"),
+        cancel("", "job of 1"),
+        cancel("1"),
+    ],
+    ids=["version 1", "version 3", "other request", "other job", "job_id as id", "id as job_id"],
+)
+def test_a_cancel_of_another_version_or_of_nothing_in_flight_is_ignored(run, meant):
+    async def running():
+        held = asyncio.Event()
+
+        async def wait(request):
+            await held.wait()
+            return "went on"
+
+        async with serving({"wait": wait, "echo": echo}) as connect:
+            peer = await connect()
+            peer.send(request("wait", id="1"), meant, request("echo", id="3"))
+            assert list(await peer.answers(1)) == ["3"]
+            held.set()
+            assert (await peer.answer()).result == "went on"
+
+    run(running())
+
+
+def test_a_cancel_that_comes_too_late_changes_nothing(run):
+    async def running():
+        async with serving({"echo": echo}) as connect:
+            peer = await connect()
+            for _ in range(3):
+                peer.send(request("echo", {"a": 1}))
+                assert (await peer.answer()).result == {"a": 1}
+                peer.send(cancel("job of r", "r"), cancel("job of r"))
+            peer.send(request("echo", id="last"))
+            assert list(await peer.answers(1)) == ["last"]
+
+    run(running())
+
+
+@pytest.mark.parametrize("handler", [forever, spin, swallow, fail_instead, linger])
+@pytest.mark.parametrize("how", ["request", "job", "deadline", "end"])
+def test_what_a_handler_makes_of_its_cancellation_is_no_second_answer(run, handler, how):
+    async def running():
+        async with serving({"handler": handler, "echo": echo}) as connect:
+            peer = await connect()
+            deadline = SOON if how == "deadline" else None
+            peer.send(request("handler", deadline=deadline), request("echo", id="begun"))
+            await peer.answers(1)
+            if how == "request":
+                peer.send(cancel("job of r", "r"), cancel("job of r", "r"))
+            elif how == "job":
+                peer.send(cancel("job of r"), cancel("job of r"))
+            elif how == "end":
+                peer.end()
+            answer = await peer.answer()
+            if how == "deadline":
+                message = "Job execution timed out."
+                assert answer == ExecutionOutcome.timeout("job of r", "r", message)
+            else:
+                assert answer == ExecutionOutcome.cancelled("job of r", "r")
+            if how != "end":
+                # The id is free at once, whatever the handler still does.
+                peer.send(cancel("job of r"), request("echo", {"again": True}))
+                assert (await peer.answer()).result == {"again": True}
+
+    run(running())
+
+
+def test_a_handler_that_never_ends_does_not_keep_its_answer_or_its_neighbours(run):
+    async def running():
+        release = asyncio.Event()
+
+        async def stubborn(request):
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+        async with serving({"stubborn": stubborn, "echo": echo}, max_in_flight=2) as connect:
+            peer = await connect()
+            for _ in range(5):  # they count no more as in flight
+                peer.send(request("stubborn", id="1"), request("stubborn", id="2", deadline=SOON))
+                peer.send(cancel("job of 1"))
+                answers = await peer.answers(2)
+                assert answers["1"].type is OutcomeType.CANCELLED
+                assert answers["2"].type is OutcomeType.TIMEOUT
+            peer.send(request("echo", {"a": 1}))
+            assert (await peer.answer()).result == {"a": 1}
+            release.set()
+
+    run(running())
+
+
+@pytest.mark.parametrize("first", ["result", "cancel"])
+def test_what_comes_first_of_result_and_cancel_is_the_answer(run, first):
+    async def running():
+        held = {}
+
+        async def wait(request):
+            held[request.request_id] = asyncio.get_running_loop().create_future()
+            try:
+                return await held[request.request_id]
+            except asyncio.CancelledError:
+                return "cancelled"
+
+        async with serving({"wait": wait}) as connect:
+            peer, short = await connect(), await connect()
+            for n in range(20):
+                id = str(n)
+                peer.send(request("wait", id=id))
+                await until(lambda each=id: each in held)
+                if first == "result":
+                    held[id].set_result("result")
+                    answer = await peer.answer()
+                    short.send(cancel(f"job of {id}", id))
+                else:
+                    short.send(cancel(f"job of {id}", id))
+                    answer = await peer.answer()
+                    if not held[id].done():
+                        held[id].set_result("result")
+                expected = OutcomeType.SUCCESS if first == "result" else OutcomeType.CANCELLED
+                assert answer.type is expected
+
+    run(running())

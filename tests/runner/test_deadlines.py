@@ -1,0 +1,224 @@
+"""When a job is answered that takes too long."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+from datetime import datetime, timezone
+
+from rrq_fastwire import (
+    ExecutionOutcome,
+    OutcomeType,
+)
+
+from ..engine import (
+    SOON,
+    call,
+    cancel,
+    request,
+    serving,
+    until,
+)
+from ..handlers import (
+    echo,
+    forever,
+)
+from ..stock import (
+    registry,
+)
+
+
+def test_a_deadline_that_has_passed_is_answered_without_running_the_job(run):
+    begun = []
+
+    async def begin(request):
+        begun.append(request)
+
+    for deadline in (0, -0.001, -3600):
+        answer = call(run, {"begin": begin}, request("begin", deadline=deadline))["r"]
+        assert answer == ExecutionOutcome.timeout("job of r", "r", "Job deadline exceeded")
+    assert begun == []
+
+
+def test_a_deadline_that_passes_cancels_the_handler(run):
+    async def running():
+        stopped = asyncio.Event()
+
+        async def wait(request):
+            try:
+                await asyncio.Event().wait()
+            finally:
+                stopped.set()
+
+        async with serving(registry({"wait": wait, "echo": echo})) as connect:
+            peer = await connect()
+            peer.send(request("wait", deadline=SOON), request("echo", id="2", deadline=SOON))
+            peer.send(request("wait", id="3", deadline=3600), request("echo", id="4", deadline=1e9))
+            assert {*await peer.answers(2)} == {"2", "4"}
+            answer = await peer.answer()
+            assert answer == ExecutionOutcome.timeout("job of r", "r", "Job execution timed out.")
+            await stopped.wait()
+            peer.send(cancel("job of 3"))
+            assert (await peer.answer()).type is OutcomeType.CANCELLED
+
+    run(running())
+
+
+def test_deadlines_pass_in_their_order_whatever_that_of_their_requests(run):
+    async def running():
+        async with serving({"forever": forever, "echo": echo}) as connect:
+            peer = await connect()
+            delays = [0.3 + n / 200 for n in range(60)]
+            shuffled = random.Random(4).sample(delays, len(delays))
+            peer.send(
+                *(request("forever", id=f"{delay:.3f}", deadline=delay) for delay in shuffled)
+            )
+            passed = [
+                fields["request_id"]
+                for fields in await peer.fields(len(delays))
+                if fields["error"]["message"] == "Job execution timed out."
+            ]
+            assert passed
+            assert passed == sorted(passed)
+
+    run(running())
+
+
+class SkippingLoop(asyncio.SelectorEventLoop):
+    """A loop whose time can be put forward."""
+
+    ahead = 0.0
+
+    def time(self):
+        return super().time() + self.ahead
+
+
+def test_ten_thousand_deadlines_pass_in_their_order():
+    async def running():
+        begun = []
+
+        async def wait(request):
+            begun.append(request.request_id)
+            await asyncio.Event().wait()
+
+        count = 10_000
+        handlers = {"wait": wait, "echo": echo}
+        async with serving(handlers, max_in_flight=count + 1) as connect:
+            peer = await connect()
+            order = random.Random(7).sample(range(count), count)
+            for n in order:
+                peer.send(request("wait", id=f"{n:05}", deadline=1000 + 60 * n))
+            await until(lambda: len(begun) == count)
+            asyncio.get_running_loop().ahead = 970 + 60 * 4900  # amid them
+            half = [fields["request_id"] for fields in await peer.fields(4900)]
+            assert half == [f"{n:05}" for n in range(4900)]
+            peer.send(request("echo", id="echo"))
+            asyncio.get_running_loop().ahead = 1000 + 60 * count
+            rest = [fields["request_id"] for fields in await peer.fields(count - 4900 + 1)]
+            rest.remove("echo")
+            assert rest == [f"{n:05}" for n in range(4900, count)]
+
+    with asyncio.Runner(loop_factory=SkippingLoop) as runner:
+        runner.run(running())
+
+
+class FrozenLoop(asyncio.SelectorEventLoop):
+    """A loop whose time is what is set, as long as something is."""
+
+    now = 0.0
+
+    def time(self):
+        return super().time() if self.now is None else self.now
+
+
+def test_a_deadline_is_answered_5_ms_early_where_its_request_is_alone(monkeypatch):
+    """Elsewhere the orchestrator cancels the job; there, it would end the process."""
+
+    async def running():
+        loop = asyncio.get_running_loop()
+        async with serving({"forever": forever, "echo": echo}) as connect:
+            alone, other = await connect(), await connect()
+            alone.send(request("forever", deadline=1000), request("echo", id="begun"))
+            other.send(*(request("forever", id=id, deadline=1000) for id in "12"))
+            other.send(request("echo", id="begun"))
+            assert [*await alone.answers(1), *await other.answers(1)] == ["begun"] * 2
+            loop.now += 999.994
+            await asyncio.sleep(0)
+            alone.send(request("echo", id="5 ms are left"))
+            assert list(await alone.answers(1)) == ["5 ms are left"]
+            loop.now += 0.002
+            assert (await alone.answer()).type is OutcomeType.TIMEOUT
+            other.send(request("echo", id="4 ms are left"))
+            assert list(await other.answers(1)) == ["4 ms are left"]
+            loop.now += 0.005
+            assert {each.type for each in (await other.answers(2)).values()} == {"timeout"}
+            loop.now = None
+
+    class Clock:
+        monotonic = time.monotonic
+
+        @staticmethod
+        def time():
+            return now.timestamp()
+
+    class Date(datetime):
+        @classmethod
+        def now(cls, tz):
+            return now
+
+    now = datetime.now(timezone.utc)
+    monkeypatch.setattr("rrq_fastwire.runner.engine.time", Clock)
+    monkeypatch.setattr("tests.engine.datetime", Date)
+    with asyncio.Runner(loop_factory=FrozenLoop) as runner:
+        runner.run(running())
+
+
+def test_jobs_that_end_in_time_are_forgotten_before_their_deadlines(run):
+    def jobs():
+        return sum(type(each).__name__ == "Job" for each in gc.get_objects())
+
+    async def pause(request):
+        await asyncio.sleep(0)
+
+    async def running():
+        async with serving({"pause": pause}) as connect:
+            peer = await connect()
+            for _ in range(50):
+                peer.send(*(request("pause", id=str(n), deadline=3600) for n in range(60)))
+                await peer.answers(60)
+            assert jobs() < 1000
+            # A deadline that is nearer than all of theirs is not lost among them.
+            peer.send(request("forever", deadline=SOON), request("pause", id="2", deadline=3600))
+            await peer.answers(2)
+
+    run(running())
+
+
+class NotToBeCancelled(asyncio.Future):
+    def cancel(self, msg=None):
+        raise LookupError
+
+
+def test_a_handler_that_cannot_be_cancelled_takes_no_other_deadline_down(run):
+    async def report(request):
+        await NotToBeCancelled()
+
+    async def running():
+        async with serving({"report": report, "forever": forever}) as connect:
+            peer = await connect()
+            peer.send(
+                request("report", id="r", deadline=0.05),
+                request("forever", id="beside", deadline=0.1),
+            )
+            answers = await peer.answers(2)
+            peer.send(request("forever", id="later", deadline=0.05))
+            answers |= await peer.answers(1)
+            assert {each.type for each in answers.values()} == {OutcomeType.TIMEOUT}
+            for task in asyncio.all_tasks():
+                waiting = getattr(task, "_fut_waiter", None)
+                if isinstance(waiting, NotToBeCancelled):
+                    waiting.set_result(None)
+
+    run(running())

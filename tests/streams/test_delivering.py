@@ -1,0 +1,144 @@
+"""MessageStream.deliver(): messages are handled in the callback of the read."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rrq_fastwire import (
+    CancelRequest,
+    encode_frame,
+)
+
+from ..stream_peers import (
+    both_ways_of_receiving,
+    everything,
+    fill,
+    frames,
+    message,
+    name,
+    read,
+    reset,
+    until,
+    write,
+)
+
+
+def test_deliver_calls_in_the_event_loop_iteration_of_the_read(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            tasks = []
+            receiver = asyncio.create_task(
+                stream.deliver(lambda _: tasks.append(asyncio.current_task()))
+            )
+            await asyncio.sleep(0)
+            await write(peer, frames("a", "b"))
+            peer.shutdown(socket.SHUT_WR)
+            await receiver
+            assert tasks == [None, None]  # no task was woken for them
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("arrives", ["before", "while it waits"])
+def test_deliver_raises_errors_of_its_function_and_can_go_on(run, connected, arrives):
+    async def scenario():
+        async with connected() as (stream, peer):
+            found = []
+
+            def take(received):
+                found.append(name(received))
+                if name(received) == "b":
+                    raise LookupError("b")
+
+            if arrives == "before":
+                await write(peer, frames("first", "a", "b", "c"))
+                assert name(await anext(stream)) == "first"
+            receiver = asyncio.create_task(stream.deliver(take))
+            await asyncio.sleep(0)
+            if arrives != "before":
+                await write(peer, frames("a", "b", "c"))
+            with pytest.raises(LookupError):
+                await receiver
+            peer.shutdown(socket.SHUT_WR)
+            await stream.deliver(take)
+            assert found == ["a", "b", "c"]
+
+    run(scenario())
+
+
+def test_deliver_pauses_while_the_peer_does_not_read(run, connected):
+    count = 300
+
+    async def scenario():
+        async with connected() as (stream, peer):
+            found = []
+
+            def answer(received):
+                found.append(name(received))
+                stream.send_nowait(message(name(received), 2**17))
+
+            receiver = asyncio.create_task(stream.deliver(answer))
+            await write(peer, frames(*range(count)))
+            await until(lambda: stream.congested and stream.transport.get_write_buffer_size())
+            assert 0 < len(found) < count
+            assert stream.transport.get_write_buffer_size() < 2**19
+            expected = [str(number) for number in range(count)]
+            assert await read(peer, count) == expected
+            assert found == expected
+            peer.shutdown(socket.SHUT_WR)
+            await receiver
+
+    run(scenario())
+
+
+@both_ways_of_receiving
+@pytest.mark.parametrize("end", ["reset", "abort"])
+def test_arrived_messages_are_received_before_the_end_of_a_congested_connection(
+    run, connected, receive, end
+):
+    async def scenario():
+        async with connected() as (stream, peer):
+            await write(peer, frames("a", "b", "c"))
+            assert name(await anext(stream)) == "a"
+            await fill(stream)
+            receiver = asyncio.create_task(everything(stream, receive))
+            await asyncio.sleep(0)
+            if end == "reset":
+                await reset(peer)
+                assert await receiver == ["b", "c", ConnectionError]
+            else:
+                stream.abort()
+                assert await receiver == ["b", "c"]
+
+    run(scenario())
+
+
+@given(
+    job_ids=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=3000), max_size=30),
+    cuts=st.lists(st.integers(0, 10**5), max_size=20),
+)
+@settings(max_examples=15, deadline=None)
+@both_ways_of_receiving
+def test_any_messages_in_any_chunks_arrive_whole_and_in_order(
+    run, connected, receive, job_ids, cuts
+):
+    async def scenario():
+        async with connected() as (stream, peer):
+            data = b"".join(encode_frame(CancelRequest(job_id=job_id)) for job_id in job_ids)
+            found = []
+            receiver = asyncio.create_task(receive(stream, found.append))
+            edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+            for start, end in itertools.pairwise(edges):
+                await write(peer, data[start:end])
+                await asyncio.sleep(0)
+            peer.shutdown(socket.SHUT_WR)
+            await receiver
+            assert [received.job_id for received in found] == job_ids
+
+    run(scenario())
