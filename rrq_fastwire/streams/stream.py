@@ -1,0 +1,284 @@
+"""MessageStream: the receiving half of a connection, and its life from beginning to end."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from .. import MAX_FRAME_SIZE, FrameError, MessageDecoder
+from .outbox import HIGH_WATER, Outbox
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import TracebackType
+    from typing import Self
+
+    from .. import RunnerMessage
+
+    OnStream = Callable[["MessageStream"], Awaitable[None]]
+
+__all__ = ["MessageStream"]
+
+
+class MessageStream(Outbox):
+    """One connection: `async for message in stream` receives, `await stream.send(message)` sends.
+
+    It is made by open_connection(), start_server() and their like. `async with stream` closes it
+    at the end. One task may receive at a time; any number may send.
+
+    Iteration ends when the peer ends the stream between two frames.
+
+    Attributes:
+        transport: asyncio's transport, for get_extra_info() and the like.
+
+    Raises, while iterating, after the messages that came first:
+        MessageError: a payload is not a valid message; iterating again gives the next one.
+        FrameError: the stream is broken or ends inside a frame; nothing more can be received.
+        ConnectionError: the connection was lost.
+    """
+
+    __slots__ = (
+        "_closed",
+        "_decoder",
+        "_delivery_due",
+        "_eof",
+        "_failure",
+        "_on_message",
+        "_on_stream",
+        "_receiver",
+        "_suspended",
+        "_task",
+    )
+
+    def __init__(
+        self, on_stream: OnStream | None = None, *, max_frame_size: int = MAX_FRAME_SIZE
+    ) -> None:
+        super().__init__()
+        self._on_stream = on_stream
+        self._task: asyncio.Task[None] | None = None  # runs on_stream
+        self._closed = self._loop.create_future()
+        self._decoder = MessageDecoder(max_frame_size)
+        self._receiver: asyncio.Future[None] | None = None  # set when there is something for it
+        self._on_message: Callable[[RunnerMessage], object] | None = None  # given to deliver()
+        self._delivery_due = False  # the loop is about to call _continue_delivery()
+        self._failure: Exception | None = None  # of a message or of _on_message(), for deliver()
+        self._suspended = False  # too much is undelivered: reading is paused
+        self._eof = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed.done() else "closing" if self.is_closing() else "open"
+        return f"<{type(self).__name__} {state} peer={self.transport.get_extra_info('peername')}>"
+
+    # Receiving
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> RunnerMessage:
+        while True:
+            message = self.receive_nowait()
+            if message is not None:
+                return message
+            await self._more()
+
+    def receive_nowait(self) -> RunnerMessage | None:
+        """The next message if it has arrived, else None. Raises MessageError and FrameError."""
+        try:
+            message = next(self._decoder, None)
+        except FrameError:
+            self.transport.pause_reading()
+            raise
+        if message is None:
+            self._resume_reading()
+        return message
+
+    def _resume_reading(self) -> None:
+        if self._suspended:
+            self._suspended = False
+            self.transport.resume_reading()
+
+    async def _more(self) -> None:
+        """Waits for more bytes, when what has arrived is taken. Raises what ends the iteration."""
+        self._refuse_second_receiver()
+        if self._has_ended():
+            raise StopAsyncIteration
+        await self._wait_as_receiver()
+
+    def _refuse_second_receiver(self) -> None:
+        if self._receiver is not None:
+            raise RuntimeError("another task is already receiving from this stream")
+
+    def _has_ended(self) -> bool:
+        """Whether nothing more will arrive. Raises if that is not the peer's orderly end."""
+        if self._eof:
+            self._decoder.feed_eof()
+            return True
+        if self._closed.done():
+            if self._lost is not None:
+                raise self._closing_error()
+            return True
+        return False
+
+    async def _wait_as_receiver(self) -> None:
+        self._receiver = self._loop.create_future()
+        try:
+            await self._receiver
+        finally:
+            self._receiver = None
+
+    def _wake_receiver(self) -> None:
+        if self._receiver is not None and not self._receiver.done():
+            self._receiver.set_result(None)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.get_buffer(sizehint)
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._decoder.buffer_updated(nbytes)
+        if self._hand_on() and self._decoder.buffered > HIGH_WATER and not self._suspended:
+            self._suspended = True
+            self.transport.pause_reading()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        self._hand_on()
+        return True  # what is still to be sent can be
+
+    def _hand_on(self) -> bool:
+        """Sees to it that what has arrived is taken. Returns whether it has to wait for that."""
+        if self._on_message is not None:
+            if not self._delivery_due:
+                self._deliver()
+            return self._delivery_due or self._held_back or self._failure is not None
+        if self._receiver is not None and not self._receiver.done():
+            self._receiver.set_result(None)
+            return False
+        return True
+
+    # Delivering
+
+    async def deliver(self, on_message: Callable[[RunnerMessage], object]) -> None:
+        """Calls a function with each message, from the callback in which its bytes arrive.
+
+        It costs less than iterating, because no task is woken for that. What the function sends
+        leaves in one write when all messages of a read are handled, or at flush(). Messages are
+        held back while drain() would wait.
+
+        It returns where iterating would end, and raises what that would raise, or what the function
+        raises; after a MessageError, calling it again goes on.
+        """
+        self._refuse_second_receiver()
+        self._on_message = on_message
+        try:
+            while True:
+                if self._failure is None:
+                    # Not now: the function is always called outside of tasks.
+                    self._deliver_soon()
+                    await self._wait_as_receiver()
+                if self._failure is not None:
+                    failure, self._failure = self._failure, None
+                    raise failure
+                if self._has_ended():
+                    return
+        finally:
+            self._on_message = None
+
+    def _deliver_soon(self) -> None:
+        if not self._delivery_due:
+            self._delivery_due = True
+            self._loop.call_soon(self._continue_delivery)
+
+    def _on_room(self) -> None:
+        self._deliver_soon()
+
+    def _continue_delivery(self) -> None:
+        self._delivery_due = False
+        if self._on_message is not None:
+            self._deliver()
+
+    def _deliver(self) -> None:
+        """Calls the function of deliver() with what has arrived, and writes what it sends.
+
+        Wakes deliver() when there is something to raise, or the end is reached.
+        """
+        on_message = self._on_message
+        if on_message is None or self._failure is not None:
+            return
+        self._hold_writes = True
+        try:
+            while True:
+                if self._write_paused and not self.is_closing():
+                    self._held_back = True
+                    break
+                message = next(self._decoder, None)
+                if message is None:
+                    self._resume_reading()
+                    if self._eof or self._closed.done():
+                        self._wake_receiver()
+                    break
+                on_message(message)
+                if self._unsent_size > HIGH_WATER:
+                    self._write()
+        except Exception as error:
+            if isinstance(error, FrameError):
+                self.transport.pause_reading()
+            self._failure = error
+            self._wake_receiver()
+        finally:
+            self._hold_writes = False
+            self._write()
+
+    # Beginning and end
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        if self._on_stream is not None:
+            self._task = self._loop.create_task(self._serve(self._on_stream))
+
+    async def _serve(self, on_stream: OnStream) -> None:
+        try:
+            await on_stream(self)
+        except Exception as error:
+            self._loop.call_exception_handler(
+                {
+                    "message": "unhandled exception in on_stream",
+                    "exception": error,
+                    "protocol": self,  # not the task, in whose context this runs already
+                }
+            )
+        finally:
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if exc is not None and not isinstance(exc, ConnectionError):
+            # ETIMEDOUT, for one, is a TimeoutError, which is something else for who waits.
+            exc = ConnectionAbortedError(f"the connection is lost: {exc}")
+        self._lost = exc
+        self._closed.set_result(None)
+        self._unsent.clear()
+        self._unsent_size = 0
+        self._hand_on()
+        self._wake_senders()
+
+    def abort(self) -> None:
+        """Closes the connection at once, whatever is still to be handed over."""
+        # asyncio's own abort() fails on a transport that has closed after a wait.
+        if not self._closed.done():
+            self.transport.abort()
+
+    async def wait_closed(self) -> None:
+        """Waits until the connection is closed and everything is handed over, or it is lost."""
+        await asyncio.shield(self._closed)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        await self.wait_closed()
