@@ -250,8 +250,8 @@ class Runner:
         if job.task is not None and job.deadline is not None:
             self._deadlines.add(job, job.deadline.timestamp() - time.time())
         seconds = monotonic() - began
-        if was_slow is not (seconds > _SHORT_SECONDS) and name in self._is_slow:
-            self._is_slow[name] = not was_slow
+        if (was_slow or seconds > _SHORT_SECONDS) and name in self._is_slow:
+            self._is_slow[name] = seconds > _SHORT_SECONDS
         self._spent += seconds
         if self._spent > _ITERATION_SECONDS:
             self._pause(connection.loop)
@@ -308,7 +308,7 @@ class Runner:
 
     async def _traced(self, span: RunnerSpan, job: Job, handler: Handler, request: Any) -> Any:
         """Runs a handler within a span of telemetry, which is told how the job ended."""
-        start = time.monotonic()
+        start = monotonic()
         failed: BaseException | None = None
         result = None
         with span as entered:
@@ -316,7 +316,7 @@ class Runner:
                 result = await handler(request)
             except BaseException as error:
                 failed = error
-            seconds = time.monotonic() - start
+            seconds = monotonic() - start
             report_to_span(entered, request.function_name, seconds, failed, job.overtaken)
         if failed is not None:
             raise failed
@@ -367,7 +367,7 @@ class Runner:
         """Sends what has come of the function `name`, and returns what was sent."""
         flush = not connection.jobs
         if not flush:
-            now = time.monotonic()
+            now = monotonic()
             if now - connection.flushed > _ANSWER_WAITS_SECONDS:
                 connection.flushed, flush = now, True
         try:
