@@ -17,6 +17,10 @@ from rrq.runner_settings import PythonRunnerSettings
 
 database = Redis.from_url(os.environ["DATABASE"], socket_timeout=None)
 
+# A line for each start of a runner.
+with open("starts", "a") as starts:
+    starts.write(f"{os.getpid()}\n")
+
 
 async def echo(request):
     return request.params["value"]
@@ -113,6 +117,17 @@ async def linger_in_thread(request):
     await asyncio.to_thread(time.sleep, 600)
 
 
+async def block(request):
+    """Keeps the event loop."""
+    time.sleep(request.params["seconds"])
+
+
+async def make_text(request):
+    """A result of some size, after a wait: so many of them are there at the same time."""
+    await asyncio.sleep(0.1)
+    return "x" * request.params["size"]
+
+
 async def kill_runner(request):
     """Kills the runner that it runs in, once, and with it the jobs that linger."""
     while not all(await database.hmget("runs", request.params["lingering"])):
@@ -136,6 +151,8 @@ HANDLERS = (
     record,
     linger,
     linger_in_thread,
+    block,
+    make_text,
     kill_runner,
 )
 

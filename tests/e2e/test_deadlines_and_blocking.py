@@ -1,0 +1,147 @@
+"""Timeouts, handlers that block, and large answers: rrq-runner and ours side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import time
+from collections import Counter
+from datetime import datetime, timezone
+from pathlib import Path
+
+import pytest
+
+from rrq_fastwire import ExecutionContext, ExecutionRequest, MessageDecoder, encode_frame
+
+from .orchestrator import HERE, ONE_PROCESS, RUN_SECONDS, Pool, free_port, wait_until
+
+# The first test of a version waits for the build, the installation and the run.
+pytestmark = pytest.mark.timeout(900)
+
+RUNNERS = {"stock": ["rrq-runner"], "ours": ["rrq-fastwire-runner"]}
+each_runner = pytest.mark.parametrize("runner", RUNNERS)
+
+
+def work(orchestrator, runner, jobs, pool):
+    """How many jobs have ended in each status, and how often the runner was started."""
+    deployment = orchestrator.deploy(RUNNERS[runner], pool)
+    deployment.enqueue(jobs)
+    assert deployment.work(jobs, time.monotonic() + RUN_SECONDS) is None, deployment.log
+    states = deployment.states(jobs)
+    starts = len((deployment.directory / "starts").read_text().splitlines())
+    return Counter(state["status"] for state in states.values()), starts
+
+
+@each_runner
+def test_five_timeouts_of_lone_jobs_cost_one_start_of_the_runner(orchestrator, runner):
+    jobs = {f"job {number}": ("linger", {"job_timeout_seconds": 1}) for number in range(5)}
+    statuses, starts = work(orchestrator, runner, jobs, Pool(1, 1))
+    print(f"{runner}: {starts} starts, {dict(statuses)}")
+    assert statuses == {"FAILED": 5}
+    if runner == "ours":
+        assert starts == 1
+
+
+def test_more_jobs_that_block_end_before_their_deadline_than_with_the_stock_runner(orchestrator):
+    """Their answers leave one by one; 20 of 50 ms fit into their second."""
+    options = {"params": {"seconds": 0.05}, "job_timeout_seconds": 1, "max_retries": 1}
+    jobs = {f"job {number}": ("block", options) for number in range(30)}
+    completed = {}
+    for runner in RUNNERS:
+        statuses, starts = work(orchestrator, runner, jobs, ONE_PROCESS)
+        print(f"{runner}: {starts} starts, {dict(statuses)}")
+        completed[runner] = statuses["COMPLETED"]
+    assert completed["ours"] >= completed["stock"]
+    assert completed["ours"] > 1
+
+
+class Site:
+    """A runner in a process of its own, without an orchestrator."""
+
+    def __init__(self, stack, command, directory):
+        self._port = free_port()
+        address = ["--tcp-socket", f"127.0.0.1:{self._port}"]
+        self._process = stack.enter_context(
+            subprocess.Popen(
+                [*command, "--settings", "handlers.settings", *address],
+                cwd=directory,
+                env={**os.environ, "PYTHONPATH": str(HERE), "DATABASE": "redis://127.0.0.1:1"},
+            )
+        )
+        stack.callback(self._process.kill)
+        wait_until(self._listens)
+
+    def _listens(self):
+        with contextlib.suppress(ConnectionRefusedError):
+            self.connect().close()
+            return True
+        return False
+
+    def connect(self):
+        return socket.create_connection(("127.0.0.1", self._port), timeout=RUN_SECONDS)
+
+    def peak(self):
+        """The most memory so far, in MiB."""
+        status = Path(f"/proc/{self._process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
+
+
+def request(function_name, id, **params):
+    context = ExecutionContext(
+        job_id=id, attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
+    )
+    return encode_frame(
+        ExecutionRequest(
+            request_id=id,
+            job_id=id,
+            function_name=function_name,
+            params=params,
+            context=context,
+        )
+    )
+
+
+def answers(connection, count):
+    decoder = MessageDecoder()
+    found = []
+    while len(found) < count:
+        data = connection.recv(2**20)
+        assert data, "the connection has ended"
+        found.extend(decoder.feed(data))
+    return found
+
+
+@pytest.mark.parametrize("orchestrator", ["0.11.1"], indirect=True)
+def test_large_answers_that_the_peer_does_not_read_cost_no_more_than_with_the_stock_runner(
+    orchestrator, tmp_path
+):
+    count, size = 16, 2 * 2**20
+    peaks = {}
+    for runner, command in RUNNERS.items():
+        with contextlib.ExitStack() as stack:
+            site = Site(stack, [str(orchestrator.bin / command[0])], tmp_path)
+            deaf, neighbour = (stack.enter_context(site.connect()) for _ in range(2))
+            neighbour.sendall(request("echo", "before", value=1))
+            answers(neighbour, 1)
+            before = site.peak()
+            for number in range(count):
+                deaf.sendall(request("make_text", str(number), size=size))
+            waits = []
+            # Until the answers are made, and a while longer.
+            while len(waits) < 300 or max(waits[-200:]) > 0.02:
+                time.sleep(0.001)
+                start = time.monotonic()
+                neighbour.sendall(request("echo", f"neighbour {len(waits)}", value=1))
+                answers(neighbour, 1)
+                waits.append(time.monotonic() - start)
+            peaks[runner] = site.peak() - before
+            found = answers(deaf, count)
+            print(
+                f"{runner}: {count} answers of {size / 2**20:g} MiB: {peaks[runner]:.0f} MiB more,"
+                f" the neighbour waits up to {max(waits):.2f} s"
+            )
+            assert {each.request_id for each in found} == {str(n) for n in range(count)}
+            assert {len(each.result) for each in found} == {size}
+    assert peaks["ours"] < 1.2 * peaks["stock"]
