@@ -9,7 +9,7 @@ from .. import EncodeError, ExecutionError, ExecutionOutcome, OutcomeStatus, Pay
 from ..errors import describe
 from .log import log
 from .outcomes import text_of
-from .stock import HAS_RRQ, rrq
+from .stock import as_stock_writes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def send_instead(
     """Sends what could not be encoded: as rrq writes it, or why that does not help."""
     send = connection.stream.send_nowait
     too_large = isinstance(reason, PayloadTooLargeError)
-    if HAS_RRQ and isinstance(reason, EncodeError) and not too_large:
+    if isinstance(reason, EncodeError) and not too_large:
         try:
-            rrq.as_stock_writes(outcome)
+            as_stock_writes(outcome)
             send(outcome)
             return outcome
         except BaseException as error:

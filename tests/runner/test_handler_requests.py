@@ -148,7 +148,7 @@ def test_a_runner_needs_no_rrq(tmp_path):
             """\
         success ['rrq_fastwire', {'a': 1}] None
         failure None failed
-        failure None result of 'odd' cannot be sent: payload.result: object of type 'set' has no JSON form
+        success [1] None
         handler_not_found None No handler registered for function 'missing'
         timeout"""
         ).splitlines()

@@ -1,0 +1,126 @@
+"""The JSON forms of values that JSON does not have, where rrq is not installed.
+
+They are those of pydantic's JSON mode, by which rrq writes results. This module is imported for the
+first result that needs it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import deque
+from collections.abc import Iterator
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from fractions import Fraction
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+)
+from itertools import islice
+from pathlib import PurePath
+from typing import Any
+from uuid import UUID
+
+from .. import MAX_NESTING, ExecutionOutcome
+from .._json import MAX_ITEMS
+
+__all__ = ["as_stock_writes"]
+
+_ARRAYS = (list, tuple, set, frozenset, deque, Iterator)
+_TEXTS = (
+    Decimal,
+    Fraction,
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    PurePath,
+    UUID,
+)
+
+
+def as_stock_writes(outcome: ExecutionOutcome) -> None:
+    """Turns what is in an outcome into JSON's types, as far as a form is known for it."""
+    outcome.result = _form(outcome.result, MAX_NESTING)
+    if outcome.error is not None:
+        outcome.error.details = _form(outcome.error.details, MAX_NESTING)
+
+
+def _form(value: Any, levels: int) -> Any:
+    """A value in JSON's types. What has no form stays, so that encoding names its path.
+
+    Arguments:
+        levels: how many containers may be nested in one another.
+    """
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return _form(value.value, levels) if isinstance(value, Enum) else value
+    text = _text(value)
+    if text is not None:
+        return text
+    if levels == 0:
+        return value
+    if isinstance(value, Enum):
+        return _form(value.value, levels - 1)
+    if isinstance(value, dict):
+        return {_key(key): _form(item, levels - 1) for key, item in value.items()}
+    if isinstance(value, _ARRAYS):
+        # An iterator may be endless. One item over the limit is one that encoding refuses.
+        return [_form(item, levels - 1) for item in islice(value, MAX_ITEMS + 1)]
+    if callable(getattr(type(value), "model_dump", None)):  # a model of pydantic
+        return value.model_dump(mode="json")
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = dataclasses.fields(value)
+        return {field.name: _form(getattr(value, field.name), levels - 1) for field in fields}
+    return value
+
+
+def _text(value: Any) -> str | None:
+    """The text that stands for a value; None if none does."""
+    if isinstance(value, (datetime, time)):
+        return re.sub(r"\+00:00$", "Z", value.isoformat())
+    if isinstance(value, date):
+        return value.isoformat()
+    if isinstance(value, timedelta):
+        return _duration(value)
+    if isinstance(value, _TEXTS):
+        return str(value)
+    if isinstance(value, (bytes, bytearray)):
+        return value.decode()
+    if isinstance(value, complex):
+        return str(value).strip("()")
+    return str(value.pattern) if isinstance(value, re.Pattern) else None
+
+
+def _duration(value: timedelta) -> str:
+    """A duration of ISO 8601, in which a year has 365 days."""
+    sign, value = ("-", -value) if value < timedelta(0) else ("", value)
+    years, days = divmod(value.days, 365)
+    minutes, seconds = divmod(value.seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    fraction = f".{value.microseconds:06}".rstrip("0").rstrip(".")
+    in_days = "".join(f"{count}{unit}" for count, unit in ((years, "Y"), (days, "D")) if count)
+    in_hours = "".join(f"{count}{unit}" for count, unit in ((hours, "H"), (minutes, "M")) if count)
+    if seconds or fraction or not (in_days or in_hours):
+        in_hours += f"{seconds}{fraction}S"
+    return f"{sign}P{in_days}T{in_hours}" if in_hours else f"{sign}P{in_days}"
+
+
+def _key(key: Any) -> Any:
+    """An object's key as text; as it is if it has no form, so that encoding names its type."""
+    if isinstance(key, Enum):
+        return _key(key.value)
+    if isinstance(key, bool):
+        return str(key).lower()
+    if key is None or isinstance(key, (int, float)):
+        return str(key)
+    if isinstance(key, tuple):
+        return ",".join(str(_key(item)) for item in key)
+    return key if isinstance(key, str) else _text(key) or key
