@@ -1,18 +1,28 @@
 """The runner: runs the jobs that the orchestrator sends, in the place of rrq's own."""
 
+from importlib import import_module
+
 from .command import main
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from .job import CurrentJob, current_job
+    from .lifespan import lifespan_value
     from .server import serve
 
-__all__ = ["main", "serve"]
+__all__ = ["CurrentJob", "current_job", "lifespan_value", "main", "serve"]
+
+_MODULES = {
+    "CurrentJob": "job",
+    "current_job": "job",
+    "lifespan_value": "lifespan",
+    "serve": "server",
+}
 
 
 def __getattr__(name: str) -> object:
-    # The command imports asyncio and rrq itself, once it watches its parent.
-    if name == "serve":
-        from .server import serve
-
-        return serve
+    # The command imports asyncio and rrq itself, once it watches its parent. And current_job()
+    # costs something for each job once it is imported.
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

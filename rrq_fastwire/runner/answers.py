@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 
 from .. import EncodeError, ExecutionError, ExecutionOutcome, OutcomeStatus, PayloadTooLargeError
 from ..errors import describe
 from .log import log
-from .outcomes import text_of
+from .outcomes import is_cancellation, text_of
 from .stock import as_stock_writes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .engine import Connection, Job
 
-__all__ = ["is_cancellation", "log_end", "send_instead"]
+__all__ = ["log_end", "send_instead"]
 
 # Characters of why an answer could not be sent.
 _LONGEST_REASON = 1000
@@ -70,8 +69,3 @@ def send_instead(
     except (EncodeError, ConnectionError) as error:  # ids of 16 MiB; the peer has gone away
         log(logging.WARNING, "%s: a request cannot be answered: %s", connection.name, error)
     return instead
-
-
-def is_cancellation(error: BaseException) -> bool:
-    # Not isinstance(), which may run code of the error's class.
-    return issubclass(type(error), asyncio.CancelledError)

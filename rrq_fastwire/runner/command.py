@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 
 from .. import __version__
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable
     from typing import NoReturn
+
+    from .engine import Runner
 
 __all__ = ["main"]
 
@@ -66,6 +69,40 @@ def _parser() -> _Parser:
         help="the event loop; auto is uvloop where it is installed (default: %(default)s)",
     )
     parser.add_argument(
+        "--lifespan",
+        metavar="MODULE.ATTR",
+        help="an async context manager, or a function that returns one: entered before the socket"
+        " listens, and left after the last answer",
+    )
+    parser.add_argument(
+        "--threads",
+        type=_number_of_threads,
+        metavar="N",
+        help="run handlers that are not async in up to N threads (default: refuse them)",
+    )
+    parser.add_argument(
+        "--slow-callback",
+        type=_limit,
+        nargs="?",
+        const=0.1,
+        metavar="SECONDS",
+        help="name in the log, once, each handler that keeps the event loop for longer than this,"
+        " and the line where it does (default: off; %(const)s without a number)",
+    )
+    parser.add_argument(
+        "--middleware",
+        action="append",
+        default=[],
+        metavar="MODULE.ATTR",
+        help="an async function of the request and the next function to call with it; repeatable,"
+        " the first is the outermost",
+    )
+    parser.add_argument(
+        "--on-error",
+        metavar="MODULE.ATTR",
+        help="a function of an exception for which a job failed, and of the request",
+    )
+    parser.add_argument(
         "--grace",
         type=_seconds,
         default=DEFAULT_GRACE,
@@ -103,6 +140,9 @@ def main(argv: list[str] | None = None) -> None:
     try:
         loop_factory = _loop_factory(options.loop)
         module_name, attribute = split_path(options.settings)
+        options.lifespan = options.lifespan and split_path(options.lifespan, "--lifespan")
+        options.on_error = options.on_error and split_path(options.on_error, "--on-error")
+        options.middleware = [split_path(path, "--middleware") for path in options.middleware]
         host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
@@ -127,14 +167,37 @@ async def _serve(
 ) -> None:
     """Imports the settings, in the event loop as rrq-runner does, and serves their handlers."""
     from .engine import Runner
-    from .server import run_server
-    from .settings import StartError, load_handlers
+    from .settings import StartError, load, load_handlers
 
     handlers = load_handlers(module_name, attribute)
+    middleware = [load(path, "--middleware") for path in options.middleware]
+    on_error = options.on_error and load(options.on_error, "--on-error")
     try:
-        runner = Runner(handlers, native_messages=options.native_messages)
+        runner = Runner(
+            handlers,
+            native_messages=options.native_messages,
+            threads=options.threads,
+            slow_callback=options.slow_callback,
+            middleware=middleware,
+            on_error=on_error,
+        )
     except TypeError as error:
         raise StartError(str(error)) from error
+    listen = partial(_listen, options, runner, host, port, guard)
+    if options.lifespan is None:
+        await listen()
+    else:
+        from .lifespan import run_within
+
+        await run_within(load(options.lifespan, "--lifespan"), listen)
+
+
+async def _listen(
+    options: argparse.Namespace, runner: Runner, host: str, port: int, guard: Guard
+) -> None:
+    from .server import run_server
+    from .settings import StartError
+
     try:
         await run_server(runner, host, port, options.grace, guard.begin_end)
     except OSError as error:
@@ -180,3 +243,20 @@ def _seconds(text: str) -> float:
     if not 0 <= seconds <= 3600:
         raise argparse.ArgumentTypeError(f"must be a number from 0 to 3600, got {text!r}")
     return seconds
+
+
+def _limit(text: str) -> float:
+    seconds = _seconds(text)
+    if not seconds:
+        raise argparse.ArgumentTypeError(f"must be more than 0, got {text!r}")
+    return seconds
+
+
+def _number_of_threads(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if not 1 <= number <= 1024:
+        raise argparse.ArgumentTypeError(f"must be an integer from 1 to 1024, got {text!r}")
+    return number

@@ -25,8 +25,10 @@ from .. import (
     OutcomeStatus,
 )
 from ..errors import describe
-from .answers import is_cancellation, log_end, send_instead
+from . import tracking
+from .answers import log_end, send_instead
 from .deadlines import Deadlines
+from .handlers import HandlerFinder
 from .log import LOGGER, log
 from .outcomes import (
     OUTCOMES,
@@ -34,6 +36,8 @@ from .outcomes import (
     TIMED_OUT,
     cancelled,
     failure,
+    is_cancellation,
+    report,
     report_to_span,
     returned,
     timeout,
@@ -43,17 +47,14 @@ from .tasks import TaskStarter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-    from typing import Any, TypeAlias
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
-    from rrq.registry import Registry
     from rrq.telemetry import RunnerSpan
 
     from .. import RunnerMessage
     from ..streams import MessageStream
-
-    Handler: TypeAlias = Callable[[Any], Awaitable[Any]]
-    Handlers: TypeAlias = Mapping[str, Handler] | Registry
+    from .handlers import AsyncHandler, Handlers, Middleware
 
 __all__ = ["Runner"]
 
@@ -127,25 +128,32 @@ class Runner:
     """
 
     def __init__(
-        self, handlers: Handlers, *, max_in_flight: int = 64, native_messages: bool = False
+        self,
+        handlers: Handlers,
+        *,
+        max_in_flight: int = 64,
+        native_messages: bool = False,
+        threads: int | None = None,
+        slow_callback: float | None = None,
+        middleware: Sequence[Middleware] = (),
+        on_error: Callable[[BaseException, Any], object] | None = None,
     ) -> None:
-        self._find: Callable[[str], Handler | None]
-        if isinstance(handlers, Mapping):
-            self._find = handlers.get
-            names = list(handlers)
-            native_messages = True
-        else:
-            self._find = handlers.get_handler
-            names = handlers.get_registered_functions()
-        for name in names:
-            if _is_not_async(self._find(name)):
-                raise TypeError(f"the handler {name!r} is not async: define it with async def")
+        self._handlers = HandlerFinder(
+            handlers, threads=threads, slow_callback=slow_callback, middleware=middleware
+        )
+        self._find = self._handlers.find
+        native_messages = native_messages or isinstance(handlers, Mapping)
         self._convert = None if native_messages else rrq.stock_request
+        if on_error is not None and (
+            not callable(on_error) or inspect.iscoroutinefunction(on_error)
+        ):
+            raise TypeError("on_error must be a plain function, which is not async")
+        self._on_error = on_error
         self._max_in_flight = max_in_flight
         self._connections: set[Connection] = set()
         self._tasks = TaskStarter()
         # Whether a function took long up to its first wait when it last ran, or has never run.
-        self._is_slow = dict.fromkeys(names, True)
+        self._is_slow = dict.fromkeys(self._handlers.names, True)
         self._postponed: deque[tuple[Job, ExecutionRequest]] = deque()
         self._pausing = False  # jobs are postponed until the event loop calls _resume()
         self._spent = 0.0  # seconds that handlers took up to their first waits since then
@@ -273,7 +281,7 @@ class Runner:
             if self._postponed:
                 self._pause(loop)
 
-    async def _run(self, connection: Connection, job: Job, request: ExecutionRequest) -> None:
+    async def _run(self, connection: Connection, job: Job, request: Any) -> None:
         """Runs the handler of a job, and answers."""
         name, deadline = job.function_name, job.deadline
         try:
@@ -287,12 +295,15 @@ class Runner:
                     f"No handler registered for function '{name}'",
                 )
             else:
-                given = request if self._convert is None else self._convert(request)
-                span = rrq.span(given) if HAS_RRQ else None
+                if self._convert is not None:
+                    request = self._convert(request)
+                if tracking.remember is not None:
+                    tracking.remember(request)
+                span = rrq.span(request) if HAS_RRQ else None
                 if span is None:
-                    result = await handler(given)
+                    result = await handler(request)
                 else:
-                    result = await self._traced(span, job, handler, given)
+                    result = await self._traced(span, job, handler, request)
                 if type(result) in RESULTS or not isinstance(result, OUTCOMES):
                     outcome = ExecutionOutcome.success(job.job_id, job.request_id, result)
                 else:
@@ -303,10 +314,14 @@ class Runner:
                 self._answer(job, outcome, error)
             elif not is_cancellation(error):
                 log_end(connection, job, outcome, error)
+            if self._on_error is not None:
+                # Not now: the answer leaves when this read has been handled.
+                told = self._on_error, job, outcome, error, request
+                connection.loop.call_soon(report, *told)
         else:
             self._answer(job, outcome)
 
-    async def _traced(self, span: RunnerSpan, job: Job, handler: Handler, request: Any) -> Any:
+    async def _traced(self, span: RunnerSpan, job: Job, handler: AsyncHandler, request: Any) -> Any:
         """Runs a handler within a span of telemetry, which is told how the job ended."""
         start = monotonic()
         failed: BaseException | None = None
@@ -401,6 +416,7 @@ class Runner:
             self._hang_up(connection)
         self._deadlines.stop()
         self._tasks.stop()
+        self._handlers.stop()
         closed = [asyncio.ensure_future(stream.wait_closed()) for stream in streams]
         if closed or self._cancelled:
             await asyncio.wait({*closed, *self._cancelled}, timeout=grace)
@@ -409,16 +425,3 @@ class Runner:
         for job in self._cancelled.values():
             job_id, name = describe(job.job_id), describe(job.function_name)
             log(logging.WARNING, "job %s: %s goes on though it is cancelled", job_id, name)
-
-
-def _is_not_async(handler: object) -> bool:
-    """Whether awaiting it cannot work. Callable objects and compiled functions may be async."""
-    handler = inspect.unwrap(
-        handler,  # type: ignore[arg-type]
-        stop=lambda each: inspect.iscoroutinefunction(each) or not inspect.isfunction(each),
-    )
-    while isinstance(handler, partial):
-        handler = handler.func
-    if inspect.isfunction(handler) or inspect.ismethod(handler):
-        return not inspect.iscoroutinefunction(handler)
-    return not callable(handler)

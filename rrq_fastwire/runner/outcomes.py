@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from .. import ExecutionError, ExecutionOutcome, OutcomeStatus
 from ..errors import describe
+from .log import log
 from .stock import HAS_RRQ, rrq
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from rrq.telemetry import RunnerSpan
@@ -22,6 +25,8 @@ __all__ = [
     "TIMED_OUT",
     "cancelled",
     "failure",
+    "is_cancellation",
+    "report",
     "report_to_span",
     "returned",
     "text_of",
@@ -111,6 +116,34 @@ def text_of(error: BaseException, name: str) -> str:
         if isinstance(error, Exception):
             return text
     return f"{describe(name)} raised {type(error).__name__}: {text}"
+
+
+def is_cancellation(error: BaseException) -> bool:
+    # Not isinstance(), which may run code of the error's class.
+    return issubclass(type(error), asyncio.CancelledError)
+
+
+def report(
+    on_error: Callable[[BaseException, Any], object],
+    job: Job,
+    outcome: ExecutionOutcome,
+    error: BaseException,
+    request: Any,
+) -> None:
+    """Tells on_error of an exception, unless it is a cancellation or asks for a retry."""
+    if is_cancellation(error):
+        if job.overtaken is None or job.overtaken.status is not OutcomeStatus.TIMEOUT:
+            return
+        overdue = TimeoutError(TIMED_OUT)
+        overdue.__cause__ = error  # whose traceback shows what the handler waited for
+        error = overdue
+    elif outcome.status is OutcomeStatus.RETRY:
+        return
+    try:
+        on_error(error, request)
+    except BaseException as second:
+        job_id = describe(job.job_id)
+        log(logging.ERROR, "job %s: on_error raised an exception:", job_id, error=second)
 
 
 def report_to_span(

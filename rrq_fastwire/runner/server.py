@@ -12,9 +12,11 @@ from .process import ending_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
-    from .engine import Handlers
+    from .handlers import Handlers, Middleware
+    from .lifespan import Lifespan
 
 __all__ = ["parse_tcp_socket", "run_server", "serve"]
 
@@ -68,6 +70,11 @@ async def serve(
     native_messages: bool = False,
     allow_remote: bool = False,
     grace: float = DEFAULT_GRACE,
+    lifespan: Lifespan | None = None,
+    threads: int | None = None,
+    slow_callback: float | None = None,
+    middleware: Sequence[Middleware] = (),
+    on_error: Callable[[BaseException, Any], object] | None = None,
 ) -> None:
     """Runs the jobs that come in on a TCP socket, until SIGTERM, SIGINT or its own cancellation.
 
@@ -86,16 +93,37 @@ async def serve(
         allow_remote: whether to listen on other addresses than loopback.
         grace: seconds that cancelled handlers are given at the end; `rrq-fastwire-runner --help`
             says how it relates to the worker's.
+        lifespan: an async context manager, or a function that returns one. It is entered before the
+            socket listens, and left after the last answer. lifespan_value() gives what it yields.
+        threads: how many threads run the handlers that are not async; None refuses those.
+        slow_callback: a handler that keeps the event loop for more seconds than this is named in
+            the log, once, with the line where it did.
+        middleware: async functions of the request and of the next function to call with it. The
+            first is the outermost.
+        on_error: a function that is called with the exception for which a job failed or timed out,
+            and with the request.
 
-    Raises ValueError for a wrong `tcp_socket`, TypeError for a handler that is not async, and
-    OSError if the socket cannot be listened on.
+    Raises ValueError for a wrong `tcp_socket` or number, TypeError for a handler that is not async
+    and for other arguments that cannot be used, OSError if the socket cannot be listened on, and
+    what the lifespan raises.
     """
-    await run_server(
-        Runner(handlers, max_in_flight=max_in_flight, native_messages=native_messages),
-        *parse_tcp_socket(tcp_socket, allow_remote=allow_remote),
-        grace,
-        lambda: None,
+    host, port = parse_tcp_socket(tcp_socket, allow_remote=allow_remote)
+    runner = Runner(
+        handlers,
+        max_in_flight=max_in_flight,
+        native_messages=native_messages,
+        threads=threads,
+        slow_callback=slow_callback,
+        middleware=middleware,
+        on_error=on_error,
     )
+    if lifespan is None:
+        await run_server(runner, host, port, grace, lambda: None)
+        return
+    from .lifespan import entered
+
+    async with entered(lifespan):
+        await run_server(runner, host, port, grace, lambda: None)
 
 
 async def run_server(

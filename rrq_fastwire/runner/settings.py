@@ -1,8 +1,10 @@
-"""The handlers that `--settings` names: imports the module, and explains what fails."""
+"""Imports what the command line names, such as the settings, and explains what fails."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import traceback
 from collections.abc import Mapping
 
@@ -11,12 +13,13 @@ from .stock import HAS_RRQ, rrq
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
+    from typing import Any
 
     from rrq.registry import Registry
 
-    from .engine import Handlers
+    from .handlers import Handlers
 
-__all__ = ["StartError", "load_handlers", "split_path"]
+__all__ = ["StartError", "details", "load", "load_handlers", "split_path"]
 
 
 class StartError(Exception):
@@ -31,7 +34,7 @@ class StartError(Exception):
         self.details = details
 
 
-def split_path(path: str) -> tuple[str, str]:
+def split_path(path: str, option: str = "--settings") -> tuple[str, str]:
     """The module and the attribute of "module.attr" or "module:attr".
 
     Raises ValueError if it has another form.
@@ -40,8 +43,17 @@ def split_path(path: str) -> tuple[str, str]:
     if not separator:
         module_name, separator, attribute = path.rpartition(".")
     if not (module_name and attribute) or module_name.startswith("."):
-        raise ValueError(f"--settings must be module.attr or module:attr, got {path!r}")
+        raise ValueError(f"{option} must be module.attr or module:attr, got {path!r}")
     return module_name, attribute
+
+
+def load(path: tuple[str, str], option: str) -> Any:
+    """The attribute of the module that an option of the command line names. Raises StartError."""
+    module_name, attribute = path
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except Exception as error:
+        raise StartError(_advice(error, module_name, attribute, option), details(error)) from error
 
 
 def load_handlers(module_name: str, attribute: str) -> Handlers:
@@ -49,10 +61,7 @@ def load_handlers(module_name: str, attribute: str) -> Handlers:
 
     Raises StartError.
     """
-    try:
-        settings = getattr(importlib.import_module(module_name), attribute)
-    except Exception as error:
-        raise StartError(_advice(error, module_name, attribute), _details(error)) from error
+    settings = load((module_name, attribute), "--settings")
     if HAS_RRQ and isinstance(settings, rrq.PythonRunnerSettings):
         registry: Registry = settings.registry
         return registry
@@ -64,26 +73,28 @@ def load_handlers(module_name: str, attribute: str) -> Handlers:
     )
 
 
-def _advice(error: Exception, module_name: str, attribute: str) -> str:
+def _advice(error: Exception, module_name: str, attribute: str, option: str) -> str:
     if _trimmed(error.__traceback__) is None:  # none of the user's code is at fault
         if isinstance(error, ModuleNotFoundError):
             return f"cannot import {module_name!r}: is its directory on PYTHONPATH?"
         if isinstance(error, AttributeError):
-            return f"{module_name!r} has no {attribute!r}: correct --settings"
+            return f"{module_name!r} has no {attribute!r}: correct {option}"
     return f"cannot import {module_name!r}: correct the error above"
 
 
-def _details(error: Exception) -> str:
+def details(error: Exception) -> str:
     """What Python would print of an exception, without the frames that led to the user's code."""
     lines = traceback.format_exception(type(error), error, _trimmed(error.__traceback__))
     return "".join(lines)
 
 
 def _trimmed(frames: TracebackType | None) -> TracebackType | None:
-    while frames is not None and _is_ours_or_importlibs(frames.tb_frame.f_code.co_filename):
+    while frames is not None and not _is_of_user(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
     return frames
 
 
-def _is_ours_or_importlibs(filename: str) -> bool:
-    return filename in (__file__, importlib.__file__) or filename.startswith("<frozen importlib.")
+def _is_of_user(filename: str) -> bool:
+    led_to_it = (contextlib.__file__, importlib.__file__)
+    ours = (os.path.dirname(__file__) + os.sep, "<frozen importlib.")
+    return filename not in led_to_it and not filename.startswith(ours)

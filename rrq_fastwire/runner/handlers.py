@@ -1,0 +1,127 @@
+"""Finds the handlers of jobs, and puts around them what the runner's options ask for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from functools import partial
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+    from typing import Any, TypeAlias
+
+    from rrq.registry import Registry
+
+    AsyncHandler: TypeAlias = Callable[[Any], Awaitable[Any]]
+    Handler: TypeAlias = AsyncHandler | Callable[[Any], Any]
+    Handlers: TypeAlias = Mapping[str, Handler] | Registry
+    Middleware: TypeAlias = Callable[[Any, AsyncHandler], Awaitable[Any]]
+    Find: TypeAlias = Callable[[str], AsyncHandler | None]
+
+__all__ = ["HandlerFinder"]
+
+
+class HandlerFinder:
+    """Finds the handler of a function's name.
+
+    Without options it is the mapping or the registry that is asked, and nothing else is done for a
+    job.
+
+    Arguments: those of serve().
+
+    Attributes:
+        names: the names of the functions that there are at the start.
+        find: the function that gives a handler, or None if there is none of that name.
+    """
+
+    def __init__(
+        self,
+        handlers: Handlers,
+        *,
+        threads: int | None = None,
+        slow_callback: float | None = None,
+        middleware: Sequence[Middleware] = (),
+    ) -> None:
+        self._stops: list[Callable[[], None]] = []
+        find: Find
+        if isinstance(handlers, Mapping):
+            find, self.names = handlers.get, list(handlers)
+        else:
+            find, self.names = handlers.get_handler, handlers.get_registered_functions()
+        for name in self.names:
+            handler = find(name)
+            if not callable(handler):
+                raise TypeError(f"the handler {name!r} is not async: it cannot be called at all")
+            if threads is None and is_not_async(handler):
+                raise TypeError(
+                    f"the handler {name!r} is not async: define it with async def, or run it in a"
+                    " thread by --threads, which is threads= of serve()"
+                )
+        if threads is not None:
+            from .threads import ThreadPool
+
+            pool = ThreadPool(threads)
+            self._stops.append(pool.stop)
+            find = _in_threads(pool.run, find)
+        for each in reversed(middleware):
+            if is_not_async(each):
+                name = getattr(each, "__name__", each)
+                raise TypeError(f"the middleware {name!r} is not async: define it with async def")
+            find = _within(each, find)
+        if slow_callback is not None:
+            from .slow import SlowHandlers
+
+            watch = SlowHandlers(slow_callback)
+            self._stops.append(watch.stop)
+            find = watch.watching(find)
+        self.find = find
+
+    def stop(self) -> None:
+        """Ends the threads that the options have brought, as far as they are idle."""
+        for stop in self._stops:
+            stop()
+
+
+def _in_threads(run: Callable[[Handler, Any], Awaitable[Any]], find: Find) -> Find:
+    """Finds handlers, and runs those that are not async by `run`."""
+    known: dict[str, tuple[Handler, AsyncHandler]] = {}
+
+    def found(name: str) -> AsyncHandler | None:
+        handler = find(name)
+        if handler is None:
+            return None
+        pair = known.get(name)
+        if pair is None or pair[0] is not handler:  # a registry can replace handlers
+            pair = handler, partial(run, handler) if is_not_async(handler) else handler
+            known[name] = pair
+        return pair[1]
+
+    return found
+
+
+def _within(middleware: Middleware, find: Find) -> Find:
+    """Finds handlers, and calls them through a middleware."""
+
+    def found(name: str) -> AsyncHandler | None:
+        handler = find(name)
+        return None if handler is None else partial(_call, middleware, handler)
+
+    return found
+
+
+def _call(middleware: Middleware, handler: AsyncHandler, request: Any) -> Awaitable[Any]:
+    return middleware(request, handler)
+
+
+def is_not_async(handler: object) -> bool:
+    """Whether awaiting it cannot work. Callable objects and compiled functions may be async."""
+    handler = inspect.unwrap(
+        handler,  # type: ignore[arg-type]
+        stop=lambda each: inspect.iscoroutinefunction(each) or not inspect.isfunction(each),
+    )
+    while isinstance(handler, partial):
+        handler = handler.func
+    if inspect.isfunction(handler) or inspect.ismethod(handler):
+        return not inspect.iscoroutinefunction(handler)
+    return not callable(handler)

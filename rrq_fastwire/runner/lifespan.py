@@ -1,0 +1,109 @@
+"""What a runner enters before it listens, and leaves after its last answer."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
+
+from .log import log
+from .settings import StartError, details
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
+    from contextvars import Token
+    from typing import Any, TypeAlias
+
+    Lifespan: TypeAlias = (
+        AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
+    )
+
+__all__ = ["entered", "lifespan_value", "run_within"]
+
+# Set in the task that listens. Connections, and so jobs, have a copy of its context.
+_value: ContextVar[Any] = ContextVar("rrq_fastwire_lifespan", default=None)
+
+
+def lifespan_value() -> Any:
+    """What the lifespan of this runner yielded; None without a lifespan, as under rrq-runner."""
+    return _value.get()
+
+
+class _NotALifespanError(TypeError):
+    pass
+
+
+class _Entered:
+    """A lifespan that is entered, and left in any case as if nothing had been raised.
+
+    So a lifespan needs no `finally` to see the end of a runner that is cancelled.
+    """
+
+    def __init__(self, lifespan: Lifespan) -> None:
+        self._manager: Any = lifespan
+        self._token: Token[Any] | None = None
+
+    async def enter(self) -> None:
+        """Enters it. Raises _NotALifespanError, and whatever it raises."""
+        if not _is_manager(self._manager) and callable(self._manager):
+            self._manager = self._manager()
+        if not _is_manager(self._manager):
+            raise _NotALifespanError(
+                "the lifespan must be an async context manager, or a function that returns one:"
+                " decorate it with contextlib.asynccontextmanager"
+            )
+        manager: Any = self._manager
+        self._token = _value.set(await manager.__aenter__())
+
+    async def leave(self) -> None:
+        """Leaves it. What it raises is logged and raised."""
+        assert self._token is not None
+        with suppress(ValueError):  # a test's fixture may be left in another context
+            _value.reset(self._token)
+        try:
+            await self._manager.__aexit__(None, None, None)
+        except BaseException as error:
+            log(logging.ERROR, "the lifespan raised an exception at its end:", error=error)
+            raise
+
+
+def _is_manager(candidate: object) -> bool:
+    return hasattr(type(candidate), "__aenter__") and hasattr(type(candidate), "__aexit__")
+
+
+@asynccontextmanager
+async def entered(lifespan: Lifespan) -> AsyncGenerator[None]:
+    """Enters a lifespan. Raises TypeError if it is none, and whatever it raises."""
+    within = _Entered(lifespan)
+    await within.enter()
+    try:
+        yield
+    finally:
+        await within.leave()
+
+
+async def run_within(lifespan: Lifespan, serving: Callable[[], Awaitable[None]]) -> None:
+    """Runs `serving` within a lifespan, for the command.
+
+    Raises StartError if the lifespan cannot be entered, and SystemExit if it fails at its end.
+    """
+    within = _Entered(lifespan)
+    try:
+        await within.enter()
+    except _NotALifespanError as error:
+        raise StartError(str(error)) from error
+    except Exception as error:
+        text = "the lifespan cannot be entered: correct the error above"
+        raise StartError(text, details(error)) from error
+    try:
+        await serving()
+    except BaseException:
+        with suppress(Exception):
+            await within.leave()
+        raise
+    try:
+        await within.leave()
+    except Exception:  # which is logged
+        raise SystemExit(1) from None

@@ -1,0 +1,111 @@
+"""Warns of handlers that keep the event loop, with the line where they do."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import traceback
+from functools import partial
+from time import monotonic
+from types import coroutine
+
+from ..errors import describe
+from .log import log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Coroutine, Generator
+    from types import FrameType
+    from typing import Any
+
+    from .handlers import AsyncHandler, Find
+
+__all__ = ["SlowHandlers"]
+
+
+class SlowHandlers:
+    """Logs a warning, once per function, if a handler runs for too long without waiting.
+
+    A thread looks where the handler is. Without it, only the end of such a step would be known.
+
+    Arguments:
+        seconds: how long a handler may keep the event loop.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        if not seconds > 0:
+            raise ValueError(f"slow_callback must be more than 0 seconds, got {seconds!r}")
+        self._seconds = seconds
+        # The name of the function that runs, since when, and the thread that runs it.
+        self._step: tuple[str, float, int] | None = None
+        self._told: dict[str, object] = {}
+        self._stopped = threading.Event()
+        threading.Thread(target=self._watch, name="rrq-fastwire-slow", daemon=True).start()
+
+    def watching(self, find: Find) -> Find:
+        """Finds handlers, and watches over them."""
+
+        def found(name: str) -> AsyncHandler | None:
+            handler = find(name)
+            return None if handler is None else partial(self._watched, name, handler)
+
+        return found
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+
+    def _watched(self, name: str, handler: AsyncHandler, request: Any) -> Awaitable[Any]:
+        return self._run(name, _awaiting(handler, request))
+
+    @coroutine
+    def _run(self, name: str, steps: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        """Runs a coroutine, and takes the time of each of its steps."""
+        error: BaseException | None = None
+        thread = threading.get_ident()
+        while True:
+            began = monotonic()
+            self._step = name, began, thread
+            try:
+                waits_for = steps.send(None) if error is None else steps.throw(error)
+            except StopIteration as end:
+                return end.value
+            finally:
+                error = self._step = None
+                if monotonic() - began > self._seconds:
+                    self._tell(name, ": the line is not known")
+            try:
+                yield waits_for
+            except BaseException as thrown:
+                error = thrown
+
+    def _watch(self) -> None:
+        while not self._stopped.wait(self._seconds / 2):
+            step = self._step
+            if step is None:
+                continue
+            name, began, thread = step
+            if name not in self._told and monotonic() - began > self._seconds:
+                stack = _stack_of_handler(sys._current_frames().get(thread))
+                if self._step is step:  # and so what was found is of this step
+                    self._tell(name, f", here:\n{stack}".rstrip("\n"))
+
+    def _tell(self, name: str, place: str) -> None:
+        mark = object()
+        if self._told.setdefault(name, mark) is mark:
+            text = "%s kept the event loop for more than %g s, and delays other jobs%s"
+            log(logging.WARNING, text, describe(name), self._seconds, place)
+
+
+async def _awaiting(handler: AsyncHandler, request: Any) -> Any:
+    return await handler(request)
+
+
+def _stack_of_handler(frame: FrameType | None) -> str:
+    """The lines that a handler is in, as in a traceback, without those that led to it."""
+    lines: list[tuple[FrameType, int]] = []
+    while frame is not None and frame.f_code is not _awaiting.__code__:
+        lines.append((frame, frame.f_lineno))
+        frame = frame.f_back
+    return "".join(traceback.StackSummary.extract(reversed(lines)).format())

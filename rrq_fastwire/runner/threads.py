@@ -1,0 +1,124 @@
+"""Runs handlers that block in threads, which never hold the event loop or the process."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import logging
+import threading
+from contextlib import suppress
+from contextvars import copy_context
+from queue import SimpleQueue
+
+from ..errors import describe
+from .log import log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+__all__ = ["ThreadPool"]
+
+
+class ThreadPool:
+    """Runs functions in at most `size` threads, which are started when they are needed.
+
+    Not a ThreadPoolExecutor: the interpreter waits for the threads of one when it ends. These are
+    daemon threads. A function that goes on after its job was answered keeps its thread.
+    """
+
+    def __init__(self, size: int) -> None:
+        if size < 1:
+            raise ValueError(f"threads must be at least 1, got {size}")
+        self._size = size
+        self._places = asyncio.Semaphore(size)
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        # Only the event loop's thread counts.
+        self._started = 0
+        self._busy = 0
+
+    async def run(self, function: Callable[[Any], Any], request: Any) -> Any:
+        """Calls a function with a request in a thread, in a copy of this context.
+
+        If cancelled, it does not wait for the function.
+        """
+        # The request belongs to the thread from now on.
+        job_id, name = describe(request.job_id), describe(request.function_name)
+        await self._places.acquire()
+        loop = asyncio.get_running_loop()
+        ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+        context = copy_context()
+
+        def call() -> None:
+            result = error = None
+            try:
+                result = context.run(function, request)
+            except BaseException as raised:
+                error = raised
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(self._end, ended, result, error, job_id, name)
+            # The traceback refers to this frame, and would keep what the function has used.
+            del error
+
+        try:
+            if self._busy == self._started:
+                self._start_thread()
+        except BaseException:
+            self._places.release()
+            raise
+        self._busy += 1
+        self._calls.put(call)
+        try:
+            result, error = await ended
+        except asyncio.CancelledError:
+            log(
+                logging.WARNING,
+                "job %s: %s goes on in its thread, which cannot be cancelled; busy threads:"
+                " %d of %d",
+                job_id,
+                name,
+                self._busy,
+                self._size,
+            )
+            raise
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error, ended
+        # A function that is not async may return the call of one that is.
+        return await result if inspect.isawaitable(result) else result
+
+    def _start_thread(self) -> None:
+        number = self._started + 1
+        name = f"rrq-fastwire-handler-{number}"
+        threading.Thread(target=self._work, name=name, daemon=True).start()
+        self._started = number
+
+    def _work(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+            del call  # and with it the request, while this waits for the next
+
+    def _end(
+        self,
+        ended: asyncio.Future[tuple[Any, BaseException | None]],
+        result: Any,
+        error: BaseException | None,
+        job_id: str,
+        name: str,
+    ) -> None:
+        """Hands over how a function has ended, and gives its place to the next."""
+        self._busy -= 1
+        self._places.release()
+        if not ended.done():
+            ended.set_result((result, error))
+        elif error is not None:
+            text = "job %s: %s raised an exception after its job was answered:"
+            log(logging.ERROR, text, job_id, name, error=error)
+
+    def stop(self) -> None:
+        """Ends each thread once its function has ended. No function is called after this."""
+        for _ in range(self._started):
+            self._calls.put(None)
