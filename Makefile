@@ -189,7 +189,7 @@ endif
 
 docs-pictures: docs  ## look at the pages in Chromium, at two widths, light and dark; writes build/docs-pictures
 	@$(DOCS)/python -m pip install --quiet playwright
-	$(DOCS)/python docs/pictures.py build/docs build/docs-pictures
+	@$(DOCS)/python docs/pictures.py build/docs build/docs-pictures
 
 clean:  ## remove what the other targets have made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info

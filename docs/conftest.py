@@ -5,4 +5,7 @@ from __future__ import annotations
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
+# tests/e2e/test_shop.py runs these.
+collect_ignore = ["examples"]
+
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()

@@ -2,8 +2,8 @@
 
     python docs/pictures.py build/docs build/docs-pictures
 
-Writes a screenshot of each, and exits with 1 if something overflows the page, a picture is missing, or
-the console has an error. Needs playwright, and a Chromium that the system has (`apt install chromium`).
+Writes a screenshot of each. Exits with 1 if something overflows the page, a picture is missing, or the
+console has an error. Needs playwright, and the system's Chromium: `apt install chromium`.
 """
 
 from __future__ import annotations
@@ -24,19 +24,21 @@ OVERFLOWING = """() => {
     const scrolls = (element) => {
         for (let each = element; each && each !== document.body; each = each.parentElement) {
             const style = getComputedStyle(each);
-            if (style.position === "fixed" || ["auto", "scroll", "hidden"].includes(style.overflowX))
-                return true;
+            const clips = ["auto", "scroll", "hidden"].includes(style.overflowX);
+            if (clips || style.position === "fixed") return true;
         }
         return false;
     };
     const found = [...document.querySelectorAll("article *, header *, footer *")].filter(
         (element) => element.getBoundingClientRect().right > width + 1 && !scrolls(element)
     );
-    const wide = document.documentElement.scrollWidth > width;
-    return found.slice(0, 3).map((element) => `${element.tagName} ${element.textContent.slice(0, 60)}`)
-        .concat(wide ? [`the page is ${document.documentElement.scrollWidth} pixels wide`] : []);
+    const text = (element) => `${element.tagName} ${element.textContent.slice(0, 60)}`;
+    const wide = document.documentElement.scrollWidth;
+    return found.slice(0, 3).map(text).concat(wide > width ? [`the page is ${wide} px wide`] : []);
 }"""
-MISSING = """() => [...document.images].filter((image) => !image.naturalWidth).map((image) => image.src)"""
+MISSING = (
+    """() => [...document.images].filter((each) => !each.naturalWidth).map((each) => each.src)"""
+)
 
 
 def look(browser: Browser, page_file: Path, name: str, pictures: Path) -> list[str]:
@@ -49,7 +51,9 @@ def look(browser: Browser, page_file: Path, name: str, pictures: Path) -> list[s
             )
             page = context.new_page()
             said: list[str] = []
-            page.on("console", lambda message, said=said: said.append(f"{message.type}: {message.text}"))
+            page.on(
+                "console", lambda message, said=said: said.append(f"{message.type}: {message.text}")
+            )
             page.on("pageerror", lambda error, said=said: said.append(f"error: {error}"))
             page.goto(page_file.resolve().as_uri())
             problems = [f"overflows: {each}" for each in page.evaluate(OVERFLOWING)]
@@ -62,7 +66,7 @@ def look(browser: Browser, page_file: Path, name: str, pictures: Path) -> list[s
 
 
 def main(site: Path, pictures: Path) -> None:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
         sys.exit("there is no chromium: apt install chromium")
     shutil.rmtree(pictures, ignore_errors=True)

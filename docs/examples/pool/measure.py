@@ -69,7 +69,7 @@ async def enqueue(config: Path, function_name: str, count: int) -> None:
 
 
 def jobs_per_second(redis: str, function_name: str, pool_size: int, max_in_flight: int) -> float:
-    """The difference of a run with all jobs and a run with one, so that the start does not count."""
+    """The difference of a run with all jobs and a run with one: the start does not count."""
     seconds = []
     count = JOBS[function_name]
     for jobs in (1, count):

@@ -1,0 +1,1 @@
+"""The jobs of a web shop: mail, invoices and reports."""
