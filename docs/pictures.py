@@ -2,8 +2,8 @@
 
     python docs/pictures.py build/docs build/docs-pictures
 
-Writes a screenshot of each. Exits with 1 if something overflows the page, a picture is missing, or the
-console has an error. Needs playwright, and the system's Chromium: `apt install chromium`.
+Writes a screenshot of each. Exits with 1 if something overflows the page, a picture is missing, or
+the console has an error. Needs playwright, and the system's Chromium: `apt install chromium`.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -100,5 +102,34 @@ def test_every_public_name_is_in_the_reference(name):
 
 @each_page
 def test_links_of_a_page_lead_to_files(page):
-    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text()):
+    text = re.sub(r"```\w+\n.*?```", "", page.read_text(), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         assert "://" in link or (page.parent / link).exists(), link
+
+
+RUNNERS = {
+    "asyncio": (0, "asyncio.run(serve_asyncio(port))"),
+    "threads": (2, "serve_threads(socket.create_server(('127.0.0.1', port)))"),
+    "trio": (4, "trio.run(lambda: trio.serve_tcp(serve_trio, port, host='127.0.0.1'))"),
+}
+
+
+@pytest.mark.parametrize("name", RUNNERS)
+def test_runners_of_the_page_pass_check(name, tmp_path):
+    for module in ("click", "rich", "trio"):
+        pytest.importorskip(module, reason="is in the extra `dev`")
+    number, serve = RUNNERS[name]
+    parts = blocks(ROOT / "docs" / "how-to" / "write-a-runner.md", "python")
+    # The first block has what all share. The asserts are run by docs/conftest.py.
+    parts = [re.sub("^assert .*", "", part, flags=re.M) for part in (parts[0], parts[number])]
+    port = "import socket, sys\nport = int(sys.argv[-1].rpartition(':')[2])\n"
+    runner = tmp_path / "runner.py"
+    runner.write_text("\n".join([*parts, port, serve]))
+    command = [sys.executable, "-m", "rrq_fastwire", "check"]
+    done = subprocess.run(
+        [*command, "--runner", shlex.join([sys.executable, str(runner)])],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
