@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import shutil
 import sys
+from itertools import product
 from pathlib import Path
 
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import ConsoleMessage, Error, Page, sync_playwright
 
 WIDTHS = {"desktop": 1280, "phone": 390}
 SCHEMES = ("light", "dark")
@@ -41,28 +42,26 @@ MISSING = (
 )
 
 
-def look(browser: Browser, page_file: Path, name: str, pictures: Path) -> list[str]:
-    """Takes the screenshots of a page, and returns what is wrong with it."""
-    wrong = []
-    for device, width in WIDTHS.items():
-        for scheme in SCHEMES:
-            context = browser.new_context(
-                viewport={"width": width, "height": 900}, color_scheme=scheme
-            )
-            page = context.new_page()
-            said: list[str] = []
-            page.on(
-                "console", lambda message, said=said: said.append(f"{message.type}: {message.text}")
-            )
-            page.on("pageerror", lambda error, said=said: said.append(f"error: {error}"))
-            page.goto(page_file.resolve().as_uri())
-            problems = [f"overflows: {each}" for each in page.evaluate(OVERFLOWING)]
-            problems += [f"missing picture: {each}" for each in page.evaluate(MISSING)]
-            problems += [each for each in said if each.startswith(("error", "warning"))]
-            wrong += [f"{name}, {device}, {scheme}: {each}" for each in problems]
-            page.screenshot(path=pictures / f"{name}-{device}-{scheme}.png", full_page=True)
-            context.close()
-    return wrong
+def look(window: Page, page: Path, picture: Path) -> list[str]:
+    """Takes the screenshot of a page, and returns what is wrong with it."""
+    said: list[str] = []
+
+    def on_console(message: ConsoleMessage) -> None:
+        if message.type in ("error", "warning"):
+            said.append(f"{message.type} in the console: {message.text}")
+
+    def on_error(error: Error) -> None:
+        said.append(f"JavaScript: {error}")
+
+    window.on("console", on_console)
+    window.on("pageerror", on_error)
+    window.goto(page.resolve().as_uri())
+    overflowing = [f"overflows: {each}" for each in window.evaluate(OVERFLOWING)]
+    missing = [f"missing picture: {each}" for each in window.evaluate(MISSING)]
+    window.screenshot(path=picture, full_page=True)
+    window.remove_listener("console", on_console)
+    window.remove_listener("pageerror", on_error)
+    return overflowing + missing + said
 
 
 def main(site: Path, pictures: Path) -> None:
@@ -76,9 +75,17 @@ def main(site: Path, pictures: Path) -> None:
     with sync_playwright() as playwright:
         # In a container, Chromium's own sandbox cannot be set up. The pages are ours.
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        for page in pages:
-            name = "-".join(page.relative_to(site).with_suffix("").parts)
-            wrong += look(browser, page, name, pictures)
+        for device, scheme in product(WIDTHS, SCHEMES):
+            window = browser.new_page(
+                viewport={"width": WIDTHS[device], "height": 900}, color_scheme=scheme
+            )
+            for page in pages:
+                name = "-".join(page.relative_to(site).with_suffix("").parts)
+                name = f"{name}-{device}-{scheme}"
+                wrong += [
+                    f"{name}: {each}" for each in look(window, page, pictures / f"{name}.png")
+                ]
+            window.close()
         browser.close()
     print("\n".join(wrong))
     print(f"{len(pages)} pages, {4 * len(pages)} screenshots in {pictures}, {len(wrong)} problems")
