@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import select
 import signal
 import socket
@@ -16,6 +15,7 @@ from datetime import datetime, timezone
 from itertools import count
 
 from rrq_fastwire import ExecutionContext, ExecutionRequest, MessageDecoder, encode_frame
+from rrq_fastwire.cli.runner_process import free_port
 
 OURS, STOCK = "rrq_fastwire.runner", "rrq.runner_runtime"
 
@@ -227,14 +227,6 @@ def until(ready, what):
     while not ready():
         assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
         time.sleep(0.01)
-
-
-def free_port():
-    """Return a port without a listener, outside the range for outgoing connections."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 class Peer:

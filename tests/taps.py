@@ -22,6 +22,7 @@ from rrq_fastwire import (
     ExecutionRequest,
     encode_frame,
 )
+from rrq_fastwire.cli.runner_process import free_port
 
 CAPTURES = Path(__file__).parent / "captures"
 COMMAND = [sys.executable, "-m", "rrq_fastwire"]
@@ -44,12 +45,6 @@ def until(condition):
         assert time.monotonic() < give_up
         time.sleep(0.01)
     return found
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def request(name="echo", request_id="r", job_id="j", params=None, deadline=None) -> bytes:

@@ -25,6 +25,7 @@ from rrq_fastwire import (
     encode_frame,
 )
 from rrq_fastwire import client as module
+from rrq_fastwire.cli.runner_process import free_port
 from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import MessageStream, start_server
@@ -399,9 +400,7 @@ def test_ten_thousand_calls_of_the_stock_runner(run, tmp_path):
     (tmp_path / "stock_settings.py").write_text(STOCK_SETTINGS)
 
     async def scenario():
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         process = await asyncio.create_subprocess_exec(
             command,
             "--settings",

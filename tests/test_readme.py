@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from rrq_fastwire.cli.runner_process import free_port
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
@@ -44,9 +46,7 @@ def test_the_client_runs_a_job_of_the_runner():
 
 
 def on_a_free_port(*code: str) -> list[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     return [block.replace("9000", port) for block in code]
 
 

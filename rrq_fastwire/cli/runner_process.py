@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from glob import iglob
 from pathlib import Path
 
@@ -101,12 +102,19 @@ def listening_pid(port: int) -> int | None:
     return None
 
 
-def free_port() -> int:
-    """Return a TCP port of loopback on which no process listens now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+def free_port(number: int = 1) -> int:
+    """Return the first of some successive TCP ports of loopback on which no process listens.
+
+    They are outside of the range that systems take ports for outgoing connections from. Otherwise
+    such a connection could take the port before it is listened on.
+    """
+    for _ in range(1000):
+        first = random.SystemRandom().randrange(10_000, 32_000)
+        with suppress(OSError), ExitStack() as probes:
+            for port in range(first, first + number):
+                probes.enter_context(socket.create_server(("127.0.0.1", port)))
+            return first
+    raise RunnerError("no free port from 10000 to 32000")
 
 
 @asynccontextmanager

@@ -16,6 +16,7 @@ import pytest
 from rrq_fastwire import (
     ExecutionOutcome,
 )
+from rrq_fastwire.cli.runner_process import free_port
 from rrq_fastwire.client import RunnerClient
 
 from ..stock import needs_rrq
@@ -25,7 +26,6 @@ from ..taps import (
     WAIT_SECONDS,
     Tap,
     can_connect,
-    free_port,
     request,
     until,
 )

@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +23,8 @@ from typing import Any, NamedTuple, TypeAlias
 from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
+
+from rrq_fastwire.cli.runner_process import free_port
 
 HERE = Path(__file__).parent
 
@@ -118,7 +119,7 @@ class Orchestrator:
                 ),
                 command=json.dumps(command),
                 directory=directory,
-                socket=SOCKETS[self.version].format(port=free_ports(pool.pool_size)),
+                socket=SOCKETS[self.version].format(port=free_port(pool.pool_size)),
                 **pool._asdict(),
                 here=HERE,
                 path=f"{self.bin}{os.pathsep}{os.environ['PATH']}",  # for what a command starts
@@ -235,22 +236,6 @@ def session(leader: int) -> list[int]:
             if os.getsid(pid) == leader and state != "Z":
                 alive.append(pid)
     return alive
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def free_ports(number: int) -> int:
-    """The first of some successive ports on which nothing listens."""
-    while True:
-        first = free_port()
-        with contextlib.suppress(OSError, OverflowError), contextlib.ExitStack() as probes:
-            for port in range(first, first + number):
-                probes.enter_context(socket.create_server(("127.0.0.1", port)))
-            return first
 
 
 def call(*command: Path | str, input: str | None = None) -> None:

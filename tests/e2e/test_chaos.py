@@ -19,7 +19,9 @@ import pytest
 from redis import Redis
 from redis.exceptions import RedisError
 
-from .orchestrator import HERE, Orchestrator, Pool, free_port, session, wait_until
+from rrq_fastwire.cli.runner_process import free_port
+
+from .orchestrator import HERE, Orchestrator, Pool, session, wait_until
 
 RUNNERS = {"stock": ["rrq-runner"], "ours": ["rrq-fastwire-runner"]}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ from rrq_fastwire import (
     decode_frame,
     pack_frame,
 )
+from rrq_fastwire.cli.runner_process import free_port
 
 from ..engine import (
     CONTEXT,
@@ -127,12 +127,10 @@ asyncio.run(main(int(sys.argv[1])))
 
 
 def test_a_runner_needs_no_rrq(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     script = tmp_path / "without_rrq.py"
     script.write_text(WITHOUT_RRQ)
     done = subprocess.run(
-        [sys.executable, "-W", "error", str(script), str(port)],
+        [sys.executable, "-W", "error", str(script), str(free_port())],
         check=False,
         capture_output=True,
         text=True,

@@ -12,9 +12,10 @@ from contextlib import suppress
 
 import pytest
 
+from rrq_fastwire.cli.runner_process import free_port
 from rrq_fastwire.runner import serve
 
-from ..commands import OURS, PATIENCE, STOCK, Command, FullPipe, Peer, free_port, until
+from ..commands import OURS, PATIENCE, STOCK, Command, FullPipe, Peer, until
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and parents are POSIX's here")
 
@@ -198,6 +199,7 @@ def test_children_that_a_handler_forks_end_at_sigterm(command, module):
 SERVE_TWICE = """
 import asyncio, sys
 from app import handlers
+from rrq_fastwire.cli.runner_process import free_port
 from rrq_fastwire.runner import serve
 
 async def main():

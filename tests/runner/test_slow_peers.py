@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import select
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from rrq_fastwire import (
     TruncatedFrameError,
     encode_frame,
 )
+from rrq_fastwire.cli.runner_process import free_port
 from rrq_fastwire.streams import open_connection, start_server
 
 from ..faulty_peers import (
@@ -98,14 +98,6 @@ async def blobs(request):
 running = []
 handlers = {"echo": echo, "blob": blob, "wait": wait, "blobs": blobs}
 '''
-
-
-def free_port():
-    """A free port outside of the range that the system uses for outgoing connections."""
-    while True:
-        port = random.SystemRandom().randrange(10_000, 32_000)
-        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
 
 
 @pytest.fixture
