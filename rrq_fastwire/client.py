@@ -86,7 +86,8 @@ class RunnerClient:
         Raises
           - TimeoutError if the runner has not answered a second after the deadline; the job is
             cancelled;
-          - EncodeError if the request cannot be sent, MessageError if the answer is no outcome;
+          - EncodeError if the request cannot be sent;
+          - MessageError if the answer is not a valid outcome;
           - ConnectionError or FrameError if the connection is lost;
           - ValueError if a request of the same request_id is in flight.
         """

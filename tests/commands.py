@@ -389,7 +389,7 @@ class Orphan:
     def __init__(self, command, *arguments, before=(), stderr=None, **options):
         self.port = free_port()
         line = command.line(*arguments, tcp_socket=f"127.0.0.1:{self.port}", **options)
-        # Who adopts orphans may have the session of the tests.
+        # A process that adopts orphans may have the session of the tests.
         self.parent = command.spawn(
             [sys.executable, "-c", PARENT, *before, *line],
             stdout=subprocess.PIPE,

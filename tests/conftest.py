@@ -77,7 +77,7 @@ def captures() -> dict[str, bytes]:
 
 @pytest.fixture(scope="session", params=["asyncio", "uvloop"])
 def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], Any]:
-    """Runs a coroutine on an event loop, in which no exception may remain that nobody sees to."""
+    """Runs a coroutine on an event loop. An exception that reaches the loop fails the test."""
     try:
         loops = importlib.import_module(request.param)
     except ImportError as error:

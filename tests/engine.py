@@ -96,7 +96,7 @@ def depth(text):
 
 
 def read_strictly(frame):
-    """A response's fields. AssertionError or ValueError where the orchestrator would hang up."""
+    """A response's fields. AssertionError or ValueError where the orchestrator would close the connection."""
     assert 0 < len(frame) - 4 == int.from_bytes(frame[:4], "big") <= MAX_FRAME_SIZE
     text = frame[4:].decode()
     assert depth(text) <= 127
@@ -191,7 +191,7 @@ def outcome(fields):
 async def serving(handlers, **options):
     """Runs a runner, and gives a function that connects to it.
 
-    At the end nobody was answered twice, and no task is left.
+    At the end it checks that no request was answered twice and that no task is left.
     """
     peers = []
     before = asyncio.all_tasks()

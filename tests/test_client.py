@@ -131,7 +131,7 @@ def test_a_request_carries_what_execute_is_given(run, meet):
     run(scenario())
 
 
-def test_answers_to_nobody_are_counted_and_dropped(run, meet):
+def test_answers_to_unknown_requests_are_counted_and_dropped(run, meet):
     async def scenario():
         async with meet() as (client, runner):
             (call,) = start(client)
@@ -341,7 +341,7 @@ def test_closing_fails_what_is_in_flight(run, meet):
     run(scenario())
 
 
-def test_connecting_where_nobody_listens_is_an_os_error(run):
+def test_connecting_without_a_listener_is_an_os_error(run):
     async def scenario():
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))

@@ -100,7 +100,7 @@ def test_a_message_decodes_to_its_type_and_payload(module):
         b'{"type": "request", "payload": []}',
     ],
 )
-def test_what_is_no_message_raises_value_error(module, data):
+def test_an_invalid_message_raises_value_error(module, data):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words of rrq are its own)
         module.decode_message(data)
     if b'"' in data or b"null" in data or b"[" in data:

@@ -1,4 +1,4 @@
-"""The reference implementation's own frames and verdicts, where its data lies at hand (--conformance)."""
+"""Frames of the reference implementation, and whether it takes them. --conformance names the data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What type checkers make of the public names: checked by mypy and pyright, run by nobody."""
+"""Uses of the public names that mypy and pyright check. This file is not run."""
 
 from __future__ import annotations
 

@@ -252,7 +252,7 @@ class MessageStream(Outbox):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not isinstance(exc, ConnectionError):
-            # ETIMEDOUT, for one, is a TimeoutError, which is something else for who waits.
+            # ETIMEDOUT, for one, is a TimeoutError. A caller with a timeout would take it for that.
             exc = ConnectionAbortedError(f"the connection is lost: {exc}")
         self._lost = exc
         self._closed.set_result(None)

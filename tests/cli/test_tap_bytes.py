@@ -49,7 +49,7 @@ def test_both_sides_get_the_bytes_that_were_sent_and_a_half_closed_side_goes_on(
         ]
         for sender in senders:
             sender.start()
-        # Nobody reads the answers before all of the requests are there.
+        # The answers are not read before all of the requests are there.
         assert receive(runner, len(there)) == there
         assert receive(orchestrator, len(back)) == back
         for sender in senders:

@@ -31,7 +31,7 @@ pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
 
 
-def test_what_nobody_reads_holds_up_nothing(start):
+def test_output_that_is_not_read_delays_no_message(start):
     tap = start("--redact", "x", read=False)
     until(lambda: can_connect(tap.port))
     tap.runner.accept()[0].close()

@@ -160,7 +160,7 @@ class Deployment:
             try:
                 yield process
             finally:
-                # One that is killed leaves its runner behind, since 0.11 in a process group of its
+                # One that is killed leaves its runner running, since 0.11 in a process group of its
                 # own.
                 for pid in session(process.pid):
                     with contextlib.suppress(ProcessLookupError):

@@ -240,7 +240,7 @@ def test_other_protocols_end_their_connection(run, sent):
         (b'{"type":"request"}', None),
         (b'{"type":"nonsense","payload":{"job_id":"j","request_id":"r"}}', None),
         (b'{"type":"cancel","payload":{"job_id":7,"request_id":"r"}}', None),
-        (b'{"type":"cancel","payload":{"job_id":"nobody","request_id":"nothing"}}', None),
+        (b'{"type":"cancel","payload":{"job_id":"unknown","request_id":"nothing"}}', None),
         (b'{"type":"request","payload":{"job_id":"j","request_id":"r"}}', "payload.function_name"),
         (BLOB[HEADER:].replace(b'"attempt":1', b'"attempt":"one"'), "payload.context.attempt"),
         (encode_frame(ExecutionOutcome.success("j", "1"))[HEADER:], None),

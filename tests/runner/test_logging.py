@@ -65,7 +65,7 @@ def end_in_every_way(run):
             peer.send(request("forever", id="overdue", deadline=SOON))
             peer.send(request("echo", id="version", protocol_version="1"))
             await peer.answers(len(names) + 2)
-            short.send(cancel("job of forever"), cancel("job of nobody"))
+            short.send(cancel("job of forever"), cancel("job of none"))
             await peer.answer()
             return peer.name
 

@@ -33,7 +33,7 @@ def command(request, tmp_path):
 
 ENDINGS = [signal.SIGTERM, signal.SIGINT]
 
-# What a handler that does not end, or leaves something behind, may make of the log.
+# Lines of the log that a handler may cause that does not end, or leaves something running.
 COMPLAINTS = (
     "ended by force: a handler, or what it left running, did not end",
     "goes on though it is cancelled",
@@ -67,7 +67,7 @@ def test_a_signal_cancels_and_answers_what_runs(command, number, settings):
 
 @posix
 @pytest.mark.parametrize("number", ENDINGS)
-def test_an_ending_runner_accepts_nobody(command, number):
+def test_an_ending_runner_accepts_no_connection(command, number):
     runner = command.start("--grace", "600")
     peer = command.begin(runner.port, "swallow")
     runner.send_signal(number)

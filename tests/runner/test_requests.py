@@ -152,7 +152,7 @@ def test_a_second_request_of_an_id_in_flight_is_refused_and_the_first_goes_on(ru
     ],
     ids=lambda value: value[4:40].decode(errors="replace") if type(value) is bytes else "",
 )
-def test_what_is_no_message_is_answered_if_it_names_a_request_and_the_connection_goes_on(
+def test_an_invalid_message_is_answered_if_it_names_a_request_and_the_connection_goes_on(
     run, frame, message
 ):
     async def running():

@@ -271,8 +271,8 @@ UNSENDABLE = {
     "an object deep inside": (lambda: {"a": [{"b": {object()}}]}, "unknown type.*object"),
     "an object as key": (lambda: {object(): 1}, "unknown type.*object"),
     "a set as key": (lambda: {frozenset({1}): 1}, "frozenset.* key"),
-    "bytes that are no UTF-8": (lambda: b"\xff", "can't decode byte 0xff"),
-    "a key that is no UTF-8": (lambda: {b"\xff": 1}, "utf-8"),
+    "bytes that are not UTF-8": (lambda: b"\xff", "can't decode byte 0xff"),
+    "a key that is not UTF-8": (lambda: {b"\xff": 1}, "utf-8"),
     "a lone surrogate": (lambda: "ab\ud800", "lone surrogate at index 2"),
     "a lone surrogate deep inside": (
         lambda: {"a": [1, "\udfff"]},
@@ -355,7 +355,7 @@ VALUES = st.recursive(
         st.integers(-(2**70), 2**70),
         st.floats(),
         st.text(max_size=5),
-        # First halves of pairs alone: with a second half behind it, json writes a character, where
+        # First halves of pairs alone: with a second half after it, json writes a character, where
         # this package refuses a text that UTF-8 cannot carry.
         st.text(st.sampled_from("aé\ud800\udbff"), max_size=3),
         st.binary(max_size=3),

@@ -166,7 +166,7 @@ def test_connecting_without_a_listener_raises_os_error(run, tmp_path):
                 await start_server(iterate, *unused.getsockname())
         if hasattr(socket, "AF_UNIX"):
             with pytest.raises(OSError, match=r"."):
-                await open_unix_connection(str(tmp_path / "nobody"))
+                await open_unix_connection(str(tmp_path / "no listener"))
             with pytest.raises(OSError, match=r"."):
                 await start_unix_server(iterate, str(tmp_path / "no" / "folder"))
 

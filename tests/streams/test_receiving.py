@@ -60,7 +60,7 @@ from ..stream_peers import (
         "half a payload",
         "an empty frame",
         "a frame too large",
-        "payloads that are no messages",
+        "payloads that are not messages",
         "these and half a header",
     ],
 )
