@@ -28,7 +28,7 @@ export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(COMMIT_DATE),315532800)
 .PHONY: help demo test lint typecheck e2e e2e-chaos bench bench-check bench-instructions
 .PHONY: docs docs-pictures pictures clean
 .PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
-.PHONY: test-no-compiler sanitize fuzz
+.PHONY: test-no-compiler test-examples sanitize fuzz
 .PHONY: sdist wheel-pure wheels wheels-cross release-check
 
 help:  ## list the targets
@@ -113,8 +113,38 @@ define suite
 	cd build/$(1) && RRQ_FASTWIRE_PURE=0 bin/python -m pytest $(2)
 endef
 
-fuzz: $(READY)  ## run the property tests with many more examples
+test-examples: $(READY)  ## run the property tests with many more examples
 	$(PYTEST) $(CODEC) -m hypothesis --hypothesis-profile=fuzz --timeout=0
+
+# The extension is compiled by clang in build/fuzz, instrumented for libFuzzer and the sanitizers, and
+# Atheris instruments the Python code. What the fuzzer has learnt stays in build/corpus for the next run.
+# An input that fails is written to build/findings.
+HARNESSES ?= decode_frame message_decoder encode_frame connection cli_decode
+FUZZ_FLAGS := $(SANITIZERS),fuzzer-no-link
+FUZZ_ASAN := detect_leaks=0:malloc_context_size=4:quarantine_size_mb=16
+build/fuzz/ready: pyproject.toml setup.py $(wildcard rrq_fastwire/*.py rrq_fastwire/*/*.* rrq_fastwire/*/*/*.py)
+	$(call fresh,fuzz)
+	build/fuzz/bin/python -m pip install --quiet --upgrade setuptools cython atheris orjson click rich
+	mkdir build/fuzz/source
+	cp -r LICENSE README.md pyproject.toml setup.py rrq_fastwire build/fuzz/source
+	find build/fuzz/source -name '*.so' -delete
+	CC=clang LDSHARED='clang -shared' RRQ_FASTWIRE_PURE=0 LDFLAGS="-fsanitize=$(FUZZ_FLAGS)" \
+	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(FUZZ_FLAGS) -fno-sanitize-recover=undefined" \
+	    build/fuzz/bin/python -m pip install --quiet --no-deps --no-build-isolation build/fuzz/source
+	touch $@
+
+fuzz: SECONDS ?= 60
+fuzz: build/fuzz/ready  ## fuzz with each of HARNESSES for SECONDS=60, under the sanitizers
+	rm -rf build/fuzz/tests && cp -r tests build/fuzz
+	mkdir -p build/findings
+	cd build/fuzz && for name in $(HARNESSES); do \
+	    echo "$$name:" && log=../findings/$$name.log && PYTHONMALLOC=malloc RRQ_FASTWIRE_PURE=0 \
+	    ASAN_OPTIONS=$(FUZZ_ASAN) LD_PRELOAD="$$(echo lib/python*/site-packages/asan_with_fuzzer.so)" \
+	    bin/python -m tests.fuzz.run $$name ../corpus/$$name -dict=tests/fuzz/wire.dict -timeout=30 \
+	        -artifact_prefix=../findings/$$name- -max_total_time=$(SECONDS) > $$log 2>&1 \
+	    || { tail -n 60 $$log; exit 1; }; \
+	    grep -E 'inline 8-bit|DONE|^Done' $$log; \
+	done
 
 sdist: $(READY)  ## build the sdist into dist/
 	$(RUN)/python -m build --sdist --outdir dist
