@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rrq_fastwire.testing import running
 
 from rrq_fastwire import ExecutionOutcome
+from rrq_fastwire.testing import running
 from shop.jobs import lifespan, settings
 from shop.store import Order, Store
 
