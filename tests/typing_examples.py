@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, assert_type
 
@@ -26,6 +28,9 @@ from rrq_fastwire import (
     encode_frame,
     pack_frame,
 )
+from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.runner import CurrentJob, current_job, lifespan_value, serve
+from rrq_fastwire.testing import run_job, running
 
 assert_type(rrq_fastwire.PROTOCOL_VERSION, str)
 assert_type(rrq_fastwire.MAX_FRAME_SIZE, int)
@@ -87,3 +92,47 @@ def errors() -> None:
 
 
 assert_type(compat.encode_message("request", {}), bytes)
+
+
+@asynccontextmanager
+async def lifespan() -> AsyncGenerator[int]:
+    yield 1
+
+
+async def handler(request: ExecutionRequest) -> str:
+    job = current_job()
+    assert_type(job, CurrentJob | None)
+    if job is not None:
+        assert_type(job.seconds_left, float | None)
+    assert_type(lifespan_value(), Any)
+    return request.job_id
+
+
+def blocking(request: ExecutionRequest) -> int:
+    return request.context.attempt
+
+
+async def around(
+    request: ExecutionRequest, call_next: Callable[[ExecutionRequest], Awaitable[Any]]
+) -> Any:
+    return await call_next(request)
+
+
+def on_error(error: BaseException, request: ExecutionRequest) -> None:
+    print(error, request.job_id)
+
+
+async def features() -> None:
+    handlers = {"handler": handler, "blocking": blocking}
+    await serve(
+        handlers,
+        "127.0.0.1:9000",
+        lifespan=lifespan,
+        threads=4,
+        slow_callback=0.1,
+        middleware=[around],
+        on_error=on_error,
+    )
+    async with running(handlers, lifespan=lifespan(), middleware=(around,)) as client:
+        assert_type(client, RunnerClient)
+    assert_type(await run_job(blocking, {"a": 1}, threads=1), ExecutionOutcome)

@@ -107,11 +107,13 @@ class Orchestrator:
             if deployment.work(jobs, deadline) != 0:
                 return Run(deployment.states(jobs), deployment.log[-4000:])
 
-    def deploy(self, runner: list[str], pool: Pool = ONE_PROCESS) -> Deployment:
+    def deploy(
+        self, runner: list[str], pool: Pool = ONE_PROCESS, settings: str = "handlers.settings"
+    ) -> Deployment:
         """A runner's command, found in `bin`, with a Redis that is empty."""
         self.database.flushall()
         directory = Path(tempfile.mkdtemp(dir=self.directory))
-        command = [str(self.bin / runner[0]), *runner[1:], "--settings", "handlers.settings"]
+        command = [str(self.bin / runner[0]), *runner[1:], "--settings", settings]
         (directory / "rrq.toml").write_text(
             CONFIG.format(
                 database="redis://127.0.0.1:{port}/0".format(
@@ -181,6 +183,9 @@ class Deployment:
         with self.worker() as process:
             wait_until(lambda: process.poll() is not None or done(), deadline)
             return process.returncode
+
+    def have_ended(self, jobs: Iterable[str]) -> bool:
+        return all(map(self._has_ended, jobs))
 
     def _has_ended(self, job_id: str) -> bool:
         return self.database.hget(f"rrq:job:{job_id}", "status") in ("COMPLETED", "FAILED")
