@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import errno
 import gc
@@ -13,123 +12,39 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 
-from .. import __version__
-from .guard import DEFAULT_GRACE, Guard
+from .guard import Guard
+from .options import option_parser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from asyncio import AbstractEventLoop
     from collections.abc import Callable
-    from typing import NoReturn
 
     from .engine import Runner
+    from .handover import Handover
+    from .reload import Watcher
 
 __all__ = ["main"]
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong with the arguments in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        prog="rrq-fastwire-runner",
-        description="Runs RRQ jobs, in the place of rrq-runner.",
-        epilog="example: rrq-fastwire-runner --settings myapp.runner.settings"
-        " --tcp-socket 127.0.0.1:9000",
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    parser.add_argument(
-        "--settings",
-        required=True,
-        metavar="MODULE.ATTR",
-        help="a PythonRunnerSettings, or a mapping of names to async functions",
-    )
-    parser.add_argument(
-        "--tcp-socket",
-        required=True,
-        metavar="HOST:PORT",
-        help="where to listen: a loopback address",
-    )
-    parser.add_argument(
-        "--allow-remote", action="store_true", help="listen on other addresses than loopback, too"
-    )
-    parser.add_argument(
-        "--native-messages",
-        action="store_true",
-        help="give handlers rrq_fastwire's requests: the same attributes, and cheaper",
-    )
-    parser.add_argument(
-        "--loop",
-        choices=("auto", "asyncio", "uvloop"),
-        default="auto",
-        help="the event loop; auto is uvloop where it is installed (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--lifespan",
-        metavar="MODULE.ATTR",
-        help="an async context manager, or a function that returns one: entered before the socket"
-        " listens, and left after the last answer",
-    )
-    parser.add_argument(
-        "--threads",
-        type=_number_of_threads,
-        metavar="N",
-        help="run handlers that are not async in up to N threads (default: refuse them)",
-    )
-    parser.add_argument(
-        "--slow-callback",
-        type=_limit,
-        nargs="?",
-        const=0.1,
-        metavar="SECONDS",
-        help="name in the log, once, each handler that keeps the event loop for longer than this,"
-        " and the line where it does (default: off; %(const)s without a number)",
-    )
-    parser.add_argument(
-        "--middleware",
-        action="append",
-        default=[],
-        metavar="MODULE.ATTR",
-        help="an async function of the request and the next function to call with it; repeatable,"
-        " the first is the outermost",
-    )
-    parser.add_argument(
-        "--on-error",
-        metavar="MODULE.ATTR",
-        help="a function of an exception for which a job failed, and of the request",
-    )
-    parser.add_argument(
-        "--grace",
-        type=_seconds,
-        default=DEFAULT_GRACE,
-        metavar="SECONDS",
-        help="how long cancelled handlers, and threads, may go on at the end (default:"
-        " %(default)s). A worker that shuts down ends its runners one after another, and has two"
-        " seconds for all of them once its own worker_shutdown_grace_period_seconds is over: keep"
-        " pool_size * (grace + 0.02) below 2, or jobs stay ACTIVE until their lock expires",
-    )
-    parser.add_argument(
-        "--no-parent-watch",
-        dest="parent_watch",
-        action="store_false",
-        help="do not end when the parent process does (for service managers)",
-    )
-    return parser
-
-
 def main(argv: list[str] | None = None) -> None:
     """`rrq-fastwire-runner`: serves the handlers of a settings object."""
-    parser = _parser()
-    options = parser.parse_args(argv)
-    guard = Guard(options.grace, watch_parent=options.parent_watch)
+    parser = option_parser()
+    options = parser.read(argv, os.environ)
+    guard = Guard(options.grace, drain=options.drain, watch_parent=options.parent_watch)
     # A second Ctrl-C kills while asyncio and the interpreter wait for threads.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    atexit.register(_at_exit)
+    handover = None
+    if options.max_jobs is not None or options.max_rss is not None or options.reload:
+        from .handover import Handover
+
+        if os.name != "posix":
+            parser.error("--max-jobs, --max-rss and --reload need POSIX")
+        handover = Handover()
+    # Registered first, it is called last: after what the settings and their libraries register.
+    atexit.register(_at_exit, handover)
 
     # Imported here, because it takes long: the parent is watched by now.
     import asyncio
@@ -137,6 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     from .server import parse_tcp_socket
     from .settings import StartError, split_path
 
+    watcher = None
     try:
         loop_factory = _loop_factory(options.loop)
         module_name, attribute = split_path(options.settings)
@@ -144,15 +60,26 @@ def main(argv: list[str] | None = None) -> None:
         options.on_error = options.on_error and split_path(options.on_error, "--on-error")
         options.middleware = [split_path(path, "--middleware") for path in options.middleware]
         host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
+        _check(options, port)
+        if options.reload:
+            _require("--reload", ".reload", "reload")
+            from .reload import Watcher
+
+            watcher = Watcher(module_name)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-    serving = _serve(options, module_name, attribute, host, port, guard)
+    serving = _serve(options, module_name, attribute, host, port, guard, handover, watcher)
     try:
         # A signal handler of the user's own may raise KeyboardInterrupt.
         with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as loop:
             loop.run(serving)
     except StartError as error:
-        parser.exit(1, f"{error.details}{parser.prog}: {error}\n")
+        text = f"{error.details}{parser.prog}: {error}\n"
+        if watcher is None or handover is None:
+            parser.exit(1, text)
+        print(text, "waiting for a change of the source", sep="", file=sys.stderr)
+        watcher.changed.result()
+        handover.keep_inherited()
     finally:
         guard.loop_is_closed()
 
@@ -164,26 +91,29 @@ async def _serve(
     host: str,
     port: int,
     guard: Guard,
+    handover: Handover | None,
+    watcher: Watcher | None,
 ) -> None:
     """Imports the settings, in the event loop as rrq-runner does, and serves their handlers."""
-    from .engine import Runner
+    from .server import make_runner
     from .settings import StartError, load, load_handlers
 
     handlers = load_handlers(module_name, attribute)
     middleware = [load(path, "--middleware") for path in options.middleware]
     on_error = options.on_error and load(options.on_error, "--on-error")
     try:
-        runner = Runner(
+        runner = make_runner(
             handlers,
             native_messages=options.native_messages,
             threads=options.threads,
             slow_callback=options.slow_callback,
             middleware=middleware,
             on_error=on_error,
+            observed=options.max_jobs is not None or options.metrics is not None,
         )
     except TypeError as error:
         raise StartError(str(error)) from error
-    listen = partial(_listen, options, runner, host, port, guard)
+    listen = partial(_listen, options, runner, host, port, guard, handover, watcher)
     if options.lifespan is None:
         await listen()
     else:
@@ -193,19 +123,77 @@ async def _serve(
 
 
 async def _listen(
-    options: argparse.Namespace, runner: Runner, host: str, port: int, guard: Guard
+    options: argparse.Namespace,
+    runner: Runner,
+    host: str,
+    port: int,
+    guard: Guard,
+    handover: Handover | None,
+    watcher: Watcher | None,
 ) -> None:
-    from .server import run_server
+    from .admission import Admission
+    from .defaults import LimitError
+    from .server import MetricsSocketError, run_server
     from .settings import StartError
 
+    admission = Admission(
+        allow_from=options.allow_from if options.allow_remote else None,
+        max_connections=options.max_connections,
+        max_frame_size=options.max_frame_size,
+        header_timeout=options.header_timeout,
+    )
     try:
-        await run_server(runner, host, port, options.grace, guard.begin_end)
+        await run_server(
+            runner,
+            host,
+            port,
+            options.grace,
+            admission=admission,
+            drain=options.drain,
+            max_jobs=options.max_jobs,
+            max_rss=options.max_rss,
+            metrics=options.metrics,
+            guard=guard,
+            handover=handover,
+            changed=None if watcher is None else watcher.changed,
+        )
+    except LimitError as error:
+        raise StartError(f"--{str(error).replace('_', '-', 1)}") from error
+    except MetricsSocketError as error:
+        raise StartError(f"cannot serve {error}; choose another --metrics") from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         advice = ", or end what listens there" if error.errno == errno.EADDRINUSE else ""
         raise StartError(
             f"cannot listen on {options.tcp_socket}: {reason}; choose another --tcp-socket{advice}"
         ) from error
+
+
+def _check(options: argparse.Namespace, port: int) -> None:
+    """Raises ValueError if options contradict each other, or need what is not installed."""
+    from .server import parse_metrics_socket
+
+    if options.allow_remote and not options.allow_from:
+        raise ValueError(
+            "--allow-remote needs --allow-from: the networks that may connect, such as"
+            " --allow-from 10.1.0.0/16"
+        )
+    if options.allow_from and not options.allow_remote:
+        raise ValueError("--allow-from has no meaning without --allow-remote")
+    if options.metrics is not None:
+        _require("--metrics", ".metrics", "metrics")
+        try:
+            parse_metrics_socket(options.metrics, port)
+        except ValueError as error:
+            raise ValueError(f"--metrics: {error}") from error
+
+
+def _require(option: str, module: str, extra: str) -> None:
+    """Imports what an option needs. Raises ValueError if it is not installed."""
+    try:
+        import_module(module, __package__)
+    except ImportError as error:
+        raise ValueError(f"{option}: {error}; pip install 'rrq-fastwire[{extra}]'") from error
 
 
 def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
@@ -226,37 +214,12 @@ def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
     return None
 
 
-def _at_exit() -> None:
+def _at_exit(handover: Handover | None) -> None:
     # Python itself flushes stdout when the guard cannot run any more, and it may be a full pipe.
     with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
         sys.stdout.flush()
+    if handover is not None:
+        handover.replace_process()
     # Python looks for garbage in all that was imported: most of the time that the end takes.
     if sys.implementation.name == "cpython":
         gc.freeze()
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"must be a number from 0 to 3600, got {text!r}")
-    return seconds
-
-
-def _limit(text: str) -> float:
-    seconds = _seconds(text)
-    if not seconds:
-        raise argparse.ArgumentTypeError(f"must be more than 0, got {text!r}")
-    return seconds
-
-
-def _number_of_threads(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if not 1 <= number <= 1024:
-        raise argparse.ArgumentTypeError(f"must be an integer from 1 to 1024, got {text!r}")
-    return number

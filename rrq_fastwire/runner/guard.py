@@ -37,8 +37,16 @@ _LAST_LINE = (
     b"rrq-fastwire-runner: ended by force: a handler, or what it left running, did not end\n"
 )
 
+# A process that is to be replaced has this long instead of the grace, and of the time after that:
+# no orchestrator waits for its end.
+_RENEWAL_SECONDS = 5.0
+
 # What the main thread sends to the guard.
-_ENDING, _CLOSED = b"e", b"c"
+_ENDING, _DRAINED, _CLOSED = b"e", b"d", b"c"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .handover import Handover
 
 
 class Guard:
@@ -51,10 +59,13 @@ class Guard:
         grace: seconds from begin_end() until the event loop should be closed.
         watch_parent: whether to end the process when its parent goes away: as SIGTERM does, but
             within a second.
+        drain: seconds from begin_end() that come before the grace, or less: see is_drained().
     """
 
-    def __init__(self, grace: float, *, watch_parent: bool) -> None:
+    def __init__(self, grace: float, *, watch_parent: bool, drain: float = 0.0) -> None:
         self._grace = grace
+        self._drain = drain
+        self._handover: Handover | None = None
         self._parent = os.getppid() if watch_parent and os.name == "posix" else None
         self._starter = threading.get_ident()
         self._reader, self._writer = socket.socketpair()
@@ -64,21 +75,36 @@ class Guard:
         """Starts the grace. Signal handlers may call this, and more than once."""
         self._writer.send(_ENDING)
 
+    def is_drained(self) -> None:
+        """Says that the jobs have ended, or were given up: the grace starts."""
+        self._writer.send(_DRAINED)
+
+    def begin_renewal(self, handover: Handover) -> None:
+        """As begin_end(), for a process that is to be replaced in the end, by force if need be."""
+        self._handover = handover
+        self._drain, self._grace = 0.0, max(self._grace, _RENEWAL_SECONDS)
+        self._writer.send(_ENDING)
+
     def loop_is_closed(self) -> None:
         """Says that the grace was enough. Only what Python does at its end remains."""
         self._writer.send(_CLOSED)
 
     def _run(self) -> None:
-        grace = self._grace
-        if not self._is_told_to_end():
-            grace = min(grace, _ORPHAN_GRACE_SECONDS)
+        if self._is_told_to_end():
+            grace = self._grace
+            if self._drain:
+                self._receives(_DRAINED, self._drain)
+        else:
+            grace = min(self._grace, _ORPHAN_GRACE_SECONDS)
             # The main thread, which made this, has to wake up: it runs the signal handlers.
             signal.pthread_kill(self._starter, signal.SIGTERM)
         if self._receives(_CLOSED, grace):
-            time.sleep(_EXIT_SECONDS)
+            time.sleep(_EXIT_SECONDS if self._handover is None else _RENEWAL_SECONDS)
         with suppress(RuntimeError):  # CPython 3.12 starts no threads during its own end
             _thread.start_new_thread(os.write, (2, _LAST_LINE))
         time.sleep(_LAST_LINE_SECONDS)
+        if self._handover is not None:
+            self._handover.replace_process()
         os._exit(0)
 
     def _is_told_to_end(self) -> bool:

@@ -2,25 +2,46 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from ipaddress import ip_address
 
-from ..streams import start_server
+from .. import MAX_FRAME_SIZE
+from ..streams import MessageStream
+from .admission import Admission
+from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .engine import Runner
 from .guard import DEFAULT_GRACE
 from .process import ending_signals
+from .quiet import drain as drain_runner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
+    from concurrent.futures import Future
     from typing import Any
 
+    from .guard import Guard
     from .handlers import Handlers, Middleware
+    from .handover import Handover
     from .lifespan import Lifespan
+    from .renewal import Renewal
 
-__all__ = ["parse_tcp_socket", "run_server", "serve"]
+__all__ = [
+    "MetricsSocketError",
+    "make_runner",
+    "parse_metrics_socket",
+    "parse_tcp_socket",
+    "run_server",
+    "serve",
+]
 
 _logger = logging.getLogger(__package__)
+
+
+class MetricsSocketError(OSError):
+    """Metrics cannot be served where they should be. The text says why."""
 
 
 def parse_tcp_socket(tcp_socket: str, *, allow_remote: bool = False) -> tuple[str, int]:
@@ -62,6 +83,17 @@ def parse_tcp_socket(tcp_socket: str, *, allow_remote: bool = False) -> tuple[st
     return str(address), port
 
 
+def parse_metrics_socket(metrics: str, tcp_port: int) -> tuple[str, int]:
+    """The host and port of "host:port"; a port of "+N" is N above that of the runner.
+
+    Raises ValueError.
+    """
+    host, separator, port = metrics.rpartition(":")
+    if port.startswith("+") and port[1:].isascii() and port[1:].isdigit() and len(port) < 7:
+        metrics = f"{host}{separator}{tcp_port + int(port)}"
+    return parse_tcp_socket(metrics, allow_remote=True)
+
+
 async def serve(
     handlers: Handlers,
     tcp_socket: str,
@@ -69,12 +101,20 @@ async def serve(
     max_in_flight: int = 64,
     native_messages: bool = False,
     allow_remote: bool = False,
+    allow_from: Iterable[str] = (),
+    max_connections: int = DEFAULT_MAX_CONNECTIONS,
+    max_frame_size: int = MAX_FRAME_SIZE,
+    header_timeout: float = DEFAULT_HEADER_TIMEOUT,
     grace: float = DEFAULT_GRACE,
     lifespan: Lifespan | None = None,
     threads: int | None = None,
     slow_callback: float | None = None,
     middleware: Sequence[Middleware] = (),
     on_error: Callable[[BaseException, Any], object] | None = None,
+    drain: float = 0.0,
+    max_jobs: int | None = None,
+    max_rss: int | None = None,
+    metrics: str | None = None,
 ) -> None:
     """Runs the jobs that come in on a TCP socket, until SIGTERM, SIGINT or its own cancellation.
 
@@ -91,6 +131,11 @@ async def serve(
         native_messages: whether the handlers of a Registry get this package's ExecutionRequest
             instead of rrq's. A mapping's always do.
         allow_remote: whether to listen on other addresses than loopback.
+        allow_from: the networks, such as "10.1.0.0/16", that may connect then; loopback always may.
+        max_connections: how many connections there may be; more are refused.
+        max_frame_size: the most bytes of payload that a message may announce.
+        header_timeout: seconds that the first message of a connection, and one that has begun, may
+            take to arrive, before the connection is closed; 0 is no limit.
         grace: seconds that cancelled handlers are given at the end; `rrq-fastwire-runner --help`
             says how it relates to the worker's.
         lifespan: an async context manager, or a function that returns one. It is entered before the
@@ -102,13 +147,20 @@ async def serve(
             first is the outermost.
         on_error: a function that is called with the exception for which a job failed or timed out,
             and with the request.
+        drain: seconds at the end in which no new jobs are taken, and those that run may end.
+        max_jobs: the jobs, or up to 10 % fewer, after which it returns when it is idle.
+        max_rss: the bytes of resident memory of the process, or up to 10 % less, from which on it
+            returns when it is idle; Linux only.
+        metrics: "host:port" where metrics for Prometheus are served; needs prometheus-client.
 
     Raises ValueError for a wrong `tcp_socket` or number, TypeError for a handler that is not async
-    and for other arguments that cannot be used, OSError if the socket cannot be listened on, and
-    what the lifespan raises.
+    and for other arguments that cannot be used, ImportError without prometheus-client if that is
+    needed, OSError if a socket cannot be listened on, and what the lifespan raises.
     """
+    if allow_remote and not allow_from:
+        raise ValueError("allow_remote needs allow_from: the networks that may connect")
     host, port = parse_tcp_socket(tcp_socket, allow_remote=allow_remote)
-    runner = Runner(
+    runner = make_runner(
         handlers,
         max_in_flight=max_in_flight,
         native_messages=native_messages,
@@ -116,32 +168,168 @@ async def serve(
         slow_callback=slow_callback,
         middleware=middleware,
         on_error=on_error,
+        observed=max_jobs is not None or metrics is not None,
     )
-    if lifespan is None:
-        await run_server(runner, host, port, grace, lambda: None)
-        return
-    from .lifespan import entered
+    admission = Admission(
+        allow_from=allow_from if allow_remote else None,
+        max_connections=max_connections,
+        max_frame_size=max_frame_size,
+        header_timeout=header_timeout,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        if lifespan is not None:
+            from .lifespan import entered
 
-    async with entered(lifespan):
-        await run_server(runner, host, port, grace, lambda: None)
+            await stack.enter_async_context(entered(lifespan))
+        await run_server(
+            runner,
+            host,
+            port,
+            grace,
+            admission=admission,
+            drain=drain,
+            max_jobs=max_jobs,
+            max_rss=max_rss,
+            metrics=metrics,
+        )
+
+
+def make_runner(handlers: Handlers, *, observed: bool, **options: Any) -> Runner:
+    """A runner; one that can be observed only if that is needed, because that costs something."""
+    if observed:
+        from .observe import ObservedRunner
+
+        return ObservedRunner(handlers, **options)
+    return Runner(handlers, **options)
 
 
 async def run_server(
-    runner: Runner, host: str, port: int, grace: float, ending: Callable[[], None]
+    runner: Runner,
+    host: str,
+    port: int,
+    grace: float,
+    *,
+    admission: Admission,
+    drain: float = 0.0,
+    max_jobs: int | None = None,
+    max_rss: int | None = None,
+    metrics: str | None = None,
+    guard: Guard | None = None,
+    handover: Handover | None = None,
+    changed: Future[str] | None = None,
 ) -> None:
-    """Serves a runner until a signal or its own cancellation ends it.
+    """Serves a runner until a signal or its own cancellation ends it, or it is to start anew.
 
     Arguments:
-        ending: called once that has begun, from a signal handler too; perhaps more than once.
+        runner: what make_runner() gave; an observed one for max_jobs and metrics.
+        guard: is told what the process is about to do.
+        handover: the sockets of the process before, and for the next one.
+        changed: gets a result when the source has changed.
     """
-    with ending_signals(lambda _: ending()) as ended:
-        server = await start_server(runner.on_stream, host, port)
-        _logger.info("serving on %s port %d", host, port)
-        if not ip_address(host).is_loopback:
-            _logger.warning("%s is not loopback: whoever reaches port %d can run jobs", host, port)
-        try:
-            await ended.wait()
-        finally:
-            ending()
-            server.close()
-            await runner.stop(grace)
+    told_to_end = has_ended = False
+
+    def signalled(_: int) -> None:
+        nonlocal told_to_end
+        told_to_end = True
+        if guard is not None:
+            guard.begin_end()
+
+    try:
+        with ending_signals(signalled) as ended, contextlib.ExitStack() as stack:
+            stream_class = MessageStream
+            if metrics is not None:
+                from .metrics import MeasuredStream, Metrics
+
+                try:
+                    measured = Metrics(runner, *parse_metrics_socket(metrics, port))
+                except OSError as error:
+                    raise MetricsSocketError(f"metrics on {metrics}: {error.strerror}") from error
+                stack.callback(measured.stop)
+                admission.on_refused = measured.refuse
+                stream_class = MeasuredStream
+            renewal = None
+            if changed is not None or max_jobs is not None or max_rss is not None:
+                renewal = _renewal(runner, max_jobs, max_rss, changed, handover, stack)
+            server = await _listen(runner, host, port, admission, stream_class, handover)
+            _logger.info("serving on %s port %d", host, port)
+            try:
+                if renewal is None:
+                    await ended.wait()
+                else:
+                    await _first(ended.wait(), renewal.wait(runner, admission, server))
+            finally:
+                is_renewed = handover is not None and handover.is_due() and not told_to_end
+                if guard is not None and handover is not None and is_renewed:
+                    guard.begin_renewal(handover)
+                elif guard is not None:
+                    guard.begin_end()
+                server.close()
+                admission.stop()
+                if drain and not is_renewed:
+                    await drain_runner(runner, drain)
+                    if guard is not None:
+                        guard.is_drained()
+                await runner.stop(grace)
+        has_ended = True
+    finally:
+        if handover is not None and (told_to_end or not has_ended):
+            handover.abandon()
+
+
+def _renewal(
+    runner: Runner,
+    max_jobs: int | None,
+    max_rss: int | None,
+    changed: Future[str] | None,
+    handover: Handover | None,
+    stack: contextlib.ExitStack,
+) -> Renewal:
+    """What ends the runner when it is to start anew. Raises ValueError."""
+    from .recycle import Recycling
+    from .renewal import Renewal
+
+    recycling = Recycling(max_jobs=max_jobs, max_rss=max_rss)
+    stack.callback(recycling.stop)
+    if max_jobs is not None:
+        runner.observers.append(recycling.count)  # type: ignore[attr-defined]
+    due = [recycling.due]
+    if changed is not None:
+        due.append(asyncio.wrap_future(changed))
+    return Renewal(due, handover)
+
+
+async def _listen(
+    runner: Runner,
+    host: str,
+    port: int,
+    admission: Admission,
+    stream_class: type[MessageStream],
+    handover: Handover | None,
+) -> asyncio.Server:
+    """Takes over the sockets of the process before, or listens anew. Raises OSError."""
+    loop = asyncio.get_running_loop()
+    on_stream, size = admission.serve(runner.on_stream), admission.max_frame_size
+
+    def make_stream() -> MessageStream:
+        return stream_class(on_stream, max_frame_size=size)
+
+    if handover is None or handover.listener is None:
+        return await loop.create_server(make_stream, host, port)
+    on_known = admission.serve(runner.on_stream, is_new=False)
+    for connection in handover.connections:
+        await loop.connect_accepted_socket(
+            lambda: stream_class(on_known, max_frame_size=size), connection
+        )
+    return await loop.create_server(make_stream, sock=handover.listener)
+
+
+async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+    """Waits for the first of several, and raises what it raises."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()

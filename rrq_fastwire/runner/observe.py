@@ -1,0 +1,73 @@
+"""A runner that says how each job ends: for metrics, and for recycling after a number of jobs.
+
+It is a class of its own, so that a runner without observers does nothing for it.
+"""
+
+from __future__ import annotations
+
+import time
+
+from .. import ExecutionRequest
+from .engine import Runner
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeAlias
+
+    from .. import ExecutionOutcome, RunnerMessage
+    from .engine import Connection, Job
+
+    # Called with the function, the outcome that was sent, and the seconds since the request came,
+    # which are None for a request that was refused.
+    Observer: TypeAlias = Callable[[str, ExecutionOutcome, float | None], object]
+
+__all__ = ["ObservedRunner"]
+
+
+class ObservedRunner(Runner):
+    """Calls observers with each answer that is sent.
+
+    Attributes:
+        observers: what to call.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.observers: list[Observer] = []
+        self._began = 0.0  # when the request came that is being taken
+        self._starts: dict[Job, float] = {}  # the same, of jobs that wait
+        self._answering: float | None = None  # the same, of the job that is being answered
+
+    def is_known(self, function_name: str) -> bool:
+        """Whether there is a handler of that name."""
+        return self._find(function_name) is not None
+
+    def count_waiting(self) -> int:
+        """How many jobs have begun and are not answered. Any thread may call this."""
+        return len(self._starts)
+
+    def _take(self, connection: Connection, message: RunnerMessage) -> None:
+        self._began = began = time.monotonic()
+        super()._take(connection, message)
+        if type(message) is ExecutionRequest:
+            job = connection.jobs.get(message.request_id)
+            if job is not None:
+                self._starts.setdefault(job, began)
+
+    def _answer(
+        self, job: Job, outcome: ExecutionOutcome, error: BaseException | None = None
+    ) -> None:
+        if job.connection is not None:
+            self._answering = self._starts.pop(job, self._began)
+        super()._answer(job, outcome, error)
+
+    def _send(
+        self, connection: Connection, outcome: ExecutionOutcome, name: str
+    ) -> ExecutionOutcome:
+        began, self._answering = self._answering, None
+        sent = super()._send(connection, outcome, name)
+        seconds = None if began is None else time.monotonic() - began
+        for observe in self.observers:
+            observe(name, sent, seconds)
+        return sent

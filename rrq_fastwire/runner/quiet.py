@@ -1,0 +1,116 @@
+"""Brings a runner to rest: before it ends (--drain), and before it starts anew (--max-jobs)."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from functools import partial
+
+from .log import log
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .admission import Admission
+    from .engine import Runner, Connection
+
+__all__ = ["drain", "hold_until_idle", "let_accepted_connections_arrive"]
+
+# How often it is looked at whether there is still something to do.
+_POLL_SECONDS = 0.005
+
+# How long new requests may wait for those that run to end, before they are read again, and how long
+# it takes then until the next attempt. A request that waits comes nearer to its deadline.
+_HOLD_SECONDS = 1.0
+_REST_SECONDS = 5.0
+
+# Event loop iterations until an accepted connection is given to on_stream(): asyncio takes four.
+_ITERATIONS_TO_ACCEPT = 5
+
+
+async def let_accepted_connections_arrive() -> None:
+    """Waits until connections that the kernel has given out have reached the runner."""
+    for _ in range(_ITERATIONS_TO_ACCEPT):
+        await asyncio.sleep(0)
+
+
+async def drain(runner: Runner, seconds: float) -> None:
+    """Reads no more requests, and waits for the jobs that run, for some seconds at most.
+
+    A connection is closed as soon as its last job is answered, so that an orchestrator sends its
+    next request to another runner. One that it sends before is not read: its job runs again.
+    """
+    await let_accepted_connections_arrive()
+    running = sum(len(connection.jobs) for connection in runner._connections)
+    if running:
+        log(logging.INFO, "draining: %d jobs may end within %g s", running, seconds)
+    for connection in list(runner._connections):
+        connection.hung_up = True
+        _pause(connection)
+        for job in connection.jobs.values():
+            if job.task is not None:
+                # In the next iteration: an orchestrator takes longer to send another request.
+                job.task.add_done_callback(partial(_close_if_done, connection))
+    end = asyncio.get_running_loop().time() + seconds
+    while asyncio.get_running_loop().time() < end:
+        for connection in list(runner._connections):
+            _close_if_done(connection)
+        if not any(connection.jobs for connection in runner._connections):
+            return
+        await asyncio.sleep(_POLL_SECONDS)
+    left = sum(len(connection.jobs) for connection in runner._connections)
+    log(logging.WARNING, "draining: %d jobs have not ended within %g s", left, seconds)
+
+
+def _close_if_done(connection: Connection, _: object = None) -> None:
+    if not connection.jobs:
+        connection.stream.close()
+
+
+async def hold_until_idle(runner: Runner, admission: Admission) -> None:
+    """Returns when nothing runs, nothing is half received and nothing is to be sent.
+
+    Connections are not read from then on, the new ones neither. So requests wait in the kernel.
+    Where jobs run for longer than a second, requests are read meanwhile, and it tries again.
+    """
+    while True:
+        admission.paused = True
+        if await _becomes_idle(runner):
+            return
+        admission.paused = False
+        for connection in runner._connections:
+            _resume(connection)
+        await asyncio.sleep(_REST_SECONDS)
+
+
+async def _becomes_idle(runner: Runner) -> bool:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _HOLD_SECONDS
+    while not hold(runner):
+        if loop.time() > end:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True
+
+
+def hold(runner: Runner) -> bool:
+    """Stops reading between two messages, and returns whether every connection is at rest."""
+    at_rest = True
+    for connection in runner._connections:
+        stream = connection.stream
+        if stream._decoder.buffered == 0:
+            _pause(connection)
+        else:
+            at_rest = False
+        if connection.jobs or stream._unsent or stream.transport.get_write_buffer_size():
+            at_rest = False
+    return at_rest
+
+
+def _pause(connection: Connection) -> None:
+    if not connection.stream.is_closing():
+        connection.stream.transport.pause_reading()
+
+
+def _resume(connection: Connection) -> None:
+    if not (connection.stream.is_closing() or connection.stream._suspended):
+        connection.stream.transport.resume_reading()

@@ -1,0 +1,81 @@
+"""When a runner is to start anew: after a number of jobs, or with too much memory."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import sys
+from pathlib import Path
+
+from .defaults import LimitError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .. import ExecutionOutcome
+
+__all__ = ["Recycling", "resident_bytes"]
+
+_MEMORY = Path("/proc/self/statm")
+
+_POLL_SECONDS = 1.0
+
+
+def resident_bytes() -> int:
+    """The resident memory of this process; Linux only."""
+    return int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def with_jitter(limit: int) -> int:
+    """A number up to a tenth below a limit, so that the processes of a pool differ."""
+    return random.randint(limit - limit // 10, limit)
+
+
+class Recycling:
+    """Sees to it that `due` is called once, with the reason, when a limit is reached.
+
+    Arguments:
+        max_jobs: the jobs after which that is, or None.
+        max_rss: the bytes of resident memory from which on it is, or None.
+
+    Raises LimitError if max_rss cannot be kept.
+    """
+
+    def __init__(self, *, max_jobs: int | None = None, max_rss: int | None = None) -> None:
+        self.due: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._jobs_left = None if max_jobs is None else with_jitter(max_jobs)
+        self._max_rss = None if max_rss is None else with_jitter(max_rss)
+        self._timer: asyncio.TimerHandle | None = None
+        if self._max_rss is not None:
+            if sys.platform != "linux":
+                raise LimitError("max_rss: the resident memory is known on Linux only")
+            now = resident_bytes()
+            if now >= self._max_rss:
+                raise LimitError(
+                    f"max_rss: the process has {now} bytes before its first job: allow more than"
+                    f" {max_rss}"
+                )
+            self._look()
+
+    def count(self, _name: str, _outcome: ExecutionOutcome, seconds: float | None) -> None:
+        """Counts an answer, as an observer of a runner."""
+        if seconds is None or self._jobs_left is None:
+            return
+        self._jobs_left -= 1
+        if self._jobs_left == 0:
+            self._is_due("the number of jobs that --max-jobs allows is reached")
+
+    def _look(self) -> None:
+        now = resident_bytes()
+        if self._max_rss is not None and now >= self._max_rss:
+            self._is_due(f"{now} bytes of memory are more than --max-rss allows")
+        else:
+            self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._look)
+
+    def _is_due(self, reason: str) -> None:
+        if not self.due.done():
+            self.due.set_result(reason)
+
+    def stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()

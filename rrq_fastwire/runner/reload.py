@@ -1,0 +1,57 @@
+"""Notices that the source of the settings changes, by watchfiles: imported only for `--reload`."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import threading
+from concurrent.futures import Future
+
+from watchfiles import PythonFilter, watch
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Watcher"]
+
+# How often watchfiles gives control back. It only then watches for the first time.
+_TICK_MILLISECONDS = 50
+
+
+class Watcher:
+    """Watches the Python files of a folder, from before the settings are imported.
+
+    Arguments:
+        module_name: the module of the settings. The folder is that of its top-level package, or the
+            current directory if there is none.
+
+    Attributes:
+        changed: gets the name of the first file that changes.
+    """
+
+    def __init__(self, module_name: str) -> None:
+        self.changed: Future[str] = Future()
+        changes = watch(
+            _folder_of(module_name.partition(".")[0]),
+            watch_filter=PythonFilter(),
+            rust_timeout=_TICK_MILLISECONDS,
+            yield_on_timeout=True,
+        )
+        next(changes)
+        threading.Thread(
+            target=self._watch, args=(changes,), name="rrq-fastwire-reload", daemon=True
+        ).start()
+
+    def _watch(self, changes: Iterator[set[tuple[object, str]]]) -> None:
+        changed = next(filter(None, changes))
+        self.changed.set_result(sorted(path for _, path in changed)[0])
+
+
+def _folder_of(package: str) -> str:
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):
+        spec = None
+    origin = None if spec is None else spec.origin
+    return os.getcwd() if origin is None else os.path.dirname(os.path.abspath(origin))
