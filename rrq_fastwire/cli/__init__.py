@@ -18,6 +18,12 @@ def main(argv: list[str] | None = None) -> int:
     """
     if sys.stdout is None:  # it was closed before
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    arguments = sys.argv[1:] if argv is None else argv
+    if arguments[:1] == ["ping"]:
+        # Health checks run it every few seconds, where the extra may not be installed.
+        from . import ping
+
+        return ping.main(arguments[1:])
     try:
         import click
 
@@ -26,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
         import_module("rich")  # the commands need it, too
     except ImportError as error:
         # What tells somebody about the installation works without the extra.
-        arguments = sys.argv[1:] if argv is None else argv
         if arguments == ["info"]:
             return info.run()
         if arguments == ["--version"]:

@@ -64,6 +64,14 @@ def run_runner(arguments: tuple[str, ...]) -> None:
     runner.main(list(arguments))
 
 
+@commands.command("ping", add_help_option=False)
+def run_ping() -> None:  # main() takes it before click is imported
+    """Say whether a runner answers, for health checks.
+
+    Example: rrq-fastwire ping 127.0.0.1:9000
+    """
+
+
 @commands.command("info")
 def run_info() -> int:
     """Say which implementation runs, with what, and where.

@@ -1,0 +1,120 @@
+"""`ping`: whether a runner answers, for health checks. It needs no extra, and starts quickly."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import time
+from datetime import datetime, timezone
+
+from .. import ExecutionContext, ExecutionOutcome, ExecutionRequest, FastwireError, MessageDecoder
+from .. import encode_frame
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
+
+__all__ = ["main", "ping"]
+
+# No runner runs a request of this version. It answers that at once, from its event loop: whatever
+# handlers there are, none is called, and none has to be free.
+_NO_VERSION = "ping"
+
+
+def ping(host: str, port: int, timeout: float) -> float:
+    """The seconds that a runner takes to answer, from before connecting.
+
+    Raises OSError, FastwireError for an answer that is not RRQ's, and TimeoutError, which is an
+    OSError, if there is none in time.
+    """
+    start = time.monotonic()
+    request = ExecutionRequest(
+        protocol_version=_NO_VERSION,
+        request_id="ping",
+        job_id="ping",
+        function_name="ping",
+        params={},
+        context=ExecutionContext(
+            job_id="ping",
+            attempt=1,
+            enqueue_time=datetime.now(timezone.utc),
+            queue_name="ping",
+        ),
+    )
+    decoder = MessageDecoder()
+    with socket.create_connection((host, port), timeout) as connection:
+        connection.sendall(encode_frame(request))
+        while True:
+            left = start + timeout - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            connection.settimeout(left)
+            data = connection.recv(65536)
+            if not data:
+                raise ConnectionResetError("the connection was closed")
+            for message in decoder.feed(data):
+                if isinstance(message, ExecutionOutcome) and message.request_id == "ping":
+                    return time.monotonic() - start
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"rrq-fastwire: {message}\n")
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
+        raise argparse.ArgumentTypeError(
+            f"expected HOST:PORT with a port from 1 to 65535, got {text!r}"
+        )
+    return host, int(port)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 3600, got {text!r}")
+    return seconds
+
+
+def main(argv: list[str]) -> int:
+    """Pings, prints one line, and returns the exit status: 0 if there was an answer, else 1."""
+    parser = _Parser(
+        prog="rrq-fastwire ping",
+        description="Ask a runner for an answer, without running a handler. It comes from the"
+        " event loop, so none comes while a handler blocks that.",
+        epilog="Exits with 0 if there is an answer, 1 if there is none in time, 2 for a wrong"
+        " command line. Example: rrq-fastwire ping 127.0.0.1:9000 --timeout 2",
+    )
+    parser.add_argument("address", type=_address, metavar="HOST:PORT", help="the runner")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=5.0,
+        metavar="SECONDS",
+        help="how long to wait for the answer (default: %(default)g)",
+    )
+    options = parser.parse_args(argv)
+    host, port = options.address
+    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    try:
+        seconds = ping(host, port, options.timeout)
+    except TimeoutError:
+        why = f"no answer within {options.timeout:g} s: is its event loop blocked by a handler?"
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+    except FastwireError as error:
+        why = f"this is not RRQ's protocol: {error}"
+    else:
+        print(f"{name} answered in {seconds * 1000:.1f} ms")
+        return 0
+    print(f"rrq-fastwire: {name}: {why}", file=sys.stderr)
+    return 1
