@@ -21,7 +21,7 @@ _VARIABLE = "RRQ_FASTWIRE_RUNNER_"
 
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
-_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+_UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
 
 _LONGEST_SECONDS = 3600
 
@@ -331,9 +331,9 @@ def _count(text: str) -> int:
 
 
 def _size(text: str) -> int:
-    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in "KMG" else (text, "")
+    unit = text[-1:].upper()
     try:
-        size = float(number) * _UNITS[unit]
+        size = float(text[:-1]) * _UNITS[unit] if unit in _UNITS else float(text)
     except ValueError:
         size = math.nan
     if not 1 <= size <= sys.maxsize:

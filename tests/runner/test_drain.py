@@ -1,0 +1,166 @@
+"""--drain: what runs may end, and nothing new is taken."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+
+import pytest
+
+from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.runner import serve
+
+from ..commands import Command, free_port, until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's here")
+
+HANDLERS = """
+from app import *
+
+async def until_told(request):
+    begun(request)
+    while not Path(request.params["begun"]).with_name("told").exists():
+        await asyncio.sleep(0.005)
+    return "ended"
+
+async def in_thread(request):
+    begun(request)
+    return await asyncio.to_thread(time.sleep, 600)
+
+handlers |= {"until_told": until_told, "in_thread": in_thread}
+try:
+    settings = register(handlers)
+except NameError:
+    pass
+"""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def command(request, tmp_path):
+    command = Command(tmp_path)
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
+    else:
+        command.hide_uvloop()
+    (tmp_path / "drained.py").write_text(HANDLERS)
+    yield command
+    command.close()
+
+
+def start(command, *arguments, settings="drained.handlers"):
+    if settings.endswith("settings"):
+        pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
+    return command.start(*arguments, settings=settings)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("settings", ["drained.handlers", "drained.settings"])
+def test_jobs_that_run_may_end(command, number, settings):
+    runner = start(command, "--drain", "600", settings=settings)
+    peers = [command.begin(runner.port, "until_told") for _ in range(3)]
+    runner.send_signal(number)
+    with pytest.raises(ConnectionRefusedError):
+        until(lambda: command.connect(runner.port) is None, "connections are refused")
+    (command.folder / "told").touch()
+    assert [peer.receive().result for peer in peers] == ["ended"] * 3
+    assert [peer.receive() for peer in peers] == [None] * 3
+    assert command.wait(runner) == 0
+    assert runner.errors() == ""
+
+
+def test_connections_without_jobs_are_closed_at_once(command):
+    runner = start(command, "--drain", "600")
+    idle = command.connect(runner.port)
+    idle.ask("kind")
+    peer = command.begin(runner.port, "until_told")
+    runner.terminate()
+    assert idle.receive() is None
+    (command.folder / "told").touch()
+    assert peer.receive().result == "ended"
+    assert command.wait(runner) == 0
+
+
+def test_a_request_that_comes_while_it_drains_is_not_run(command):
+    runner = start(command, "--drain", "600")
+    peer = command.begin(runner.port, "until_told")
+    idle = command.connect(runner.port)
+    idle.ask("kind")
+    runner.terminate()
+    assert idle.receive() is None  # it drains
+    late = command.folder / "late"
+    peer.send("wait", begun=str(late))
+    (command.folder / "told").touch()
+    assert peer.receive().result == "ended"
+    with suppress(ConnectionResetError):  # whether the end comes in order depends on the kernel
+        assert peer.receive() is None
+    assert command.wait(runner) == 0
+    assert not late.exists()
+
+
+def test_what_has_not_ended_in_time_is_cancelled(command):
+    runner = start(command, "--drain", "0.2", "--grace", "600")
+    peer = command.begin(runner.port, "clean_up")
+    slow = command.begin(runner.port, "wait")
+    runner.terminate()
+    assert slow.receive().type == "cancelled"
+    assert peer.receive().type in ("cancelled", "success")
+    assert command.wait(runner) == 0
+    assert "draining: 2 jobs have not ended within 0.2 s" in runner.errors()
+
+
+def test_a_thread_does_not_outlive_drain_and_grace(command):
+    runner = start(command, "--drain", "0.2", "--grace", "0.2")
+    peer = command.begin(runner.port, "in_thread")
+    runner.terminate()
+    assert peer.receive().type == "cancelled"
+    assert command.wait(runner) == 0
+
+
+def test_a_handler_that_blocks_does_not_outlive_drain_and_grace(command):
+    runner = start(command, "--drain", "0.2", "--grace", "0.2")
+    command.begin(runner.port, "block")
+    runner.terminate()
+    assert command.wait(runner) == 0
+
+
+def test_a_second_signal_kills_it_while_it_drains(command):
+    runner = start(command, "--drain", "600")
+    idle = command.connect(runner.port)
+    idle.ask("kind")
+    command.begin(runner.port, "wait")
+    runner.terminate()
+    assert idle.receive() is None
+    runner.terminate()
+    assert command.wait(runner) == -signal.SIGTERM
+
+
+def test_serve_drains_when_it_is_cancelled(run):
+    async def scenario():
+        begun, told = asyncio.Event(), asyncio.Event()
+
+        async def until_told(request):
+            begun.set()
+            await told.wait()
+            return "ended"
+
+        port = free_port()
+        serving = asyncio.create_task(serve({"f": until_told}, f"127.0.0.1:{port}", drain=600))
+        while True:
+            try:
+                client = await RunnerClient.connect("127.0.0.1", port)
+                break
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.01)
+        async with client:
+            job = asyncio.create_task(client.execute("f"))
+            await begun.wait()
+            serving.cancel()
+            await asyncio.sleep(0)
+            told.set()
+            assert (await job).result == "ended"
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+
+    run(scenario())

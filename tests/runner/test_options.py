@@ -1,0 +1,186 @@
+"""The options of rrq-fastwire-runner as environment variables, their help, and wrong values of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from ..commands import Command
+
+OPTIONS = {
+    "handlers": ["--settings MODULE.ATTR", "--native-messages", "--loop {auto,asyncio,uvloop}"],
+    "connections": [
+        "--tcp-socket HOST:PORT",
+        "--allow-remote",
+        "--allow-from CIDR,...",
+        "--max-connections N",
+        "--max-frame-size BYTES",
+        "--header-timeout SECONDS",
+    ],
+    "the end": ["--drain SECONDS", "--grace SECONDS", "--no-parent-watch"],
+    "recycling (POSIX)": ["--max-jobs N", "--max-rss BYTES"],
+    "monitoring and development": ["--metrics HOST:PORT", "--reload", "-h, --help", "--version"],
+}
+
+
+@pytest.fixture
+def command(tmp_path):
+    command = Command(tmp_path)
+    yield command
+    command.close()
+
+
+@pytest.fixture(scope="module")
+def command_for_errors(tmp_path_factory):
+    """One folder for all of the commands that end by themselves."""
+    return Command(tmp_path_factory.mktemp("settings"))
+
+
+def set_option(command, monkeypatch, name, value):
+    variable = "RRQ_FASTWIRE_RUNNER_" + name[2:].upper().replace("-", "_")
+    monkeypatch.setitem(command.environment, variable, value)
+    return variable
+
+
+def test_the_help_groups_the_options(command_for_errors):
+    done = command_for_errors.run("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    _, *groups = done.stdout.split("\n\n")
+    found = {}
+    for group in groups[1:-1]:
+        title, _, body = group.partition(":\n")
+        found[title] = body
+    assert list(found) == list(OPTIONS)
+    for title, options in OPTIONS.items():
+        lines = [line.strip() for line in found[title].splitlines() if line.startswith("  -")]
+        assert len(lines) == len(options)
+        for line, option in zip(lines, options, strict=True):
+            assert line.startswith(option)
+
+
+def test_an_option_can_be_an_environment_variable(command, monkeypatch):
+    set_option(command, monkeypatch, "--settings", "app.handlers")
+    set_option(command, monkeypatch, "--loop", "asyncio")
+    runner = command.start(settings=None)
+    assert command.connect(runner.port).ask("loop") == "asyncio"
+
+
+def test_the_command_line_comes_before_the_environment(command, monkeypatch):
+    set_option(command, monkeypatch, "--settings", "nothing.handlers")
+    set_option(command, monkeypatch, "--grace", "not looked at")
+    runner = command.start("--grace", "1", settings="app.handlers")
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
+
+
+@pytest.mark.parametrize(
+    ("value", "given"),
+    [("1", "rrq_fastwire"), ("TRUE", "rrq_fastwire"), ("yes", "rrq_fastwire"), ("0", "rrq")],
+)
+def test_an_option_without_a_value_is_1_or_0_as_a_variable(command, monkeypatch, value, given):
+    pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
+    set_option(command, monkeypatch, "--native-messages", value)
+    runner = command.start(settings="app.settings")
+    assert command.connect(runner.port).ask("kind") == given
+
+
+WRONG = [
+    ("--settings", "app", "must be module.attr or module:attr, got 'app'"),
+    ("--tcp-socket", "127.0.0.1:0", "TCP socket port out of range: 0"),
+    ("--loop", "trio", "invalid choice: 'trio'"),
+    ("--grace", "soon", "must be a number from 0 to 3600, got 'soon'"),
+    ("--drain", "-1", "must be a number from 0 to 3600, got '-1'"),
+    ("--drain", "nan", "must be a number from 0 to 3600, got 'nan'"),
+    ("--header-timeout", "3601", "must be a number from 0 to 3600, got '3601'"),
+    ("--max-connections", "0", "must be a number from 1 to 1000000000000, got '0'"),
+    ("--max-connections", "many", "must be a number from 1 to 1000000000000, got 'many'"),
+    ("--max-jobs", "0", "must be a number from 1 to 1000000000000, got '0'"),
+    ("--max-jobs", "1.5", "must be a number from 1 to 1000000000000, got '1.5'"),
+    ("--max-rss", "0", "must be a number of bytes such as 500M, got '0'"),
+    ("--max-rss", "M", "must be a number of bytes such as 500M, got 'M'"),
+    ("--max-rss", "1T", "must be a number of bytes such as 500M, got '1T'"),
+    ("--max-rss", "infG", "must be a number of bytes such as 500M, got 'infG'"),
+    ("--max-frame-size", "17M", "must be 16777216 (16M) at most, got '17M'"),
+    ("--max-frame-size", "", "must be a number of bytes such as 500M, got ''"),
+    ("--allow-from", "10.0.0.0/33", "'10.0.0.0/33' does not appear to be an IPv4 or IPv6 network"),
+    ("--allow-from", "10.0.0.1/8", "10.0.0.1/8 has host bits set"),
+    ("--allow-from", "10.0.0.0/8,", "'' does not appear to be an IPv4 or IPv6 network"),
+    ("--allow-from", "10.0.0.0/8", "--allow-from has no meaning without --allow-remote"),
+    ("--metrics", "9100", "TCP socket must be in host:port format"),
+    ("--metrics", "127.0.0.1:+70000", "TCP socket port out of range"),
+]
+
+
+def run(command, name, value, arguments=()):
+    given = {"settings": "app.handlers", "tcp_socket": "127.0.0.1:9000"}
+    given.pop(name[2:].replace("-", "_"), None)
+    return command.run(*arguments, **(dict.fromkeys(("settings", "tcp_socket")) | given))
+
+
+def skip_without_metrics(name):
+    if name == "--metrics":
+        pytest.importorskip("prometheus_client", reason="--metrics is an extra")
+
+
+@pytest.mark.parametrize(("name", "value", "said"), WRONG)
+def test_a_wrong_value_gets_one_line_and_status_2(command_for_errors, name, value, said):
+    skip_without_metrics(name)
+    done = run(command_for_errors, name, value, [f"{name}={value}"])
+    assert said in done.stderr
+    assert done.stderr.startswith("rrq-fastwire-runner: ")
+    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        *WRONG,
+        ("--native-messages", "2", "must be 1 or 0, true or false, yes or no, got '2'"),
+        ("--no-parent-watch", "", "must be 1 or 0, true or false, yes or no, got ''"),
+        ("--reload", "on", "must be 1 or 0, true or false, yes or no, got 'on'"),
+        ("--allow-remote", "maybe", "must be 1 or 0, true or false, yes or no, got 'maybe'"),
+    ],
+)
+def test_a_wrong_variable_gets_one_line_and_status_2(
+    command_for_errors, monkeypatch, name, value, said
+):
+    skip_without_metrics(name)
+    variable = set_option(command_for_errors, monkeypatch, name, value)
+    done = run(command_for_errors, name, value)
+    assert said in done.stderr
+    assert variable in done.stderr or name in done.stderr or "TCP socket" in done.stderr
+    assert done.stderr.startswith("rrq-fastwire-runner: ")
+    assert done.stderr.count("\n") == 1
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("prometheus_client", ["--metrics", "127.0.0.1:9100"], "metrics"),
+        ("watchfiles", ["--reload"], "reload"),
+    ],
+)
+def test_an_extra_that_is_missing_gets_one_line_and_status_2(command, module, arguments, extra):
+    (command.folder / f"{module}.py").write_text(f"raise ImportError('No module named {module}')")
+    done = command.run(*arguments)
+    assert done.stderr == (
+        f"rrq-fastwire-runner: {arguments[0]}: No module named {module};"
+        f" pip install 'rrq-fastwire[{extra}]'\n"
+    )
+    assert done.returncode == 2
+
+
+def test_nothing_is_imported_for_options_that_are_not_given(command):
+    (command.folder / "imports.py").write_text(
+        "import sys\n"
+        "async def imported(request):\n"
+        "    return [name for name in request.params['names'] if name in sys.modules]\n"
+        "handlers = {'imported': imported}\n"
+    )
+    runner = command.start(settings="imports.handlers")
+    peer = command.connect(runner.port)
+    modules = ["handover", "metrics", "observe", "recycle", "reload", "renewal"]
+    names = ["prometheus_client", "watchfiles", "click", "rich"]
+    names += [f"rrq_fastwire.runner.{name}" for name in modules]
+    peer.send("imported", names=[*names, "rrq_fastwire.runner.engine"])
+    assert peer.receive().result == ["rrq_fastwire.runner.engine"]
