@@ -1,0 +1,206 @@
+"""--max-jobs and --max-rss: the runner starts anew, and its peers do not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import threading
+
+import pytest
+
+from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.runner import serve
+from rrq_fastwire.runner.recycle import with_jitter
+
+from ..commands import Command, free_port, until
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
+
+HANDLERS = """
+from app import *
+import atexit, logging, uuid
+
+logging.basicConfig(level=logging.INFO, format="%(message)s")
+me = str(uuid.uuid4())
+atexit.register(print, "left", flush=True)
+
+async def who(request):
+    return [me, os.getpid(), os.getcwd(), os.environ.get("CHANGED"), sorted(os.sys.orig_argv)]
+
+async def change(request):
+    os.chdir("/")
+    os.environ["CHANGED"] = "yes"
+
+async def until_told(request):
+    begun(request)
+    while not Path(request.params["begun"]).with_name("told").exists():
+        await asyncio.sleep(0.005)
+    return me
+
+async def grow(request):
+    left.append(bytearray(200_000_000))
+    return me
+
+handlers |= {
+    "who": who, "change": change, "until_told": until_told, "grow": grow
+}
+try:
+    settings = register(handlers)
+except NameError:
+    pass
+"""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def command(request, tmp_path):
+    command = Command(tmp_path)
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
+    else:
+        command.hide_uvloop()
+    (tmp_path / "renewed.py").write_text(HANDLERS)
+    yield command
+    command.close()
+
+
+def ask_until_another(peer, before):
+    """Asks who it is until it is another process image."""
+    answers = []
+
+    def is_another():
+        answers.append(peer.ask("who"))
+        return answers[-1][0] != before
+
+    until(is_another, "the runner starts anew")
+    return answers[-1]
+
+
+@pytest.mark.parametrize("settings", ["renewed.handlers", "renewed.settings"])
+def test_it_starts_anew_after_a_number_of_jobs_on_the_same_connections(command, settings):
+    if settings.endswith("settings"):
+        pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
+    runner = command.start("--max-jobs", "4", settings=settings, stdout=-1)
+    peer, idle = command.connect(runner.port), command.connect(runner.port)
+    first = peer.ask("who")
+    peer.ask("change")
+    assert idle.ask("who")[0] == first[0]
+    peer.ask("kind")
+    # Identical, the directory, the environment and the command line included.
+    assert ask_until_another(peer, first[0])[1:] == first[1:]
+    assert idle.ask("who")[0] != first[0]
+    assert command.connect(runner.port).ask("kind") in ("rrq", "rrq_fastwire")
+    runner.terminate()
+    assert command.wait(runner) == 0
+    assert runner.stdout.read().count("left\n") >= 2  # each process ends as any other
+    assert "the number of jobs that --max-jobs allows is reached" in runner.errors()
+
+
+def test_no_request_is_lost_or_run_twice_while_it_starts_anew_again_and_again(command):
+    runner = command.start("--max-jobs", "3", settings="renewed.handlers")
+    peers = [command.connect(runner.port) for _ in range(8)]
+    answers = []
+
+    def work(peer):
+        answers.extend(peer.ask("who")[0] for _ in range(10))
+
+    threads = [threading.Thread(target=work, args=(peer,)) for peer in peers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 80
+    assert len(set(answers)) > 2
+
+
+def test_requests_wait_while_a_job_runs_on(command):
+    runner = command.start("--max-jobs", "2", settings="renewed.handlers")
+    running = command.begin(runner.port, "until_told")
+    other = command.connect(runner.port)
+    me = other.ask("who")[0]
+    other.ask("who")
+    other.send("who")  # waits for a second at most, and not for the job
+    assert other.receive().result[0] == me
+    (command.folder / "told").touch()
+    assert running.receive().result == me
+    ask_until_another(other, me)
+
+
+def test_half_a_message_holds_it_up_until_the_rest_comes(command):
+    runner = command.start("--max-jobs", "1", settings="renewed.handlers")
+    half, peer = command.connect(runner.port), command.connect(runner.port)
+    half.socket.sendall(b"\0\0")
+    me = peer.ask("who")[0]
+    assert peer.ask("who")[0] == me
+    half.socket.sendall(b"\0\2{}")  # not a valid message; nothing answers it
+    ask_until_another(peer, me)
+    assert half.ask("kind") == "rrq_fastwire"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident memory is known on Linux only")
+def test_it_starts_anew_when_it_has_too_much_memory(command):
+    runner = command.start("--max-rss", "180M", settings="renewed.handlers")
+    peer = command.connect(runner.port)
+    me = peer.ask("grow")
+    ask_until_another(peer, me)
+    assert "bytes of memory are more than --max-rss allows" in runner.errors()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the resident memory is known on Linux only")
+def test_a_limit_below_what_an_idle_runner_has_gets_one_line_and_status_1(command):
+    done = command.run("--max-rss", "5M", settings="app.handlers")
+    assert "--max-rss: the process has" in done.stderr
+    assert "allow more than 5242880" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 1
+
+
+def test_sigterm_ends_it_while_it_waits_for_a_job_before_starting_anew(command):
+    runner = command.start("--max-jobs", "1", settings="renewed.handlers")
+    peer = command.begin(runner.port, "until_told")
+    command.connect(runner.port).ask("kind")
+    until(lambda: "starting anew" in runner.errors(), "the limit is noticed")
+    runner.send_signal(signal.SIGTERM)
+    assert peer.receive().type == "cancelled"
+    assert command.wait(runner) == 0
+
+
+def test_settings_that_break_meanwhile_end_it(command):
+    runner = command.start("--max-jobs", "1", settings="renewed.handlers")
+    (command.folder / "renewed.py").write_text("raise RuntimeError('broken')")
+    command.connect(runner.port).ask("kind")
+    assert command.wait(runner) == 1
+    assert "RuntimeError: broken" in runner.errors()
+
+
+def test_jitter_is_a_tenth_at_most_and_below_the_limit():
+    assert {with_jitter(9) for _ in range(100)} == {9}
+    numbers = {with_jitter(1000) for _ in range(2000)}
+    assert 900 <= min(numbers) < 920
+    assert 980 < max(numbers) <= 1000
+
+
+def test_serve_returns_when_it_has_run_a_number_of_jobs(run):
+    async def answer(request):
+        return "answer"
+
+    async def scenario():
+        port = free_port()
+        serving = asyncio.create_task(serve({"f": answer}, f"127.0.0.1:{port}", max_jobs=2))
+        while True:
+            try:
+                client = await RunnerClient.connect("127.0.0.1", port)
+                break
+            except ConnectionRefusedError:
+                await asyncio.sleep(0.01)
+        async with client, asyncio.timeout(30):
+            assert (await client.execute("f")).result == "answer"
+            assert not serving.done()
+            assert (await client.execute("f")).result == "answer"
+            await serving
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+
+    run(scenario())

@@ -1,0 +1,107 @@
+"""--reload: the runner starts anew when the source of its settings changes."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from ..commands import Command, free_port, until
+
+pytest.importorskip("watchfiles", reason="--reload is an extra")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
+
+APP = """
+import asyncio
+from pathlib import Path
+from source.text import TEXT
+
+async def ask(request):
+    return TEXT
+
+async def until_told(request):
+    Path(request.params["begun"]).touch()
+    while not Path(request.params["begun"]).with_name("told").exists():
+        await asyncio.sleep(0.005)
+    return TEXT
+
+handlers = {"ask": ask, "until_told": until_told}
+"""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def command(request, tmp_path):
+    command = Command(tmp_path)
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
+    else:
+        command.hide_uvloop()
+    # Python takes the compiled file of a source that has the same size and second.
+    command.environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "__init__.py").touch()
+    (source / "app.py").write_text(APP)
+    (source / "text.py").write_text("TEXT = 'first'")
+    command.change = (source / "text.py").write_text
+    yield command
+    command.close()
+
+
+def start(command):
+    return command.start("--reload", settings="source.app.handlers")
+
+
+def test_a_change_of_any_file_of_the_package_is_served(command):
+    runner = start(command)
+    peer = command.connect(runner.port)
+    assert peer.ask("ask") == "first"
+    for text in ("second", "third"):
+        command.change(f"TEXT = {text!r}")
+        until(lambda text=text: peer.ask("ask") == text, "the change is served")
+    runner.terminate()
+    assert command.wait(runner) == 0
+    assert runner.errors() == ""
+
+
+def test_a_job_that_runs_may_end(command):
+    runner = start(command)
+    peer, running = command.connect(runner.port), command.begin(runner.port, "until_told")
+    command.change("TEXT = 'second'")
+    (command.folder / "told").touch()
+    assert running.receive().result == "first"
+    until(lambda: peer.ask("ask") == "second", "the change is served")
+
+
+def test_a_mistake_is_shown_and_its_correction_served(command):
+    runner = start(command)
+    peer = command.connect(runner.port)
+    assert peer.ask("ask") == "first"
+    command.change("TEXT = (")
+    until(lambda: "waiting for a change" in runner.errors(), "the mistake is shown")
+    assert "SyntaxError: '(' was never closed" in runner.errors()
+    peer.send("ask")  # waits
+    command.change("TEXT = 'corrected'")
+    assert peer.receive().result == "corrected"
+
+
+def test_a_runner_that_starts_with_a_mistake_serves_its_correction(command):
+    command.change("TEXT = (")
+    port, errors = free_port(), command.folder / "errors"
+    with errors.open("w") as file:
+        line = command.line(
+            "--reload", settings="source.app.handlers", tcp_socket=f"127.0.0.1:{port}"
+        )
+        runner = command.spawn(line, stderr=file)
+    until(lambda: "waiting for a change" in errors.read_text(), "the mistake is shown")
+    command.change("TEXT = 'corrected'")
+    command.serving(port, lambda: runner.poll() is None)
+    assert command.connect(port).ask("ask") == "corrected"
+
+
+def test_sigterm_ends_it_while_it_waits_for_a_correction(command):
+    runner = start(command)
+    command.change("TEXT = (")
+    until(lambda: "waiting for a change" in runner.errors(), "the mistake is shown")
+    runner.terminate()
+    command.wait(runner)
