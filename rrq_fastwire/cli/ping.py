@@ -9,8 +9,14 @@ import sys
 import time
 from datetime import datetime, timezone
 
-from .. import ExecutionContext, ExecutionOutcome, ExecutionRequest, FastwireError, MessageDecoder
-from .. import encode_frame
+from .. import (
+    ExecutionContext,
+    ExecutionOutcome,
+    ExecutionRequest,
+    FastwireError,
+    MessageDecoder,
+    encode_frame,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -1,0 +1,253 @@
+"""Who may connect, how many, and what they may announce: each limit on both sides."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from contextlib import suppress
+
+import pytest
+
+from rrq_fastwire.runner.admission import Admission
+
+from ..commands import Command, until
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def command(request, tmp_path):
+    command = Command(tmp_path)
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
+    else:
+        command.hide_uvloop()
+    yield command
+    command.close()
+
+
+def ends(connection):
+    """Whether the runner closes a connection."""
+    connection.settimeout(10)
+    with suppress(ConnectionResetError):
+        return connection.recv(1) == b""
+    return True
+
+
+def own_address():
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        address = probe.getsockname()[0]
+    if address.startswith("127."):
+        pytest.skip("this machine has no address but loopback")
+    return address
+
+
+class Stream:
+    def __init__(self, address):
+        self.transport = self
+        self.address = address
+
+    def get_extra_info(self, _):
+        return self.address and (self.address, 1)
+
+
+@pytest.mark.parametrize(
+    ("networks", "address", "is_allowed"),
+    [
+        ("10.1.0.0/16", "10.1.255.255", True),
+        ("10.1.0.0/16", "10.2.0.0", False),
+        ("10.1.0.0/16", "::ffff:10.1.2.3", True),
+        ("10.1.0.0/16", "::ffff:10.2.2.3", False),
+        ("10.2.3.4", "10.2.3.4", True),
+        ("10.2.3.4", "10.2.3.5", False),
+        ("10.1.0.0/16,fd00::/8", "fd00::1", True),
+        ("10.1.0.0/16,fd00::/8", "fe80::1%lo", False),
+        ("10.1.0.0/16, fe80::/10", "fe80::1%lo", True),
+        ("10.1.0.0/16", "127.0.0.1", True),
+        ("10.1.0.0/16", "::1", True),
+        ("10.1.0.0/16", "::ffff:127.0.0.1", True),
+        ("0.0.0.0/0", "fd00::1", False),
+        ("0.0.0.0/0", None, False),
+    ],
+)
+def test_networks_decide_who_may_connect(networks, address, is_allowed):
+    admission = Admission(allow_from=networks.split(","))
+    assert admission._is_allowed(Stream(address)) is is_allowed
+
+
+def test_a_connection_from_elsewhere_is_refused_and_counted(command):
+    address = own_address()
+    remote = ["--allow-remote", "--allow-from", "198.51.100.0/24"]
+    runner = command.start(*remote, host="0.0.0.0")
+    for _ in range(5):
+        with socket.create_connection((address, runner.port)) as connection:
+            assert ends(connection)
+    lines = [line for line in runner.errors().splitlines() if "refused" in line]
+    assert lines == [
+        f"{address}: connection refused (address); {count} so far" for count in (1, 2, 4)
+    ]
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"  # loopback always may
+
+
+def test_a_connection_from_an_allowed_network_is_served(command):
+    address = own_address()
+    remote = ["--allow-remote", "--allow-from", f"198.51.100.0/24,{address}"]
+    runner = command.start(*remote, host="0.0.0.0")
+    with socket.create_connection((address, runner.port)) as connection:
+        peer = command.connect(runner.port)
+        peer.socket.close()
+        peer.socket = connection
+        connection.settimeout(10)
+        assert peer.ask("kind") == "rrq_fastwire"
+
+
+def test_allow_remote_without_networks_gets_one_line_and_status_2(tmp_path):
+    done = Command(tmp_path).run("--allow-remote", tcp_socket="0.0.0.0:9000")
+    assert "--allow-remote needs --allow-from" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
+
+
+def test_serve_refuses_allow_remote_without_networks(run):
+    from rrq_fastwire.runner import serve
+
+    with pytest.raises(ValueError, match="allow_remote needs allow_from"):
+        run(serve({}, "0.0.0.0:9000", allow_remote=True))
+
+
+def test_connections_up_to_the_limit_are_served_and_the_next_is_refused(command):
+    runner = command.start("--max-connections", "3")
+    peers = []
+    # The connection by which start() waits for the runner may not be at its end yet.
+    until(lambda: peers.extend(served(command, runner, 3)) or peers, "three are served")
+    with socket.create_connection(("127.0.0.1", runner.port)) as one_too_many:
+        assert ends(one_too_many)
+    assert "127.0.0.1: connection refused (max_connections)" in runner.errors()
+    assert [peer.ask("kind") for peer in peers] == ["rrq_fastwire"] * 3
+    peers[0].socket.close()
+    until(lambda: served(command, runner, 1), "there is room again")
+
+
+def served(command, runner, number):
+    """Peers that a runner answers; others are closed. All are closed if one is refused."""
+    peers = []
+    for _ in range(number):
+        peer = command.connect(runner.port)
+        with suppress(ConnectionResetError, BrokenPipeError, AttributeError):
+            peer.ask("kind")
+            peers.append(peer)
+    if len(peers) < number:
+        for peer in peers:
+            peer.socket.close()
+    return peers
+
+
+def test_a_message_up_to_the_limit_is_taken_and_a_larger_one_closes_the_connection(command):
+    runner = command.start("--max-frame-size", "2K")
+    with socket.create_connection(("127.0.0.1", runner.port)) as connection:
+        connection.sendall(struct.pack(">I", 2048) + b" " * 2048)
+        connection.sendall(struct.pack(">I", 2049))
+        assert ends(connection)
+    assert "frame of 2049 bytes exceeds the limit of 2048" in runner.errors()
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
+
+
+@pytest.mark.parametrize("sent", [b"", b"\0", b"\0\0\0\2", b"\0\0\0\2{"])
+def test_a_first_message_that_does_not_arrive_ends_the_connection(command, sent):
+    runner = command.start("--header-timeout", "0.2")
+    with socket.create_connection(("127.0.0.1", runner.port)) as connection:
+        start = time.monotonic()
+        connection.sendall(sent)
+        assert ends(connection)
+        assert time.monotonic() - start > 0.19
+    assert "connection refused (header_timeout)" in runner.errors()
+
+
+def test_a_byte_now_and_then_does_not_keep_a_connection(command):
+    runner = command.start("--header-timeout", "0.4")
+    with socket.create_connection(("127.0.0.1", runner.port)) as connection:
+        connection.sendall(struct.pack(">I", 1000))
+        connection.settimeout(0.02)
+        with suppress(ConnectionResetError, BrokenPipeError):
+            for _ in range(999):
+                connection.sendall(b" ")
+                with suppress(TimeoutError):
+                    assert connection.recv(1) == b""
+                    break
+            else:
+                pytest.fail("the connection is kept")
+
+
+def test_a_later_message_that_does_not_arrive_ends_the_connection(command):
+    runner = command.start("--header-timeout", "0.2")
+    peer = command.connect(runner.port)
+    peer.ask("kind")
+    peer.socket.sendall(b"\0\0")
+    assert ends(peer.socket)
+
+
+def test_a_connection_that_has_sent_a_message_may_be_idle(command):
+    runner = command.start("--header-timeout", "0.1")
+    peer, clock = command.connect(runner.port), command.connect(runner.port)
+    peer.ask("kind")
+    assert ends(clock.socket)  # an idle one that has sent nothing
+    assert ends(command.connect(runner.port).socket)  # and once more
+    assert peer.ask("kind") == "rrq_fastwire"
+
+
+def test_many_messages_of_which_one_has_always_begun_are_all_taken(command):
+    runner = command.start("--header-timeout", "0.1")
+    peer, clock = command.connect(runner.port), command.connect(runner.port)
+    clock.socket.settimeout(0.01)
+    message = struct.pack(">I", 2) + b"{}"
+    peer.socket.sendall(message[:3])
+    with suppress(ConnectionResetError):
+        while True:  # until the one that sends nothing is closed
+            peer.socket.sendall(message[3:] + message[:3])
+            with suppress(TimeoutError):
+                assert clock.socket.recv(1) == b""
+                break
+    peer.socket.sendall(message[3:])
+    assert peer.ask("kind") == "rrq_fastwire"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
+def test_a_connection_that_is_handed_over_may_be_idle(command):
+    arguments = ["--header-timeout", "0.1", "--max-jobs", "1"]
+    runner = command.start(*arguments)
+    idle, peer = command.connect(runner.port), command.connect(runner.port)
+    idle.ask("kind")
+    for _ in range(3):
+        peer.ask("kind")
+
+    def a_silent_connection_ends():
+        """It does not if it is handed over."""
+        connection = command.connect(runner.port).socket
+        connection.settimeout(1)
+        with suppress(TimeoutError):
+            return connection.recv(1) == b""
+        return False
+
+    until(a_silent_connection_ends, "the timeout has passed")
+    assert idle.ask("kind") == "rrq_fastwire"
+
+
+def test_a_handler_that_blocks_for_longer_makes_no_message_late(command):
+    (command.folder / "blocks.py").write_text(
+        "from app import *\n"
+        "async def block_briefly(request):\n"
+        "    begun(request)\n"
+        "    time.sleep(0.5)\n"
+        "handlers['block_briefly'] = block_briefly\n"
+    )
+    runner = command.start("--header-timeout", "0.2", settings="blocks.handlers")
+    other = command.connect(runner.port)
+    peer = command.begin(runner.port, "block_briefly")
+    other.send("kind")  # cannot be taken for as long as the handler blocks
+    assert other.receive().result == "rrq_fastwire"
+    peer.receive()

@@ -1,0 +1,196 @@
+"""--metrics, as Prometheus sees it."""
+
+from __future__ import annotations
+
+import re
+import socket
+import urllib.request
+from contextlib import suppress
+from http.client import HTTPException
+
+import pytest
+
+from ..commands import Command, free_port, until
+
+pytest.importorskip("prometheus_client", reason="--metrics is an extra")
+from prometheus_client import parser
+from prometheus_client.openmetrics import parser as openmetrics_parser
+
+HANDLERS = """
+from app import *
+from prometheus_client import Counter
+
+emails = Counter("app_emails", "Those that were sent.")
+
+async def send(request):
+    emails.inc()
+
+async def fail(request):
+    raise RuntimeError("broken")
+
+async def sleep(request):
+    await asyncio.sleep(0.2)
+
+async def block_for_a_second(request):
+    time.sleep(1)
+
+async def unfit(request):
+    return object()
+
+handlers |= {
+    handler.__name__: handler for handler in (send, fail, sleep, block_for_a_second, unfit)
+}
+try:
+    settings = register(handlers)
+except NameError:
+    pass
+"""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def command(request, tmp_path):
+    command = Command(tmp_path)
+    if request.param == "uvloop":
+        pytest.importorskip("uvloop", reason="uvloop is not installed")
+    else:
+        command.hide_uvloop()
+    (tmp_path / "measured.py").write_text(HANDLERS)
+    yield command
+    command.close()
+
+
+def start(command, settings="measured.handlers"):
+    if settings.endswith("settings"):
+        pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
+    runner = command.start("--metrics", "127.0.0.1:+1", settings=settings)
+    runner.metrics = f"http://127.0.0.1:{runner.port + 1}/metrics"
+    return runner
+
+
+def scrape(runner, accept="text/plain"):
+    """The samples by name and labels, as a real parser reads them."""
+    request = urllib.request.Request(runner.metrics, headers={"Accept": accept})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        text = response.read().decode()
+        if response.headers["Content-Type"] is None:
+            raise ConnectionResetError("the runner has ended meanwhile")
+        is_open = "openmetrics" in response.headers["Content-Type"]
+    read = (openmetrics_parser if is_open else parser).text_string_to_metric_families
+    return {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in read(text)
+        for sample in family.samples
+    }
+
+
+@pytest.mark.parametrize("settings", ["measured.handlers", "measured.settings"])
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
+def test_jobs_are_counted_by_function_and_outcome(command, settings, accept):
+    runner = start(command, settings)
+    peer = command.connect(runner.port)
+    for name in ("kind", "kind", "send", "fail", "unfit", "nobody's", "sleep"):
+        peer.send(name)
+        peer.receive()
+    samples = scrape(runner, accept)
+    jobs = {key[1:]: value for key, value in samples.items() if key[0] == "rrq_fastwire_jobs_total"}
+    assert jobs == {
+        ("kind", "success"): 2,
+        ("send", "success"): 1,
+        ("sleep", "success"): 1,
+        ("fail", "failure"): 1,
+        ("failure", "unfit"): 1,
+        ("(unknown)", "handler_not_found"): 1,
+    }
+    assert samples["rrq_fastwire_job_duration_seconds_count", "kind"] == 2
+    assert samples["rrq_fastwire_job_duration_seconds_bucket", "0.1", "sleep"] == 0
+    assert samples["rrq_fastwire_job_duration_seconds_bucket", "+Inf", "sleep"] == 1
+    assert 0.19 < samples["rrq_fastwire_job_duration_seconds_sum", "sleep"] < 10
+    assert samples["rrq_fastwire_jobs_in_flight",] == 0
+    assert samples["app_emails_total",] == 1  # metrics of handlers are served beside them
+    assert samples["process_resident_memory_bytes",] > 1e6
+
+
+def test_jobs_in_flight_are_counted_until_they_are_answered(command):
+    runner = start(command)
+    peers = [command.begin(runner.port, "wait") for _ in range(3)]
+    assert scrape(runner)["rrq_fastwire_jobs_in_flight",] == 3
+    peers[0].socket.close()
+    until(lambda: scrape(runner)["rrq_fastwire_jobs_in_flight",] == 2, "a job is cancelled")
+    assert scrape(runner)["rrq_fastwire_jobs_total", "cancelled", "wait"] == 1
+
+
+def test_what_is_refused_is_counted(command):
+    runner = start(command)
+    peer = command.begin(runner.port, "wait")
+    peer.send("wait")  # the same request_id
+    assert peer.receive().error.message == "Request already in flight"
+    samples = scrape(runner)
+    assert samples["rrq_fastwire_requests_refused_total",] == 1
+    assert samples["rrq_fastwire_jobs_in_flight",] == 1
+
+
+def test_bytes_are_counted(command):
+    runner = start(command)
+    before = scrape(runner)
+    with socket.create_connection(("127.0.0.1", runner.port)) as connection:
+        connection.sendall(b"\0\0\0\2{}")
+        connection.sendall(b"\0\0\0\2{}")
+        name = ("rrq_fastwire_received_bytes_total",)
+        until(lambda: scrape(runner)[name] - before[name] == 12, "12 bytes are counted")
+    peer = command.connect(runner.port)
+    peer.ask("kind")
+    assert scrape(runner)["rrq_fastwire_sent_bytes_total",] > 50
+
+
+def test_a_blocked_event_loop_is_seen_while_and_after_it_is_blocked(command):
+    runner = start(command)
+    peer = command.connect(runner.port)
+    peer.send("block_for_a_second")
+    assert scrape(runner)["rrq_fastwire_jobs_in_flight",] in (0, 1)  # and answers meanwhile
+    peer.receive()
+    until(lambda: late(scrape(runner)) >= 1, "the lag is measured")
+
+
+def late(samples):
+    """How often the event loop was late by more than 0.1 s."""
+    name = "rrq_fastwire_event_loop_lag_seconds_bucket"
+    return samples[name, "+Inf"] - samples[name, "0.1"]
+
+
+def test_a_port_in_use_gets_one_line_and_status_1(command):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        metrics = "{}:{}".format(*server.getsockname())
+        done = command.run("--metrics", metrics, tcp_socket=f"127.0.0.1:{free_port()}")
+    assert re.fullmatch(
+        f"rrq-fastwire-runner: cannot serve metrics on {metrics}: .*; choose another --metrics\n",
+        done.stderr,
+    )
+    assert done.returncode == 1
+
+
+def test_processes_of_a_pool_have_ports_of_their_own(command):
+    # The orchestrator counts up the port of --tcp-socket, and gives all the same other options.
+    runners = [start(command), start(command)]
+    for number, runner in enumerate(runners):
+        for _ in range(number + 1):
+            command.connect(runner.port).ask("kind")
+    counts = [scrape(runner)["rrq_fastwire_jobs_total", "kind", "success"] for runner in runners]
+    assert counts == [1, 2]
+
+
+def test_metrics_go_on_when_the_runner_starts_anew(command):
+    runner = command.start(
+        "--metrics", "127.0.0.1:+1", "--max-jobs", "2", settings="measured.handlers"
+    )
+    runner.metrics = f"http://127.0.0.1:{runner.port + 1}/metrics"
+    peer = command.connect(runner.port)
+    key = "rrq_fastwire_jobs_total", "kind", "success"
+    counts = []
+
+    def has_begun_anew():
+        peer.ask("kind")
+        with suppress(OSError, HTTPException):  # it may be about to start
+            counts.append(scrape(runner).get(key, 0))
+        return sorted(counts) != counts
+
+    until(has_begun_anew, "another process counts from 0")
