@@ -46,7 +46,7 @@ class Admission:
 
     Attributes:
         refused: how many connections were refused or closed, by reason.
-        paused: whether the connections that are made from now on are not read yet.
+        is_held: whether connections are not read for the moment, so that no message is late.
         on_refused: called with the reason of each.
     """
 
@@ -63,7 +63,7 @@ class Admission:
         self.max_frame_size = max_frame_size
         self._header_timeout = header_timeout
         self.refused: Counter[str] = Counter()
-        self.paused = False
+        self.is_held = False
         self.on_refused: Callable[[str], object] = lambda _: None
         self._streams: set[MessageStream] = set()
         self._late: dict[MessageStream, _Watch] = {}
@@ -81,8 +81,6 @@ class Admission:
             if reason is not None:
                 self._refuse(stream, reason)
                 return
-            if self.paused:
-                stream.transport.pause_reading()
             self._streams.add(stream)
             self._look_later()
             if is_new:
@@ -144,7 +142,7 @@ class Admission:
                 watch = None
             if watch is None and _has_begun_a_message(stream):
                 self._late[stream] = watch = _Watch(stream)
-            if watch is None or self.paused or stream.congested:
+            if watch is None or self.is_held or stream.congested:
                 continue
             watch.looks += 1
             if watch.looks > _LOOKS:

@@ -10,18 +10,12 @@ from .log import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .admission import Admission
-    from .engine import Runner, Connection
+    from .engine import Connection, Runner
 
-__all__ = ["drain", "hold_until_idle", "let_accepted_connections_arrive"]
+__all__ = ["drain", "hold", "let_accepted_connections_arrive", "release"]
 
 # How often it is looked at whether there is still something to do.
 _POLL_SECONDS = 0.005
-
-# How long new requests may wait for those that run to end, before they are read again, and how long
-# it takes then until the next attempt. A request that waits comes nearer to its deadline.
-_HOLD_SECONDS = 1.0
-_REST_SECONDS = 5.0
 
 # Event loop iterations until an accepted connection is given to on_stream(): asyncio takes four.
 _ITERATIONS_TO_ACCEPT = 5
@@ -66,32 +60,6 @@ def _close_if_done(connection: Connection, _: object = None) -> None:
         connection.stream.close()
 
 
-async def hold_until_idle(runner: Runner, admission: Admission) -> None:
-    """Returns when nothing runs, nothing is half received and nothing is to be sent.
-
-    Connections are not read from then on, the new ones neither. So requests wait in the kernel.
-    Where jobs run for longer than a second, requests are read meanwhile, and it tries again.
-    """
-    while True:
-        admission.paused = True
-        if await _becomes_idle(runner):
-            return
-        admission.paused = False
-        for connection in runner._connections:
-            _resume(connection)
-        await asyncio.sleep(_REST_SECONDS)
-
-
-async def _becomes_idle(runner: Runner) -> bool:
-    loop = asyncio.get_running_loop()
-    end = loop.time() + _HOLD_SECONDS
-    while not hold(runner):
-        if loop.time() > end:
-            return False
-        await asyncio.sleep(_POLL_SECONDS)
-    return True
-
-
 def hold(runner: Runner) -> bool:
     """Stops reading between two messages, and returns whether every connection is at rest."""
     at_rest = True
@@ -111,6 +79,9 @@ def _pause(connection: Connection) -> None:
         connection.stream.transport.pause_reading()
 
 
-def _resume(connection: Connection) -> None:
-    if not (connection.stream.is_closing() or connection.stream._suspended):
-        connection.stream.transport.resume_reading()
+def release(runner: Runner) -> None:
+    """Reads again what hold() has stopped."""
+    for connection in runner._connections:
+        stream = connection.stream
+        if not (stream.is_closing() or stream._suspended):
+            stream.transport.resume_reading()

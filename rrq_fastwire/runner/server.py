@@ -18,6 +18,7 @@ from .quiet import drain as drain_runner
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Coroutine, Iterable, Sequence
     from concurrent.futures import Future
     from typing import Any
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from .handlers import Handlers, Middleware
     from .handover import Handover
     from .lifespan import Lifespan
-    from .renewal import Renewal
 
 __all__ = [
     "MetricsSocketError",
@@ -238,32 +238,34 @@ async def run_server(
         with ending_signals(signalled) as ended, contextlib.ExitStack() as stack:
             stream_class = MessageStream
             if metrics is not None:
-                from .metrics import MeasuredStream, Metrics
+                stream_class = _measure(runner, metrics, port, admission, stack)
+            due = _due(runner, max_jobs, max_rss, changed, stack)
 
-                try:
-                    measured = Metrics(runner, *parse_metrics_socket(metrics, port))
-                except OSError as error:
-                    raise MetricsSocketError(f"metrics on {metrics}: {error.strerror}") from error
-                stack.callback(measured.stop)
-                admission.on_refused = measured.refuse
-                stream_class = MeasuredStream
+            async def listen(listener: socket.socket | None) -> asyncio.Server:
+                return await _listen(host, port, listener, runner, admission, stream_class)
+
+            server = await listen(None if handover is None else handover.listener)
+            if handover is not None:
+                await _take_over(handover, runner, admission, stream_class)
             renewal = None
-            if changed is not None or max_jobs is not None or max_rss is not None:
-                renewal = _renewal(runner, max_jobs, max_rss, changed, handover, stack)
-            server = await _listen(runner, host, port, admission, stream_class, handover)
+            if due:
+                from .renewal import Renewal
+
+                renewal = Renewal(due, handover, server, listen)
+                stack.callback(renewal.close)
             _logger.info("serving on %s port %d", host, port)
             try:
                 if renewal is None:
                     await ended.wait()
                 else:
-                    await _first(ended.wait(), renewal.wait(runner, admission, server))
+                    await _first(ended.wait(), renewal.wait(runner, admission))
             finally:
                 is_renewed = handover is not None and handover.is_due() and not told_to_end
                 if guard is not None and handover is not None and is_renewed:
                     guard.begin_renewal(handover)
                 elif guard is not None:
                     guard.begin_end()
-                server.close()
+                (server if renewal is None else renewal).close()
                 admission.stop()
                 if drain and not is_renewed:
                     await drain_runner(runner, drain)
@@ -276,51 +278,77 @@ async def run_server(
             handover.abandon()
 
 
-def _renewal(
+def _measure(
+    runner: Runner,
+    metrics: str,
+    port: int,
+    admission: Admission,
+    stack: contextlib.ExitStack,
+) -> type[MessageStream]:
+    """Measures a runner, and returns the class of connections to measure. Raises OSError."""
+    from .metrics import MeasuredStream, Metrics
+
+    try:
+        measured = Metrics(runner, *parse_metrics_socket(metrics, port))
+    except OSError as error:
+        raise MetricsSocketError(f"metrics on {metrics}: {error.strerror}") from error
+    stack.callback(measured.stop)
+    admission.on_refused = measured.refuse
+    return MeasuredStream
+
+
+def _due(
     runner: Runner,
     max_jobs: int | None,
     max_rss: int | None,
     changed: Future[str] | None,
-    handover: Handover | None,
     stack: contextlib.ExitStack,
-) -> Renewal:
-    """What ends the runner when it is to start anew. Raises ValueError."""
-    from .recycle import Recycling
-    from .renewal import Renewal
+) -> list[asyncio.Future[str]]:
+    """The futures of which one is done when the runner is to start anew. Raises LimitError."""
+    due = [] if changed is None else [asyncio.wrap_future(changed)]
+    if max_jobs is not None or max_rss is not None:
+        from .recycle import Recycling
 
-    recycling = Recycling(max_jobs=max_jobs, max_rss=max_rss)
-    stack.callback(recycling.stop)
-    if max_jobs is not None:
-        runner.observers.append(recycling.count)  # type: ignore[attr-defined]
-    due = [recycling.due]
-    if changed is not None:
-        due.append(asyncio.wrap_future(changed))
-    return Renewal(due, handover)
+        recycling = Recycling(max_jobs=max_jobs, max_rss=max_rss)
+        stack.callback(recycling.stop)
+        due.append(recycling.due)
+        if max_jobs is not None:
+            runner.observers.append(recycling.count)  # type: ignore[attr-defined]
+    return due
 
 
 async def _listen(
-    runner: Runner,
     host: str,
     port: int,
+    listener: socket.socket | None,
+    runner: Runner,
     admission: Admission,
     stream_class: type[MessageStream],
-    handover: Handover | None,
 ) -> asyncio.Server:
-    """Takes over the sockets of the process before, or listens anew. Raises OSError."""
-    loop = asyncio.get_running_loop()
+    """Listens; on a socket that listens already, if there is one. Raises OSError."""
     on_stream, size = admission.serve(runner.on_stream), admission.max_frame_size
 
     def make_stream() -> MessageStream:
         return stream_class(on_stream, max_frame_size=size)
 
-    if handover is None or handover.listener is None:
-        return await loop.create_server(make_stream, host, port)
-    on_known = admission.serve(runner.on_stream, is_new=False)
+    create_server = asyncio.get_running_loop().create_server
+    if listener is not None:
+        return await create_server(make_stream, sock=listener)
+    return await create_server(make_stream, host, port)
+
+
+async def _take_over(
+    handover: Handover,
+    runner: Runner,
+    admission: Admission,
+    stream_class: type[MessageStream],
+) -> None:
+    """Serves the connections of the process before."""
+    on_stream, size = admission.serve(runner.on_stream, is_new=False), admission.max_frame_size
     for connection in handover.connections:
-        await loop.connect_accepted_socket(
-            lambda: stream_class(on_known, max_frame_size=size), connection
+        await asyncio.get_running_loop().connect_accepted_socket(
+            lambda: stream_class(on_stream, max_frame_size=size), connection
         )
-    return await loop.create_server(make_stream, sock=handover.listener)
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:

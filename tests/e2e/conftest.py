@@ -43,7 +43,7 @@ def orchestrator(request, database, wheel, tmp_path_factory):
     python = venv / "bin" / "python"
     if not python.exists():
         call(sys.executable, "-m", "venv", venv)
-    pip(python, "install", f"rrq=={request.param}", f"{wheel}[cli,uvloop]")
+    pip(python, "install", f"rrq=={request.param}", f"{wheel}[cli,metrics,uvloop]")
     pip(python, "install", "--no-deps", "--force-reinstall", wheel)
     return Orchestrator(request.param, venv / "bin", database, tmp_path_factory.mktemp("runs"))
 

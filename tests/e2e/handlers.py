@@ -7,6 +7,7 @@ import asyncio
 import os
 import signal
 import time
+import uuid
 from pathlib import Path
 
 from redis.asyncio import Redis
@@ -97,6 +98,25 @@ async def count(request):
     await database.hincrby("runs", request.job_id)
 
 
+# Another one in each process, and in each that replaces a process.
+IMAGE = str(uuid.uuid4())
+
+
+async def count_and_name_image(request):
+    """As count(), after a while; and leaves in Redis which process images have run jobs."""
+    await asyncio.sleep(request.params["seconds"])
+    await count(request)
+    await database.sadd("images", IMAGE)
+
+
+async def wait_for_release(request):
+    """Ends once `released` is set in Redis."""
+    await count(request)
+    while not await database.exists("released"):
+        await asyncio.sleep(0.01)
+    return "released"
+
+
 async def record(request):
     """Leaves a line in the ledger, a file: no kill of Redis or of a runner takes it back."""
     await asyncio.sleep(request.params["seconds"])
@@ -148,6 +168,8 @@ HANDLERS = (
     overdue,
     outlive,
     count,
+    count_and_name_image,
+    wait_for_release,
     record,
     linger,
     linger_in_thread,

@@ -41,6 +41,7 @@ default_runner_name = "python"
 default_poll_delay_seconds = 0.001
 base_retry_delay_seconds = 0.1
 worker_shutdown_grace_period_seconds = 1
+{more}
 correlation_mappings = {{ tenant = "params.tenant" }}
 
 [rrq.runners.python]
@@ -108,26 +109,36 @@ class Orchestrator:
                 return Run(deployment.states(jobs), deployment.log[-4000:])
 
     def deploy(
-        self, runner: list[str], pool: Pool = ONE_PROCESS, settings: str = "handlers.settings"
+        self,
+        runner: list[str],
+        pool: Pool = ONE_PROCESS,
+        settings: str = "handlers.settings",
+        *,
+        is_external: bool = False,
     ) -> Deployment:
-        """A runner's command, found in `bin`, with a Redis that is empty."""
+        """A runner's command, found in `bin`, with a Redis that is empty.
+
+        Arguments:
+            is_external: whether the orchestrator leaves it to others to start the runner.
+        """
         self.database.flushall()
         directory = Path(tempfile.mkdtemp(dir=self.directory))
         command = [str(self.bin / runner[0]), *runner[1:], "--settings", settings]
+        port = free_port(pool.pool_size)
+        database = "redis://127.0.0.1:{port}/0".format(**self.database.get_connection_kwargs())
         (directory / "rrq.toml").write_text(
             CONFIG.format(
-                database="redis://127.0.0.1:{port}/0".format(
-                    **self.database.get_connection_kwargs()
-                ),
+                database=database,
+                more='runner_management_mode = "external"' if is_external else "",
                 command=json.dumps(command),
                 directory=directory,
-                socket=SOCKETS[self.version].format(port=free_port(pool.pool_size)),
+                socket=SOCKETS[self.version].format(port=port),
                 **pool._asdict(),
                 here=HERE,
                 path=f"{self.bin}{os.pathsep}{os.environ['PATH']}",  # for what a command starts
             )
         )
-        return Deployment(self.bin, self.database, directory)
+        return Deployment(self.bin, self.database, directory, port, command)
 
 
 @dataclasses.dataclass
@@ -135,6 +146,8 @@ class Deployment:
     bin: Path
     database: Redis
     directory: Path
+    port: int
+    command: list[str]
 
     @property
     def log(self) -> str:
@@ -167,6 +180,34 @@ class Deployment:
                 for pid in session(process.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
+
+    @contextlib.contextmanager
+    def external_runner(self) -> Iterator[subprocess.Popen[bytes]]:
+        """A runner that the orchestrator has not started. It is killed in the end."""
+        tcp_socket = f"127.0.0.1:{self.port}"
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(HERE),
+            "RRQ_FASTWIRE_PURE": "0",
+            "DATABASE": "redis://127.0.0.1:{port}/0".format(
+                **self.database.get_connection_kwargs()
+            ),
+        }
+        with (
+            (self.directory / "log").open("a") as log,
+            subprocess.Popen(
+                [*self.command, "--tcp-socket", tcp_socket],
+                env=environment,
+                cwd=self.directory,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            ) as process,
+        ):
+            try:
+                wait_until(lambda: process.poll() is not None or listens(self.port))
+                yield process
+            finally:
+                process.kill()
 
     def work(self, jobs: Iterable[str], deadline: float) -> int | None:
         """Lets the orchestrator work until `jobs` have ended; its exit status if it ends before.
