@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -282,6 +283,11 @@ def session(leader: int) -> list[int]:
             if os.getsid(pid) == leader and state != "Z":
                 alive.append(pid)
     return alive
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def call(*command: Path | str, input: str | None = None) -> None:

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .orchestrator import RUN_SECONDS, free_ports
+from rrq_fastwire.cli.runner_process import free_port
+
+from .orchestrator import RUN_SECONDS
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 
@@ -53,7 +55,7 @@ def test_tutorial_works_as_it_is_written(orchestrator, tmp_path):
             # The second block takes the place of the runner's section.
             head = "" if "[rrq]" in block else config.read_text().partition("[rrq.runners")[0]
             text = head + block.replace("127.0.0.1:6379", database)
-            config.write_text(re.sub("tcp_port = .*", f"tcp_port = {free_ports(16)}", text))
+            config.write_text(re.sub("tcp_port = .*", f"tcp_port = {free_port(16)}", text))
         else:
             for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
                 if command.startswith((*SET_UP, "export")):
