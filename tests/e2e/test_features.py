@@ -44,7 +44,9 @@ def test_a_lifespan_gives_each_process_one_client_and_closes_it(orchestrator, po
     database = orchestrator.database
     assert database.hgetall("runs") == dict.fromkeys(jobs, "1")
     processes = str(POOLS[pool].pool_size)
-    assert (database.get("entered"), database.get("left")) == (processes, processes)
+    assert database.get("entered") == processes
+    # 0.9.18 ends its runners with SIGKILL.
+    assert database.get("left") == (None if orchestrator.version == "0.9.18" else processes)
 
 
 def test_the_same_handlers_run_under_the_stock_runner(orchestrator):
