@@ -7,7 +7,16 @@ import pytest
 from ..commands import Command
 
 OPTIONS = {
-    "handlers": ["--settings MODULE.ATTR", "--native-messages", "--loop {auto,asyncio,uvloop}"],
+    "handlers": [
+        "--settings MODULE.ATTR",
+        "--native-messages",
+        "--loop {auto,asyncio,uvloop}",
+        "--lifespan MODULE.ATTR",
+        "--threads N",
+        "--slow-callback [SECONDS]",
+        "--middleware MODULE.ATTR",
+        "--on-error MODULE.ATTR",
+    ],
     "connections": [
         "--tcp-socket HOST:PORT",
         "--allow-remote",
@@ -71,6 +80,16 @@ def test_the_command_line_comes_before_the_environment(command, monkeypatch):
     assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
 
 
+def test_a_repeatable_option_is_a_list_with_commas_as_a_variable(command, monkeypatch):
+    (command.folder / "around.py").write_text(
+        "async def outer(request, call_next):\n    return ['outer', await call_next(request)]\n"
+        "async def inner(request, call_next):\n    return ['inner', await call_next(request)]\n"
+    )
+    set_option(command, monkeypatch, "--middleware", "around.outer,around.inner")
+    runner = command.start(settings="app.handlers")
+    assert command.connect(runner.port).ask("kind") == ["outer", ["inner", "rrq_fastwire"]]
+
+
 @pytest.mark.parametrize(
     ("value", "given"),
     [("1", "rrq_fastwire"), ("TRUE", "rrq_fastwire"), ("yes", "rrq_fastwire"), ("0", "rrq")],
@@ -86,6 +105,13 @@ WRONG = [
     ("--settings", "app", "must be module.attr or module:attr, got 'app'"),
     ("--tcp-socket", "127.0.0.1:0", "TCP socket port out of range: 0"),
     ("--loop", "trio", "invalid choice: 'trio'"),
+    ("--lifespan", "app", "--lifespan must be module.attr or module:attr, got 'app'"),
+    ("--threads", "0", "must be an integer from 1 to 1024, got '0'"),
+    ("--threads", "few", "must be an integer from 1 to 1024, got 'few'"),
+    ("--slow-callback", "0", "must be more than 0, got '0'"),
+    ("--slow-callback", "soon", "must be a number from 0 to 3600, got 'soon'"),
+    ("--middleware", "app", "--middleware must be module.attr or module:attr, got 'app'"),
+    ("--on-error", ".app", "--on-error must be module.attr or module:attr, got '.app'"),
     ("--grace", "soon", "must be a number from 0 to 3600, got 'soon'"),
     ("--drain", "-1", "must be a number from 0 to 3600, got '-1'"),
     ("--drain", "nan", "must be a number from 0 to 3600, got 'nan'"),
