@@ -47,9 +47,9 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def check_runner(words: list[str]) -> None:
-    from rrq_fastwire.runner.command import _parser
+    from rrq_fastwire.runner.options import option_parser
 
-    known = _parser()._option_string_actions
+    known = option_parser()._option_string_actions
     for word in words:
         assert not word.startswith("--") or word.partition("=")[0] in known, word
 

@@ -65,11 +65,14 @@ def run_runner(arguments: tuple[str, ...]) -> None:
 
 
 @commands.command("ping", add_help_option=False)
-def run_ping() -> None:  # main() takes it before click is imported
+@click.argument("address", metavar="HOST:PORT")
+@click.option("--timeout", metavar="SECONDS", help="How long to wait for the answer.")
+def run_ping(address: str, timeout: str | None) -> None:
     """Say whether a runner answers, for health checks.
 
     Example: rrq-fastwire ping 127.0.0.1:9000
     """
+    # This is for the help of all commands: main() runs ping before it imports click.
 
 
 @commands.command("info")
