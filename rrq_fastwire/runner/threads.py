@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
 import threading
 from contextlib import suppress
@@ -44,7 +43,7 @@ class ThreadPool:
         If cancelled, it does not wait for the function.
         """
         # The request belongs to the thread from now on.
-        job_id, name = describe(request.job_id), describe(request.function_name)
+        job_id, name = request.job_id, request.function_name
         await self._places.acquire()
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
@@ -76,8 +75,8 @@ class ThreadPool:
                 logging.WARNING,
                 "job %s: %s goes on in its thread, which cannot be cancelled; busy threads:"
                 " %d of %d",
-                job_id,
-                name,
+                describe(job_id),
+                describe(name),
                 self._busy,
                 self._size,
             )
@@ -88,7 +87,7 @@ class ThreadPool:
             finally:
                 del error, ended
         # A function that is not async may return the call of one that is.
-        return await result if inspect.isawaitable(result) else result
+        return await result if hasattr(type(result), "__await__") else result
 
     def _start_thread(self) -> None:
         number = self._started + 1
@@ -116,7 +115,7 @@ class ThreadPool:
             ended.set_result((result, error))
         elif error is not None:
             text = "job %s: %s raised an exception after its job was answered:"
-            log(logging.ERROR, text, job_id, name, error=error)
+            log(logging.ERROR, text, describe(job_id), describe(name), error=error)
 
     def stop(self) -> None:
         """Ends each thread once its function has ended. No function is called after this."""

@@ -23,7 +23,7 @@ from rrq_fastwire.testing import run_job, running
 from ..commands import PATIENCE, Command
 
 # Seconds until a deadline that is meant to pass.
-SOON = 0.1
+SOON = 0.3
 
 
 def call(run, handler, params=None, **options):
