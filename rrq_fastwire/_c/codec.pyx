@@ -316,7 +316,11 @@ FrameError where the stream is broken, after the messages before it.
         cdef bytes owner = self.next_payload(&payload)
         if owner is None:
             raise StopIteration
-        return decode(owner, payload.start, payload.size)
+        try:
+            return decode(owner, payload.start, payload.size)
+        except MemoryError:
+            self.put_back(owner, &payload)
+            raise
 
 
 cdef struct Level:

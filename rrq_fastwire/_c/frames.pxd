@@ -50,12 +50,17 @@ cdef class StreamDecoder:
     cdef Py_ssize_t rest_pos        # the end of the frames taken from `rest`
     cdef bytes chunk                # the data of the last feed(), read in place; it follows `rest`
     cdef Py_ssize_t pos             # the end of the frames taken from `chunk`
+    cdef bytes again                # holds the payload that is given next, if that failed before
+    cdef Payload again_payload
     cdef bytearray space            # the memory of get_buffer()
     cdef tuple failure              # the class and arguments of the error that ended the stream
     cdef Py_ssize_t copied          # bytes copied so far, so that tests can show linear work
 
     # The bytes that hold the next payload; None if more bytes are needed. Raises FrameError.
     cdef bytes next_payload(self, Payload* payload)
+
+    # Make next_payload() return the same again.
+    cdef int put_back(self, bytes owner, Payload* payload) except -1
 
     cdef int check(self) except -1
     cdef int fail(self, object error, tuple arguments) except -1

@@ -7,11 +7,12 @@ only ever read from a bytes object, which no other code can change or free.
 """
 
 cimport cython
-from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_GET_SIZE, PyByteArray_Resize
+from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndSize
+from cpython.bytearray cimport PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memcpy, memmove
+from libc.string cimport memcpy
 
 from ..errors import EmptyFrameError, FrameTooLargeError, TruncatedFrameError
 from ..errors import EncodeError, PayloadTooLargeError, type_name
@@ -173,14 +174,16 @@ cdef class StreamDecoder:
         with cython.critical_section(self):
             self.check()
             space = self.space
-            self.space = None
             # The caller may have resized the memory, after it released the view.
             size = 0 if space is None else PyByteArray_GET_SIZE(space)
             if not 0 <= count <= size:
+                self.space = None
                 raise ValueError(f"nbytes must be from 0 to {size}, got {count}")
             if count:
-                self.copied += <Py_ssize_t>count
                 self.add(PyBytes_FromStringAndSize(PyByteArray_AS_STRING(space), count))
+                self.copied += <Py_ssize_t>count
+            # Not before, so that the call can be made again after a MemoryError.
+            self.space = None
         return self
 
     @property
@@ -191,6 +194,8 @@ cdef class StreamDecoder:
             held = self.rest_size()
             if self.chunk is not None:
                 held += PyBytes_GET_SIZE(self.chunk) - self.pos
+            if self.again is not None:
+                held += HEADER_LEN + self.again_payload.size
         return held
 
     @property
@@ -224,10 +229,10 @@ cdef class StreamDecoder:
         return HEADER_LEN + <uint64_t>length
 
     cdef int add(self, bytes data) except -1:
-        """Put `data` after the bytes that are there."""
-        self.space = None
+        """Put `data` after the bytes that are there. A MemoryError leaves all as it was."""
         if self.chunk is not None:
             self.move(PY_SSIZE_T_MAX)
+        self.space = None
         if PyBytes_GET_SIZE(data):
             self.chunk = data
             self.pos = 0
@@ -248,12 +253,12 @@ cdef class StreamDecoder:
             self.rest_pos = 0
         held = self.rest_size()
         if self.rest_pos > held:
-            # The bytes that were taken outnumber those that move, so the work stays linear.
+            # The bytes that were taken outnumber those that move, so the work stays linear. They
+            # move to a new object, because PyByteArray_Resize() can fail to shrink the old one.
             rest = PyByteArray_AS_STRING(self.rest)
-            memmove(rest, rest + self.rest_pos, held)
+            self.rest = PyByteArray_FromStringAndSize(rest + self.rest_pos, held)
             self.copied += held
             self.rest_pos = 0
-            PyByteArray_Resize(self.rest, held)
         more = PyBytes_GET_SIZE(self.chunk) - self.pos
         if size - <uint64_t>held < <uint64_t>more:
             more = <Py_ssize_t>(size - <uint64_t>held)
@@ -272,13 +277,24 @@ cdef class StreamDecoder:
     cdef bytes next_payload(self, Payload* payload):
         cdef bytes owner = None
         with cython.critical_section(self):
-            if self.rest_size():
+            if self.again is not None:
+                owner = self.again
+                payload[0] = self.again_payload
+                self.again = None
+            elif self.rest_size():
                 owner = self.take_rest(payload)
             elif self.chunk is not None:
                 owner = self.take_chunk(payload)
             if owner is None:
                 self.check()
         return owner
+
+    cdef int put_back(self, bytes owner, Payload* payload) except -1:
+        """Give this payload again, because there was no memory for its message."""
+        with cython.critical_section(self):
+            self.again = owner
+            self.again_payload = payload[0]
+        return 0
 
     cdef bytes take_rest(self, Payload* payload):
         cdef bytes owner
@@ -342,5 +358,10 @@ Iteration raises FrameError where the stream is broken, after the payloads befor
             raise StopIteration
         if payload.size == PyBytes_GET_SIZE(owner):
             return owner
+        try:
+            alone = PyBytes_FromStringAndSize(PyBytes_AS_STRING(owner) + payload.start, payload.size)
+        except MemoryError:
+            self.put_back(owner, &payload)
+            raise
         self.copied += payload.size
-        return PyBytes_FromStringAndSize(PyBytes_AS_STRING(owner) + payload.start, payload.size)
+        return alone

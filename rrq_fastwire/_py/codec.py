@@ -90,4 +90,8 @@ class MessageDecoder(StreamDecoder):
         if payload is None:
             self._end()
             raise StopIteration
-        return _codec.decode_payload(payload)
+        try:
+            return _codec.decode_payload(payload)
+        except MemoryError:
+            self._payloads.appendleft(payload)  # its message can be taken when there is memory
+            raise
