@@ -18,7 +18,7 @@ from hypothesis.stateful import (
 
 from rrq_fastwire import FrameError, MessageError, TruncatedFrameError
 
-from .fuzz.oracles import Raised, split
+from ..fuzz.oracles import Raised, split
 
 LIMIT = 300
 
