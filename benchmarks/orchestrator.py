@@ -1,103 +1,162 @@
-"""The CPU that a job of 100 B takes in its runner, under the real orchestrator and a real Redis.
+"""Compare runners under the real orchestrator and a real Redis, with jobs of 100 B.
 
-    python -m benchmarks.orchestrator [--rounds N] [--json FILE]
+    python -m benchmarks.orchestrator [--rounds N] [--python PATH] [--json FILE]
 
 RRQ's defaults are measured with two processes (one request in flight in each), and then one process
-with 64 requests in flight. Needs redis-server and Linux. The rrq and the rrq_fastwire of the
-running environment take turns, and a figure is the median of the rounds. The more jobs arrive in
-one read, the less each costs, and the orchestrator and the machine's other load decide that: let
-the machine be idle.
+with 64 requests in flight. Needs redis-server and Linux. The runners take turns. A figure is the
+median of the rounds; latencies are those of all rounds together. The more jobs arrive in one read,
+the less CPU each costs, and the orchestrator and the machine's other load decide that: let the
+machine be idle. Exit with 1 if a row of CPU falls short.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import sys
 import tempfile
-from importlib.metadata import version
+import time
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
+
+from redis import Redis
 
 from rrq_fastwire.cli.runner_process import cpu_seconds
-from tests.e2e.orchestrator import Orchestrator, Pool, redis_server, session, wait_until
+from tests.e2e.orchestrator import (
+    Orchestrator,
+    Pool,
+    redis_server,
+    session,
+    wait_until,
+)
 
 from . import samples
-from .runner import NATIVE, OURS, STOCK
+from .runners import (
+    NATIVE,
+    OURS,
+    RUNNERS,
+    environment,
+    keep,
+    parse_arguments,
+    print_cpu,
+)
 
-RUNNERS = {
-    STOCK: [STOCK],
-    OURS: [OURS],
-    NATIVE: [OURS, NATIVE],
-}
+
+class Deployment(NamedTuple):
+    """How runners are deployed, how many jobs they get, and the shares of rrq-runner's CPU to reach."""
+
+    pool: Pool
+    jobs: int
+    at_most: dict[str, float]
+
+
+# About a second of jobs for each.
 DEPLOYMENTS = {
-    "RRQ's defaults, 2 processes": Pool(pool_size=2, max_in_flight=1),
-    "1 process, 64 in flight": Pool(pool_size=1, max_in_flight=64),
+    "RRQ's defaults, 2 processes": Deployment(Pool(2, 1), 1500, {OURS: 0.38, NATIVE: 0.34}),
+    "1 process, 64 in flight": Deployment(Pool(1, 64), 4000, {OURS: 0.42, NATIVE: 0.38}),
 }
-JOBS = {
-    str(number): ("echo", {"params": {"value": samples.VALUES["100B"]}}) for number in range(6000)
-}
+
+ECHO = ("echo", {"params": {"value": samples.VALUES["100B"]}})
 # Jobs at the beginning and at the end that are not measured.
-MARGIN = 500
+MARGIN = 200
+# These come one by one afterwards, so that a latency has no wait for other jobs in it.
+SINGLE_JOBS = {f"single {number}": ECHO for number in range(100)}
+SINGLE_SECONDS = 0.005
 
 
-def cpu_per_job(orchestrator: Orchestrator, runner: list[str], pool: Pool) -> float:
-    """Microseconds of all processes of a runner."""
+class Figures(NamedTuple):
+    """What one run of a runner's processes gives."""
 
+    cpu_microseconds: float
+    jobs_per_second: float
+    latencies: list[float]  # seconds from enqueue to completion
+
+
+def run(orchestrator: Orchestrator, command: list[str], deployed: Deployment) -> Figures:
     def queued() -> int:
         return orchestrator.database.zcard("rrq:queue:default")
 
-    deployment = orchestrator.deploy(runner, pool)
-    deployment.enqueue(JOBS)
-    with deployment.worker() as worker:
+    site = orchestrator.deploy(command, deployed.pool)
+    site.enqueue({str(number): ECHO for number in range(deployed.jobs)})
+    with site.worker() as worker:
 
-        def measure(left: int) -> tuple[int, float]:
-            """Jobs in the queue and CPU seconds of the runner, when no more than `left` are left."""
+        def measure(left: int) -> tuple[int, float, float]:
+            """Jobs in the queue, the time, and CPU seconds of the runner, once `left` are left."""
             wait_until(lambda: worker.poll() is not None or queued() <= left)
             pids = set(session(worker.pid)) - {worker.pid}
-            if len(pids) != pool.pool_size:
-                raise RuntimeError(f"{runner[-1]} has ended:\n{deployment.log}")
+            if len(pids) != deployed.pool.pool_size:
+                raise RuntimeError(f"{len(pids)} processes of {command[0]}:\n{site.log}")
             seconds = [cpu_seconds(pid) for pid in pids]
             if None in seconds:
                 raise RuntimeError("the kernel keeps no account of a process's CPU time here")
-            return queued(), sum(filter(None, seconds))
+            return queued(), time.monotonic(), sum(filter(None, seconds))
 
-        jobs_before, seconds_before = measure(len(JOBS) - MARGIN)
-        jobs_after, seconds_after = measure(MARGIN)
-    return (seconds_after - seconds_before) / (jobs_before - jobs_after) * 1e6
+        jobs_before, start, cpu_before = measure(deployed.jobs - MARGIN)
+        jobs_after, end, cpu_after = measure(MARGIN)
+        jobs = jobs_before - jobs_after
+        wait_until(lambda: not queued())
+        site.enqueue(SINGLE_JOBS, every=SINGLE_SECONDS)
+        latencies = [latency(orchestrator.database, id) for id in SINGLE_JOBS]
+    return Figures((cpu_after - cpu_before) / jobs * 1e6, jobs / (end - start), latencies)
 
 
-def main() -> None:
-    """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="a file for the figures")
-    options = parser.parse_args()
-    medians: dict[str, dict[str, float]] = {}
+def latency(database: Redis, id: str) -> float:
+    """Seconds from enqueue to completion, as the orchestrator notes them in Redis."""
+    key = f"rrq:job:{id}"
+    wait_until(lambda: database.hget(key, "status") == "COMPLETED")
+    job = database.hgetall(key)
+    enqueued, completed = (
+        datetime.fromisoformat(job[name]) for name in ("enqueue_time", "completion_time")
+    )
+    return (completed - enqueued).total_seconds()
+
+
+def medians(turns: list[Figures]) -> dict[str, float]:
+    pooled = [seconds for turn in turns for seconds in turn.latencies]
+    return {
+        "CPU per job": statistics.median(turn.cpu_microseconds for turn in turns),
+        "jobs per second": statistics.median(turn.jobs_per_second for turn in turns),
+        "median latency": statistics.median(pooled),
+        "99th percentile of the latency": statistics.quantiles(pooled, n=100)[98],
+    }
+
+
+def main() -> int:
+    """Measure, print, and return the exit status."""
+    options = parse_arguments(__doc__, rounds=3)
+    measured = environment(options.python)
+    figures: dict[str, dict[str, dict[str, float]]] = {}
     with (
         tempfile.TemporaryDirectory() as directory,
         redis_server(Path(directory)) as database,
     ):
         orchestrator = Orchestrator(
-            version("rrq"), Path(sys.executable).parent, database, Path(directory)
+            measured.versions["rrq"], measured.bin, database, Path(directory)
         )
-        for deployment, pool in DEPLOYMENTS.items():
-            figures: dict[str, list[float]] = {runner: [] for runner in RUNNERS}
+        for deployment, deployed in DEPLOYMENTS.items():
+            turns: dict[str, list[Figures]] = {name: [] for name in RUNNERS}
             for _ in range(options.rounds):
-                for name, times in figures.items():
-                    times.append(cpu_per_job(orchestrator, RUNNERS[name], pool))
-            print(
-                f"{deployment + ', rrq ' + version('rrq'):<42}{'us per job':>16}"
-                f"{'range':>12}{'ratio':>8}"
-            )
-            row = {name: statistics.median(times) for name, times in figures.items()}
-            medians[f"under the orchestrator, 100 B: {deployment}"] = row
-            for name, median in row.items():
-                span = f"{min(figures[name]):.0f}-{max(figures[name]):.0f}"
-                print(f"{name:<42}{median:>16.1f}{span:>12}{median / row[STOCK]:>8.2f}")
-    if options.json:
-        options.json.write_text(json.dumps(medians) + "\n")
+                for name, figures_of_name in turns.items():
+                    figures_of_name.append(run(orchestrator, RUNNERS[name], deployed))
+            figures[deployment] = {name: medians(each) for name, each in turns.items()}
+    keep(options.json, measured, "under the orchestrator", figures)
+    title = f"CPU per job, CPython {measured.versions['python']}"
+    short = print_cpu(
+        title,
+        {
+            deployment: {name: row["CPU per job"] for name, row in rows.items()}
+            for deployment, rows in figures.items()
+        },
+        {deployment: deployed.at_most for deployment, deployed in DEPLOYMENTS.items()},
+    )
+    print(f"{'':<42}{'runner':<22}{'jobs/s':>9}{'median':>10}{'99 %':>9}")
+    for deployment, rows in figures.items():
+        for name, row in rows.items():
+            _, per_second, median, most = row.values()
+            times = f"{median * 1e3:>7.1f} ms{most * 1e3:>6.1f} ms"
+            print(f"{deployment:<42}{name:<22}{per_second:>9.0f}{times}")
+    return 1 if short else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,18 +1,18 @@
 """Draw what `make bench` has measured.
 
-    python -m benchmarks.report [BENCHMARK.json CHECK.json RUNNER.json ORCHESTRATOR.json]
+    python -m benchmarks.report [--codec BENCHMARK.json CHECK.json] [--runners FILE ...]
 
-With arguments, it first collects the figures of these files, the machine and the versions in
-results/results.json. Every table and chart is drawn from that file alone, so that they agree;
-without arguments, they are drawn again from the stored figures. It writes results/table.md, a
-chart per group of benchmarks, the README's blocks of figures and its two charts. The charts have a
+The options first put the figures of these files, the machine and the versions into
+results/results.json: of the codec, and of the runners on one interpreter a file. Every table and
+chart is drawn from results.json alone, so that they agree. It writes results/table.md, a chart per
+group of benchmarks, the README's blocks of figures and its two charts. The charts have a
 transparent background and colours that can be read on white and on black.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -32,13 +32,17 @@ README = Path(__file__).parent.parent / "README.md"
 PICTURES = Path(__file__).parent.parent / ".github" / "pictures"
 GREY, OURS, OURS_TOO, OTHERS = "#7d8590", "#d9730d", "#f0a860", "#4c8dd6"
 PACKAGES = ["orjson", "msgspec", "rrq", "pydantic", "pytest-benchmark", "cython"]
+COLOURS = (OTHERS, OURS, OURS_TOO, GREY)
 
 # The names in the charts of what the figures call otherwise.
 LABELS = {
     "compiled": "rrq-fastwire",
     "pure": "rrq-fastwire, pure Python",
     "--native-messages": "with --native-messages",
+    "--loop uvloop": "with --loop uvloop",
 }
+
+WHOLE = ["jobs per second", "median latency", "99th percentile of the latency"]
 
 # Frames of 100 B to 16 MiB, in chunks of 1 B to 1 MiB.
 FRAME_SIZES = [100, 1000, 10_000, 100_000, 1_000_000, 16 * 1024 * 1024]
@@ -60,8 +64,8 @@ plt.rcParams |= {
 }
 
 
-def collect(timed: Any, checked: Any, direct: Any, whole: Any) -> dict[str, Any]:
-    """Every figure, with the machine and the versions. Measures scaling and memory."""
+def collect(timed: Any, checked: Any) -> dict[str, Any]:
+    """Every figure of the codec, with the machine and the versions. Measures scaling and memory."""
     groups: dict[str, dict[str, float]] = {}
     for each in timed["benchmarks"]:
         groups.setdefault(each["group"], {})[each["params"]["peer"]] = each["stats"]["min"]
@@ -69,7 +73,6 @@ def collect(timed: Any, checked: Any, direct: Any, whole: Any) -> dict[str, Any]
         "machine": timed["machine_info"]["cpu"].get("brand_raw", timed["machine_info"]["machine"]),
         "python": timed["machine_info"]["python_version"],
         "packages": {name: version(name) for name in PACKAGES},
-        "runner_cpu_microseconds": whole | direct,
         "checked": checked,
         "minimum_seconds": groups,
         "seconds_per_byte": scaling(),
@@ -111,12 +114,12 @@ def label(name: str) -> str:
 
 
 def comparison(ratio: float) -> str:
-    """A ratio of times in words: "6.5x less", "1.2x more" or "about the same"."""
+    """A ratio of times in words: "6.5 times less", "1.2 times more" or "about the same"."""
     if 0.95 < ratio < 1.05:
         return "about the same"
     factor = max(ratio, 1 / ratio)
     digits = f"{factor:.1f}" if factor < 9.95 else f"{factor:.0f}"
-    return f"{digits}x {'less' if ratio < 1 else 'more'}"
+    return f"{digits} times {'less' if ratio < 1 else 'more'}"
 
 
 def duration(seconds: float) -> str:
@@ -139,18 +142,75 @@ def codec_table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def runner_table(figures: dict[str, dict[str, float]]) -> str:
-    """The CPU per job in Markdown: of the first runner as measured, of the others compared."""
-    stock, *others = next(iter(figures.values()))
-    heads = ["CPU of the runner per job", *map(label, [stock, *others])]
+def short(python: str) -> str:
+    """The feature version of a version of Python."""
+    return ".".join(python.split(".")[:2])
+
+
+def cpu_figures(runners: dict[str, Any], python: str) -> dict[str, dict[str, float]]:
+    """Seconds of CPU per job by case and runner, in the order of the tables."""
+    figures = runners[python]
+    orchestrated = {
+        f"under the orchestrator, {deployment}": {
+            name: row["CPU per job"] / 1e6 for name, row in rows.items()
+        }
+        for deployment, rows in figures["under the orchestrator"].items()
+    }
+    direct = {
+        f"one connection, {case}": {name: figure / 1e6 for name, figure in row.items()}
+        for case, row in figures["one connection"].items()
+    }
+    return orchestrated | direct
+
+
+def versions_side_by_side(tables: dict[str, Any], first_head: str, format_row: Any) -> str:
+    """A table in Markdown with a row per subject and version of Python.
+
+    Arguments:
+        tables: figures by version of Python, subject and runner.
+        format_row: gives the cells of a row's figures.
+    """
+    names = next(iter(next(iter(tables.values())).values()))
+    heads = [first_head, "CPython", *map(label, names)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for case, row in figures.items():
-        cells = [
-            duration(row[stock] / 1e6),
-            *(comparison(row[name] / row[stock]) for name in others),
-        ]
-        lines.append(f"| {case} | {' | '.join(cells)} |")
+    for subject in next(iter(tables.values())):
+        for at, (python, table) in enumerate(tables.items()):
+            cells = ["" if at else subject, short(python), *format_row(subject, table[subject])]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def cpu_table(runners: dict[str, Any]) -> str:
+    """The CPU per job: of the first runner as measured, of the others compared."""
+
+    def cells(_: str, row: dict[str, float]) -> list[str]:
+        stock, *others = row.values()
+        return [duration(stock), *(comparison(other / stock) for other in others)]
+
+    tables = {python: cpu_figures(runners, python) for python in runners}
+    return versions_side_by_side(tables, "CPU of the runner per job of 100 B, if not said", cells)
+
+
+def whole_table(runners: dict[str, Any]) -> str:
+    """What else changes, or does not: jobs per second, latency, start and memory, as measured."""
+
+    def rows(figures: Any) -> dict[str, dict[str, float]]:
+        found: dict[str, dict[str, float]] = {}
+        for deployment, by_runner in figures["under the orchestrator"].items():
+            for subject in WHOLE:
+                found[f"{subject}: {deployment}"] = {
+                    name: row[subject] for name, row in by_runner.items()
+                }
+        return found | figures["process"]
+
+    def cells(subject: str, row: dict[str, float]) -> list[str]:
+        if "latency" in subject or "seconds" in subject:
+            return [duration(figure) for figure in row.values()]
+        unit = "" if "per second" in subject else " MiB"
+        return [f"{figure:,.0f}{unit}" for figure in row.values()]
+
+    tables = {python: rows(figures) for python, figures in runners.items()}
+    return versions_side_by_side(tables, "the whole system, and the process", cells)
 
 
 # Charts
@@ -205,16 +265,14 @@ def draw_codec(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def draw_runners(path: Path, figures: dict[str, dict[str, float]]) -> None:
     """A group of bars per case: the CPU per job of each runner, the first runner's = 1."""
-    figure, axes = plt.subplots(figsize=(7, 0.9 * len(figures) + 0.6))
+    figure, axes = plt.subplots(figsize=(7, 1.1 * len(figures) + 0.6))
     stock, *others = next(iter(figures.values()))
-    for at, (name, colour) in enumerate(
-        zip([stock, *others], (OTHERS, OURS, OURS_TOO), strict=True)
-    ):
+    for at, (name, colour) in enumerate(zip([stock, *others], COLOURS, strict=True)):
         shares = [row[name] / row[stock] for row in figures.values()]
-        places = [group + 0.27 * (1 - at) for group in reversed(range(len(figures)))]
-        bars = axes.barh(places, shares, height=0.25, color=colour, label=label(name))
+        places = [group + 0.22 * (1.5 - at) for group in reversed(range(len(figures)))]
+        bars = axes.barh(places, shares, height=0.2, color=colour, label=label(name))
         words = (
-            [duration(row[name] / 1e6) for row in figures.values()]
+            [duration(row[name]) for row in figures.values()]
             if name == stock
             else map(comparison, shares)
         )
@@ -222,7 +280,7 @@ def draw_runners(path: Path, figures: dict[str, dict[str, float]]) -> None:
     axes.set_yticks(list(reversed(range(len(figures)))), list(figures))
     axes.set_title("CPU of the runner per job, lower is better", loc="left", pad=28)
     axes.legend(
-        frameon=False, labelcolor=GREY, ncols=3, loc="lower left", bbox_to_anchor=(-0.02, 1)
+        frameon=False, labelcolor=GREY, ncols=4, loc="lower left", bbox_to_anchor=(-0.02, 1)
     )
     hide_scale(axes)
     save(figure, path)
@@ -260,28 +318,46 @@ def draw(results: dict[str, Any]) -> None:
     for title, figures in results["minimum_seconds"].items():
         draw_group(RESULTS / f"{title.replace(' ', '-')}.svg", title, figures)
     draw_scaling(RESULTS / "scaling.svg", results["seconds_per_byte"])
-    draw_runners(PICTURES / "runner.svg", results["runner_cpu_microseconds"])
     draw_codec(PICTURES / "codec.svg", results["checked"])
-    runners, codec = (
-        runner_table(results["runner_cpu_microseconds"]),
-        codec_table(results["checked"]),
+    runners = results["runners"]
+    draw_runners(PICTURES / "runner.svg", cpu_figures(runners, next(iter(runners))))
+    cpu, whole, codec = cpu_table(runners), whole_table(runners), codec_table(results["checked"])
+    on = "; ".join(made_with(figures["versions"]) for figures in runners.values())
+    (RESULTS / "table.md").write_text(f"{cpu}\n{whole}\n{codec}")
+    put_into_readme("runner", f"{cpu}\n{whole}\n{results['machine']}. {on}.\n")
+    put_into_readme(
+        "codec", f"{codec}\nCPython {results['python']}, {listed(results['packages'])}.\n"
     )
-    versions = ", ".join(f"{name} {text}" for name, text in results["packages"].items())
-    made_on = f"{results['machine']}, CPython {results['python']}, {versions}."
-    (RESULTS / "table.md").write_text(f"{runners}\n{codec}")
-    put_into_readme("runner", f"{runners}\n{made_on}\n")
-    put_into_readme("codec", codec)
-    print(runners, codec, sep="\n")
+    print(cpu, whole, codec, sep="\n")
+
+
+def made_with(versions: dict[str, str]) -> str:
+    return f"CPython {versions['python']} with " + listed(
+        {name: text for name, text in versions.items() if name != "python"}
+    )
+
+
+def listed(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {text}" for name, text in versions.items())
 
 
 def main() -> None:
-    """Collect the figures, if there are arguments, and draw them."""
+    """Collect the figures of the files that are given, and draw what is stored."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--codec", nargs=2, type=Path, metavar="FILE")
+    parser.add_argument("--runners", nargs="+", type=Path, metavar="FILE")
+    options = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
     stored = RESULTS / "results.json"
-    if sys.argv[1:]:
-        files = (json.loads(Path(name).read_text()) for name in sys.argv[1:5])
-        stored.write_text(json.dumps(collect(*files), indent=1) + "\n")
-    draw(json.loads(stored.read_text()))
+    results = json.loads(stored.read_text()) if stored.exists() else {}
+    if options.codec:
+        results |= collect(*(json.loads(path.read_text()) for path in options.codec))
+    if options.runners:
+        files = [json.loads(path.read_text()) for path in options.runners]
+        results["runners"] = {figures["versions"]["python"]: figures for figures in files}
+    if options.codec or options.runners:
+        stored.write_text(json.dumps(results, indent=1) + "\n")
+    draw(results)
 
 
 if __name__ == "__main__":

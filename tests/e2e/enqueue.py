@@ -1,6 +1,6 @@
 """Enqueues the jobs on stdin with the client of the rrq that it runs in.
 
-Usage: enqueue.py CONFIG < {id: [function name, options], ...}
+Usage: enqueue.py CONFIG [SECONDS-BETWEEN] < {id: [function name, options], ...}
 """
 
 import asyncio
@@ -10,10 +10,12 @@ import sys
 from rrq.client import RRQClient
 
 
-async def main(config_path):
+async def main(config_path, between=None):
     client = RRQClient(config_path=config_path)
     for job_id, (function_name, options) in json.load(sys.stdin).items():
         await enqueue(client, function_name, {"job_id": job_id, **options})
+        if between is not None:
+            await asyncio.sleep(float(between))
     await client.close()
 
 
@@ -31,4 +33,4 @@ async def enqueue(client, function_name, options):
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    asyncio.run(main(*sys.argv[1:]))

@@ -155,9 +155,12 @@ class Deployment:
         """What the orchestrator and the runner have written."""
         return (self.directory / "log").read_text(errors="replace")
 
-    def enqueue(self, jobs: Jobs) -> None:
-        script, config = HERE / "enqueue.py", self.directory / "rrq.toml"
-        call(self.bin / "python", script, config, input=json.dumps(jobs))
+    def enqueue(self, jobs: Jobs, *, every: float | None = None) -> None:
+        """Enqueues jobs at once, or with some seconds between them."""
+        command = [self.bin / "python", HERE / "enqueue.py", self.directory / "rrq.toml"]
+        if every is not None:
+            command.append(str(every))
+        call(*command, input=json.dumps(jobs))
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[subprocess.Popen[bytes]]:
