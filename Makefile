@@ -5,8 +5,10 @@ VENV ?= .venv
 # The reference's data, if it is next to the checkout. The suite does not need it.
 CONFORMANCE := $(wildcard ../shared/conformance)
 
-# These tests start processes that use orjson in any case.
-NOT_IN_PROCESS := --ignore=tests/cli $(patsubst %,--ignore=tests/runner/test_%.py,command parent process)
+# These tests start processes that use orjson in any case, or do not depend on the JSON library.
+NOT_IN_PROCESS := --ignore=tests/cli --ignore=tests/test_build.py --ignore=tests/test_release.py \
+    --ignore=tests/codec/test_reentrancy.py --ignore=tests/streams/test_memory.py \
+    $(patsubst %,--ignore=tests/runner/test_%.py,asyncio_in_handlers command leaks parent process slow_peers)
 
 # The tests that need only the codec.
 CODEC := tests/codec
@@ -19,6 +21,8 @@ SLOW := cli/test_check cli/test_load cli/test_progress cli/test_tap* codec/test_
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
+# Many tests wait for other processes, so that two at a time take about half as long.
+TWO_AT_A_TIME := --numprocesses=2 --dist=worksteal
 READY := $(VENV)/ready
 
 # Archives have the date of the commit, so that they are the same bytes wherever they are built.
@@ -45,34 +49,34 @@ demo: $(READY)  ## run 20,000 jobs in rrq-runner and in this runner, side by sid
 	@$(RUN)/python -m rrq_fastwire demo
 
 test-quick: $(READY)  ## run the tests that take least, in less than 90 seconds
-	$(PYTEST) tests $(patsubst %,--ignore-glob='*/tests/%.py',$(SLOW))
+	$(PYTEST) $(TWO_AT_A_TIME) tests $(patsubst %,--ignore-glob='*/tests/%.py',$(SLOW))
 
 test: test-checkout test-json  ## run the suite: both implementations, and again with the standard library's json
 
 test-checkout: $(READY)
-	$(PYTEST) $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
+	$(PYTEST) $(TWO_AT_A_TIME) --benchmark-disable $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
 
 test-json: $(READY)
-	$(PYTEST) tests --no-orjson $(NOT_IN_PROCESS)
+	$(PYTEST) $(TWO_AT_A_TIME) tests --no-orjson $(NOT_IN_PROCESS)
 
 test-oldest:  ## run the suite with the oldest supported dependencies
 	$(call fresh,oldest)
 	build/oldest/bin/python -m pip install --quiet uv
 	RRQ_FASTWIRE_PURE=0 build/oldest/bin/uv pip install --quiet --python build/oldest \
 	    --resolution lowest-direct '.[cli,e2e,test]'
-	$(call suite,oldest)
+	$(call suite,oldest,$(TWO_AT_A_TIME))
 
 test-newest:  ## run the suite with the newest dependencies, pre-releases included
 	$(call fresh,newest)
 	RRQ_FASTWIRE_PURE=0 build/newest/bin/python -m pip install --quiet --pre '.[cli,e2e,test]'
-	$(call suite,newest)
+	$(call suite,newest,$(TWO_AT_A_TIME))
 
 # Its event loop begins to read where newer patch releases do not.
 test-debian: PYTHON := /usr/bin/python3
 test-debian:  ## run the suite with Debian's own python3
 	$(call fresh,debian)
 	RRQ_FASTWIRE_PURE=0 build/debian/bin/python -m pip install --quiet '.[cli,e2e,test]'
-	$(call suite,debian)
+	$(call suite,debian,$(TWO_AT_A_TIME))
 
 test-threads:  ## run the codec's tests in eight threads at once
 	$(call fresh,threads)
@@ -91,7 +95,7 @@ SANITIZERS := address,undefined
 sanitize:  ## run the codec's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call fresh,sanitize)
 	build/sanitize/bin/python -m pip install --quiet --upgrade setuptools cython hypothesis \
-	    pytest-timeout orjson
+	    pytest-timeout pytest-xdist orjson
 	mkdir build/sanitize/source
 	cp -r LICENSE README.md pyproject.toml setup.py rrq_fastwire build/sanitize/source
 	CFLAGS="-g -O1 -fno-omit-frame-pointer -fsanitize=$(SANITIZERS) -fno-sanitize-recover=undefined" \
@@ -101,7 +105,7 @@ sanitize:  ## run the codec's tests under AddressSanitizer and UndefinedBehavior
 	cp -r tests pyproject.toml README.md build/sanitize
 	cd build/sanitize && PYTHONMALLOC=malloc RRQ_FASTWIRE_PURE=0 ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    bin/python -m pytest --timeout=900 $(CODEC)
+	    bin/python -m pytest $(TWO_AT_A_TIME) --timeout=900 $(CODEC)
 
 # Make a new environment, and run the suite in it without the package's sources.
 define fresh
@@ -177,7 +181,7 @@ typecheck: $(READY)  ## check types with mypy and pyright, both strict
 	$(RUN)/pyright
 
 e2e: $(READY)  ## run real jobs with Redis, the published orchestrators and every runner
-	$(PYTEST) tests/e2e --ignore=tests/e2e/test_chaos.py
+	$(PYTEST) --numprocesses=2 --dist=loadfile tests/e2e --ignore=tests/e2e/test_chaos.py
 
 e2e-chaos: SECONDS ?= 60
 e2e-chaos: $(READY)  ## kill runners, Redis and orchestrators at random for SECONDS=60; lose no job

@@ -170,13 +170,13 @@ def test_the_terminal_can_be_kept_as_a_picture(tmp_path):
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])
 def test_a_terminal_shows_a_bar_and_colours(on_a_terminal, environment, coloured):
     status, text = on_a_terminal(
-        [*COMMAND, "--runner", RUNNER, "noop", "--seconds", "0.5"],
+        [*COMMAND, "--runner", RUNNER, "noop", "--seconds", "1.5"],
         "stdout",
         "stderr",
         **environment,
     )
     assert status == 0
-    assert re.search("noop ━+ ", re.sub("\x1b\\[[0-9;]*m", "", text))
+    assert re.search("noop +[━╸]", re.sub("\x1b\\[[0-9;]*m", "", text))
     assert "throughput" in text
     assert ("\x1b[36m" in text) == coloured  # the histogram
 
