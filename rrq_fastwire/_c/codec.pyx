@@ -21,10 +21,10 @@ from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH
 from libc.stdint cimport uint32_t
 from libc.string cimport memcmp, memcpy
 
-from .frames cimport HEADER_LEN, MAX_PAYLOAD, Payload, StreamDecoder
+from .frames cimport HEADER_LEN, MAX_PAYLOAD, StreamDecoder
 from .frames cimport check_whole, checked_limit, new_frame, octets
 from .scan cimport FREE_THREADED, Moment, Octets, RequestSpans, Span
-from .scan cimport is_text, scan_request, skip, take_moment, take_text
+from .scan cimport plain_end, scan_request, skip, take_moment, take_text
 
 from .. import _json
 from ..messages import MAX_NESTING, PROTOCOL_VERSION, OutcomeStatus
@@ -311,16 +311,8 @@ Iteration raises MessageError for a payload that is not a valid message, and can
 FrameError where the stream is broken, after the messages before it.
 """
 
-    def __next__(self):
-        cdef Payload payload
-        cdef bytes owner = self.next_payload(&payload)
-        if owner is None:
-            raise StopIteration
-        try:
-            return decode(owner, payload.start, payload.size)
-        except MemoryError:
-            self.put_back(owner, &payload)
-            raise
+    cdef object convert(self, bytes owner, Py_ssize_t start, Py_ssize_t size):
+        return decode(owner, start, size)
 
 
 cdef struct Level:
@@ -433,7 +425,8 @@ cdef bytes encode_success(object outcome, uint32_t limit):
         return None
     first = <Octets>PyUnicode_AsUTF8AndSize(job_id, &first_size)
     second = <Octets>PyUnicode_AsUTF8AndSize(request_id, &second_size)
-    if not (is_text(first, first + first_size) and is_text(second, second + second_size)):
+    if (plain_end(first, first + first_size) != first + first_size
+            or plain_end(second, second + second_size) != second + second_size):
         return None
     result = get(outcome, OUTCOME_SLOTS[3])
     if not is_plain(<PyObject*>result, RESULT_LEVELS):

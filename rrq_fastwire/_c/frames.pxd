@@ -27,18 +27,15 @@ cdef inline void write_length(char* header, uint32_t length) noexcept:
 
 # Return `data` as bytes that no other code can change. Raises TypeError.
 cdef bytes octets(object data)
-
 # `max_frame_size`, if four bytes can hold it. Raises TypeError and ValueError.
 cdef uint32_t checked_limit(object max_frame_size) except 0
-
 # Raise FrameError unless the bytes are exactly one frame.
 cdef int check_whole(bytes frame) except -1
-
 # A frame with room for a payload of `length` bytes. Raises EncodeError if it may not be sent.
 cdef bytes new_frame(Py_ssize_t length, uint32_t limit)
 
 
-# The position of a payload in the bytes that next_payload() returns.
+# The position of a payload in the bytes that hold it.
 cdef struct Payload:
     Py_ssize_t start
     Py_ssize_t size
@@ -50,18 +47,13 @@ cdef class StreamDecoder:
     cdef Py_ssize_t rest_pos        # the end of the frames taken from `rest`
     cdef bytes chunk                # the data of the last feed(), read in place; it follows `rest`
     cdef Py_ssize_t pos             # the end of the frames taken from `chunk`
-    cdef bytes again                # holds the payload that is given next, if that failed before
+    cdef bytes again                # holds the next payload, if there was no memory to convert it
     cdef Payload again_payload
     cdef bytearray space            # the memory of get_buffer()
     cdef tuple failure              # the class and arguments of the error that ended the stream
     cdef Py_ssize_t copied          # bytes copied so far, so that tests can show linear work
-
-    # The bytes that hold the next payload; None if more bytes are needed. Raises FrameError.
-    cdef bytes next_payload(self, Payload* payload)
-
-    # Make next_payload() return the same again.
-    cdef int put_back(self, bytes owner, Payload* payload) except -1
-
+    # What iteration gives for a payload: its bytes, or what a subclass makes of them.
+    cdef object convert(self, bytes owner, Py_ssize_t start, Py_ssize_t size)
     cdef int check(self) except -1
     cdef int fail(self, object error, tuple arguments) except -1
     cdef uint64_t frame_size(self, const char* header) except 0

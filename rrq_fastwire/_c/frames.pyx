@@ -11,6 +11,7 @@ from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_FromStringAndS
 from cpython.bytearray cimport PyByteArray_GET_SIZE, PyByteArray_Resize
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact
 from cpython.bytes cimport PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.pyport cimport PY_SSIZE_T_MAX
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -21,9 +22,6 @@ __all__ = ["FRAME_HEADER_LEN", "MAX_FRAME_SIZE", "FrameDecoder", "pack_frame"]
 
 FRAME_HEADER_LEN = HEADER_LEN
 MAX_FRAME_SIZE = MAX_PAYLOAD
-
-cdef extern from "Python.h":
-    const Py_ssize_t PY_SSIZE_T_MAX
 
 
 cdef bytes octets(object data):
@@ -205,6 +203,30 @@ cdef class StreamDecoder:
     def __iter__(self):
         return self
 
+    def __next__(self):
+        cdef Payload payload
+        cdef bytes owner = None
+        with cython.critical_section(self):
+            if self.again is not None:
+                owner = self.again
+                payload = self.again_payload
+                self.again = None
+            elif self.rest_size():
+                owner = self.take_rest(&payload)
+            elif self.chunk is not None:
+                owner = self.take_chunk(&payload)
+            if owner is None:
+                self.check()
+        if owner is None:
+            raise StopIteration
+        try:
+            return self.convert(owner, payload.start, payload.size)
+        except MemoryError:
+            with cython.critical_section(self):
+                self.again = owner
+                self.again_payload = payload
+            raise
+
     def __reduce__(self):
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
@@ -274,27 +296,11 @@ cdef class StreamDecoder:
             self.chunk = None
         return 0
 
-    cdef bytes next_payload(self, Payload* payload):
-        cdef bytes owner = None
-        with cython.critical_section(self):
-            if self.again is not None:
-                owner = self.again
-                payload[0] = self.again_payload
-                self.again = None
-            elif self.rest_size():
-                owner = self.take_rest(payload)
-            elif self.chunk is not None:
-                owner = self.take_chunk(payload)
-            if owner is None:
-                self.check()
-        return owner
-
-    cdef int put_back(self, bytes owner, Payload* payload) except -1:
-        """Give this payload again, because there was no memory for its message."""
-        with cython.critical_section(self):
-            self.again = owner
-            self.again_payload = payload[0]
-        return 0
+    cdef object convert(self, bytes owner, Py_ssize_t start, Py_ssize_t size):
+        if size == PyBytes_GET_SIZE(owner):
+            return owner
+        self.copied += size
+        return PyBytes_FromStringAndSize(PyBytes_AS_STRING(owner) + start, size)
 
     cdef bytes take_rest(self, Payload* payload):
         cdef bytes owner
@@ -350,18 +356,3 @@ Arguments:
 A declared length reserves no memory: the decoder holds the bytes that were fed and not taken.
 Iteration raises FrameError where the stream is broken, after the payloads before it.
 """
-
-    def __next__(self):
-        cdef Payload payload
-        cdef bytes owner = self.next_payload(&payload)
-        if owner is None:
-            raise StopIteration
-        if payload.size == PyBytes_GET_SIZE(owner):
-            return owner
-        try:
-            alone = PyBytes_FromStringAndSize(PyBytes_AS_STRING(owner) + payload.start, payload.size)
-        except MemoryError:
-            self.put_back(owner, &payload)
-            raise
-        self.copied += payload.size
-        return alone

@@ -39,10 +39,6 @@ cdef inline bint take_text(Octets* at, Octets end, Span* text) noexcept:
     return True
 
 
-cdef inline bint is_text(Octets at, Octets end) noexcept:
-    return plain_end(at, end) == end
-
-
 cdef inline bint take_attempt(Octets* at, Octets end, uint64_t* number) noexcept:
     """An integer of 32 bits without leading zeros."""
     cdef Octets start = at[0]
