@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 
 import rrq_fastwire
+import rrq_fastwire.runner
+
+# Names that the module imports when they are used: autodoc lists those that are there.
+for name in rrq_fastwire.runner.__all__:
+    vars(rrq_fastwire.runner)[name] = getattr(rrq_fastwire.runner, name)
 
 project = "rrq-fastwire"
 author = "The rrq-fastwire authors"

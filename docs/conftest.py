@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
@@ -9,3 +10,8 @@ from sybil.parsers.markdown import PythonCodeBlockParser
 collect_ignore = ["examples"]
 
 pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # how-to/test-handlers.md shows it. pytest-asyncio, which has it, is not used here.
+    config.addinivalue_line("markers", "asyncio: a test that is a coroutine")

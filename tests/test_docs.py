@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PAGES = [README, *sorted((ROOT / "docs").rglob("*.md"))]
-PUBLIC = ["", ".streams", ".client", ".runner", ".compat"]
+PUBLIC = ["", ".streams", ".client", ".runner", ".testing", ".compat"]
 
 pytestmark = pytest.mark.skipif(len(PAGES) == 1, reason="needs docs/, which is only in a checkout")
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
