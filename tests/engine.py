@@ -169,6 +169,15 @@ class Peer:
     def end(self):
         self._writer.write_eof()
 
+    def stop(self, how):
+        """Stops the request "r" in one of the ways of the tests. A deadline passes by itself."""
+        if how == "request":
+            self.send(cancel("job of r", "r"))
+        elif how == "job":
+            self.send(cancel("job of r"))
+        elif how == "end":
+            self.end()
+
     def abort(self):
         self._writer.transport.abort()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+
 import pytest
 
 try:
@@ -50,3 +53,22 @@ both_kinds_of_handlers = pytest.mark.parametrize(
 def stock(status, **fields):
     """An outcome of rrq."""
     return StockOutcome(status=status, **fields)
+
+
+@contextlib.asynccontextmanager
+async def stock_server(registry):
+    """Serves a registry by the stock runner. Gives the port."""
+    tracker = rrq.runner_runtime._InflightTracker()
+    await tracker.start()
+    runner = rrq.runner.PythonRunner(job_registry=registry, worker_id=None)
+    server = await asyncio.start_server(
+        lambda reader, writer: rrq.runner_runtime._handle_connection(
+            reader, writer, runner, tracker
+        ),
+        "127.0.0.1",
+        0,
+    )
+    async with server:
+        yield server.sockets[0].getsockname()[1]
+        server.close()
+    await tracker.close()

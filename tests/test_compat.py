@@ -11,7 +11,7 @@ import pytest
 
 from rrq_fastwire import compat
 
-from .stock import HAS_RRQ, needs_rrq, rrq
+from .stock import HAS_RRQ, needs_rrq, registry, rrq, stock_server
 
 MODULES = [
     pytest.param(HAS_RRQ and rrq.protocol, id="rrq", marks=needs_rrq),
@@ -199,32 +199,16 @@ def test_without_rrq_install_is_an_import_error_and_importing_is_not():
 @needs_rrq
 @pytest.mark.usefixtures("installed")
 def test_a_job_runs_through_the_stock_runner_with_the_codec_put_in(wire):
-    from rrq.registry import Registry
-    from rrq.runner import PythonRunner
-
     async def echo(request):
         return request.params
 
     async def running():
-        registry = Registry()
-        registry.register("echo", echo)
-        runner = PythonRunner(job_registry=registry, worker_id=None)
-        tracker = rrq.runner_runtime._InflightTracker()
-        await tracker.start()
-        server = await asyncio.start_server(
-            lambda reader, writer: rrq.runner_runtime._handle_connection(
-                reader, writer, runner, tracker
-            ),
-            "127.0.0.1",
-            0,
-        )
-        async with server:
-            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        async with stock_server(registry({"echo": echo})) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
             writer.write(wire.encode_frame(job))
             outcome = next(wire.MessageDecoder().feed(await reader.read(65536)))
             writer.close()
             await writer.wait_closed()
-        await tracker.close()
         return outcome
 
     job = next(wire.MessageDecoder().feed(REQUEST))

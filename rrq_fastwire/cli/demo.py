@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import statistics
 import sys
 import time
 from array import array
 
 from .runner_process import runner_process
-from .workload import drive
+from .workload import drive, percentile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,15 +56,15 @@ def run() -> int:
         stock: float | None = None
         for name, arguments in _RUNNERS.items():
             command = [sys.executable, "-m", *arguments, *_SETTINGS]
-            elapsed, cpu, latencies = asyncio.run(_measure(name, command, progress))
+            elapsed, cpu, unsorted = asyncio.run(_measure(name, command, progress))
             stock = stock or cpu
-            percentiles = statistics.quantiles(latencies, n=100)
+            latencies = sorted(unsorted)
             table.add_row(
                 name,
                 f"{_JOBS / elapsed:,.0f}",
                 f"{cpu / _JOBS * 1e6:.1f} us" if cpu else "-",
                 f"{stock / cpu:.1f}x" if cpu and stock and cpu is not stock else "-",
-                *(f"{percentiles[at - 1] * 1e3:.2f} ms" for at in (50, 95, 99)),
+                *(f"{percentile(latencies, at) * 1e3:.2f} ms" for at in (50, 95, 99)),
             )
     console.print(table)
     return 0

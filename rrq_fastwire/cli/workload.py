@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from itertools import count
 
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ..client import RunnerClient
+
+
+def percentile(latencies: Sequence[float], percent: int) -> float:
+    """Return the latency that so many percent of some, which are sorted, do not exceed."""
+    return latencies[math.ceil(len(latencies) * percent / 100) - 1]
 
 
 async def drive(

@@ -11,7 +11,6 @@ from .outbox import HIGH_WATER, Outbox
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from types import TracebackType
     from typing import Self
 
     from .. import RunnerMessage
@@ -274,11 +273,6 @@ class MessageStream(Outbox):
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.close()
         await self.wait_closed()

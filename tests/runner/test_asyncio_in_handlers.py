@@ -16,25 +16,7 @@ from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
 
 from ..asyncio_handlers import CASES, NEEDS, PATIENCE
-from ..stock import needs_rrq, registry, rrq
-
-
-@contextlib.asynccontextmanager
-async def stock_server(registry):
-    tracker = rrq.runner_runtime._InflightTracker()
-    await tracker.start()
-    runner = rrq.runner.PythonRunner(job_registry=registry, worker_id=None)
-    server = await asyncio.start_server(
-        lambda reader, writer: rrq.runner_runtime._handle_connection(
-            reader, writer, runner, tracker
-        ),
-        "127.0.0.1",
-        0,
-    )
-    async with server:
-        yield server.sockets[0].getsockname()[1]
-        server.close()
-    await tracker.close()
+from ..stock import needs_rrq, registry, stock_server
 
 
 @contextlib.asynccontextmanager

@@ -28,7 +28,6 @@ from ..engine import (
     SOON,
     among_neighbours,
     call,
-    cancel,
     malformed,
     request,
     serving,
@@ -200,12 +199,7 @@ def test_a_handler_that_ruins_its_native_request_can_still_be_cancelled(run, how
             deadline = SOON if how == "deadline" else None
             peer.send(request("nothing", deadline=deadline), request("echo", id="2"))
             assert list(await peer.answers(1)) == ["2"]
-            if how == "request":
-                peer.send(cancel("job of r", "r"))
-            elif how == "job":
-                peer.send(cancel("job of r"))
-            elif how == "end":
-                peer.end()
+            peer.stop(how)
             answer = await peer.answer()
             assert answer.error.type == ("timeout" if how == "deadline" else "cancelled")
             assert (answer.job_id, answer.request_id) == ("job of r", "r")

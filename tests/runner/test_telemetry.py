@@ -16,7 +16,6 @@ from ..engine import (
     SOON,
     among_neighbours,
     call,
-    cancel,
     request,
     serving,
     stock_answer,
@@ -155,12 +154,7 @@ def test_a_span_is_told_of_a_cancellation_and_of_a_deadline(run, recorder, handl
             deadline = SOON if how == "deadline" else None
             peer.send(request("handler", deadline=deadline), request("echo", id="2"))
             await peer.answers(1)
-            if how == "request":
-                peer.send(cancel("job of r", "r"))
-            elif how == "job":
-                peer.send(cancel("job of r"))
-            elif how == "end":
-                peer.end()
+            peer.stop(how)
             await peer.answer()
         [span] = (each for each in recorder.spans if each.request.request_id == "r")
         if how == "deadline":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from array import array
 from collections import Counter
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 from ... import FastwireError
 from ..progress import progress_bar
 from ..target import Target, reached
-from ..workload import drive
+from ..workload import drive, percentile
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class Measured(NamedTuple):
 
     def percentile(self, percent: int) -> float:
         """Return the latency that so many percent of the answers did not exceed."""
-        return self.latencies[math.ceil(len(self.latencies) * percent / 100) - 1]
+        return percentile(self.latencies, percent)
 
     def figures(self) -> dict[str, Any]:
         """Return what --json prints, in seconds."""
