@@ -149,7 +149,8 @@ cdef class StreamDecoder:
         """
         if not isinstance(hint, int):
             raise TypeError(f"hint must be an int, got {type_name(hint)}")
-        cdef bytearray space = bytearray(READ_SIZE)
+        cdef bytearray space = bytearray()
+        PyByteArray_Resize(space, READ_SIZE)  # bytearray(READ_SIZE) would write zeros
         with cython.critical_section(self):
             self.check()
             self.space = space

@@ -1,5 +1,4 @@
-# What the translated generic codec knows of its types; `_generic.py` itself stays plain Python. Half of
-# its time goes into these two methods, and a sixth of that is saved here.
+# The types of `_generic.py`, which stays plain Python. They save a sixth of the time of the two loops.
 cdef class _Schema:
     cdef readonly type cls
     cdef readonly list rules
