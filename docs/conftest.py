@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 import pytest
-from sybil import Sybil
-from sybil.parsers.markdown import PythonCodeBlockParser
+from sybil import Example, Sybil
+from sybil.evaluators.python import PythonEvaluator
+from sybil.parsers.markdown import CodeBlockParser
+from sybil.region import Lexeme
+
+from rrq_fastwire.cli.runner_process import free_port
 
 # tests/e2e/test_shop.py runs these.
 collect_ignore = ["examples"]
 
-pytest_collect_file = Sybil(parsers=[PythonCodeBlockParser()], patterns=["*.md"]).pytest()
+# The pages show ports 9000 and 9100, on which another program may listen.
+PORT = free_port(101)
+
+
+class Evaluator(PythonEvaluator):
+    def __call__(self, example: Example) -> None:
+        block = example.parsed
+        code = block.replace("9000", str(PORT)).replace("9100", str(PORT + 100))
+        example.parsed = Lexeme(code, block.offset, block.line_offset)
+        super().__call__(example)
+
+
+blocks = CodeBlockParser(language="python", evaluator=Evaluator())
+pytest_collect_file = Sybil(parsers=[blocks], patterns=["*.md"]).pytest()
 
 
 def pytest_configure(config: pytest.Config) -> None:
