@@ -60,7 +60,8 @@ def shop(orchestrator, monkeypatch, tmp_path):
 
 
 def test_shop_does_its_jobs(orchestrator, shop):
-    deployment = Deployment(orchestrator.bin, orchestrator.database, shop)
+    # The port and the command are for runners that the test starts.
+    deployment = Deployment(orchestrator.bin, orchestrator.database, shop, port=0, command=[])
     deployment.enqueue(JOBS)
     deployment.work(JOBS, time.monotonic() + RUN_SECONDS)
 
