@@ -41,8 +41,8 @@ class Admission:
         allow_from: the networks that may connect, and loopback; None admits all.
         max_connections: how many connections there may be at a time.
         max_frame_size: the most bytes of payload that a message may announce.
-        header_timeout: seconds until the first message, and each that has begun, is complete; 0 is
-            no limit.
+        header_timeout: seconds until the first message is complete, and also one that has begun
+            when others connect; 0 is no limit.
 
     Attributes:
         refused: how many connections were refused or closed, by reason.
@@ -66,7 +66,8 @@ class Admission:
         self.is_held = False
         self.on_refused: Callable[[str], object] = lambda _: None
         self._streams: set[MessageStream] = set()
-        self._late: dict[MessageStream, _Watch] = {}
+        self._watches: dict[MessageStream, _Watch] = {}
+        self._next_search = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def serve(self, on_stream: OnStream, *, is_new: bool = True) -> OnStream:
@@ -82,15 +83,16 @@ class Admission:
                 self._refuse(stream, reason)
                 return
             self._streams.add(stream)
-            self._look_later()
-            if is_new:
-                # This is after deliver() has begun, and before it delivers the first message.
-                asyncio.get_running_loop().call_soon(self._watch, stream)
+            if self._header_timeout:
+                self._watch_those_that_have_begun()
+                if is_new:
+                    # This is after deliver() has begun, and before it delivers the first message.
+                    asyncio.get_running_loop().call_soon(self._watch, stream)
             try:
                 await on_stream(stream)
             finally:
                 self._streams.discard(stream)
-                self._late.pop(stream, None)
+                self._forget(stream)
 
         return admitted
 
@@ -124,39 +126,53 @@ class Admission:
     # Messages that do not arrive
 
     def _watch(self, stream: MessageStream) -> None:
-        if stream in self._streams and self._header_timeout:
-            self._late[stream] = _Watch(stream)
+        """Waits for the next message of a connection."""
+        if stream in self._streams and stream not in self._watches:
+            self._watches[stream] = _Watch(stream, self._forget)
+            self._look_later()
+
+    def _forget(self, stream: MessageStream) -> None:
+        """A timer costs each iteration of asyncio's event loop: there is none for nothing."""
+        self._watches.pop(stream, None)
+        if not self._watches and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _watch_those_that_have_begun(self) -> None:
+        """Called with each new connection: without one, a message may take the time that it takes.
+
+        Nothing else would be worth a timer, and there are no more connections for it to hold.
+        """
+        now = asyncio.get_running_loop().time()
+        if now < self._next_search:
+            return
+        self._next_search = now + self._header_timeout / _LOOKS
+        for stream in self._streams:
+            if stream._decoder.buffered:
+                self._watch(stream)
 
     def _look_later(self) -> None:
-        if self._timer is None and self._header_timeout and self._streams:
+        if self._timer is None and self._watches:
             seconds = self._header_timeout / _LOOKS
             self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Closes connections whose message is late, and watches those where one has begun."""
+        """Closes connections whose message is late."""
         self._timer = None
-        for stream in list(self._streams):
-            watch = self._late.get(stream)
-            if watch is not None and not watch.is_waiting():
-                del self._late[stream]
-                watch = None
-            if watch is None and _has_begun_a_message(stream):
-                self._late[stream] = watch = _Watch(stream)
-            if watch is None or self.is_held or stream.congested:
-                continue
-            watch.looks += 1
-            if watch.looks > _LOOKS:
-                self._refuse(stream, "header_timeout")
+        for stream, watch in list(self._watches.items()):
+            if not watch.is_waiting():
+                del self._watches[stream]
+            elif not (self.is_held or stream.congested):
+                watch.looks += 1
+                if watch.looks > _LOOKS:
+                    self._refuse(stream, "header_timeout")
         self._look_later()
 
     def stop(self) -> None:
+        """Ends the timer."""
+        self._watches.clear()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer, self._header_timeout = None, 0
-
-
-def _has_begun_a_message(stream: MessageStream) -> bool:
-    return stream._decoder.buffered > 0
 
 
 class _Watch:
@@ -164,13 +180,17 @@ class _Watch:
 
     Only a connection that is waited for pays for it, and only until its next message.
 
+    Arguments:
+        done: called with the stream when a message has come.
+
     Attributes:
         looks: how often the message was found to be missing.
     """
 
-    def __init__(self, stream: MessageStream) -> None:
+    def __init__(self, stream: MessageStream, done: Callable[[MessageStream], object]) -> None:
         self.looks = 0
         self._stream = stream
+        self._done = done
         self._on_message = stream._on_message
         if self._on_message is not None:
             stream._on_message = self._take
@@ -180,8 +200,9 @@ class _Watch:
         assert on_message is not None
         if self.is_waiting():
             self._stream._on_message = on_message
+            self._done(self._stream)
         on_message(message)
 
     def is_waiting(self) -> bool:
-        """Whether no message has come since."""
+        """Whether no message has come since. One that is not valid ends deliver(), too."""
         return self._stream._on_message == self._take

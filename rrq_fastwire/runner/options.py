@@ -214,8 +214,8 @@ def option_parser() -> OptionParser:
         default=DEFAULT_HEADER_TIMEOUT,
         type=_seconds,
         metavar="SECONDS",
-        help="close a connection whose first message, or a message that has begun, takes longer to"
-        f" arrive (default: {DEFAULT_HEADER_TIMEOUT:g}; 0 is no limit)",
+        help="close a connection whose first message takes longer to arrive or, when others"
+        f" connect, a message that has begun (default: {DEFAULT_HEADER_TIMEOUT:g}; 0 is no limit)",
     )
 
     group = parser.add_argument_group("the end")

@@ -134,8 +134,8 @@ async def serve(
         allow_from: the networks, such as "10.1.0.0/16", that may connect then; loopback always may.
         max_connections: how many connections there may be; more are refused.
         max_frame_size: the most bytes of payload that a message may announce.
-        header_timeout: seconds that the first message of a connection, and one that has begun, may
-            take to arrive, before the connection is closed; 0 is no limit.
+        header_timeout: seconds that the first message of a connection, and when others connect also
+            one that has begun, may take to arrive before it is closed; 0 is no limit.
         grace: seconds that cancelled handlers are given at the end; `rrq-fastwire-runner --help`
             says how it relates to the worker's.
         lifespan: an async context manager, or a function that returns one. It is entered before the
