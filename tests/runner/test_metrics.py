@@ -88,7 +88,7 @@ def scrape(runner, accept="text/plain"):
 def test_jobs_are_counted_by_function_and_outcome(command, settings, accept):
     runner = start(command, settings)
     peer = command.connect(runner.port)
-    for name in ("kind", "kind", "send", "fail", "unfit", "nobody's", "sleep"):
+    for name in ("kind", "kind", "send", "fail", "unfit", "not registered", "sleep"):
         peer.send(name)
         peer.receive()
     samples = scrape(runner, accept)
