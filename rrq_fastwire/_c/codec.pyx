@@ -183,7 +183,7 @@ cdef inline object date_time(Moment* at):
 
 def parse_date_time(text):
     """As parse_date_time() of the generic codec."""
-    cdef Py_ssize_t size
+    cdef Py_ssize_t size = 0
     cdef Moment moment
     cdef Octets at = <Octets>PyUnicode_AsUTF8AndSize(text, &size), end = at + size
     if take_moment(&at, end, &moment) and at == end:
@@ -349,7 +349,7 @@ cdef bint enter(PyObject* container, Level* level) noexcept:
 
 cdef PyObject* next_container(Level* level) noexcept:
     """The next item that is not a leaf; NULL at the end."""
-    cdef PyObject* item
+    cdef PyObject* item = NULL
     if level.items is NULL:
         while PyDict_Next(level.container, &level.pos, NULL, &item):
             if not is_leaf(item):
@@ -416,7 +416,7 @@ cdef inline char* append_bytes(char* out, bytes data) noexcept:
 cdef bytes encode_success(object outcome, uint32_t limit):
     """The frame of a success with plain ids and a plain result; None for everything else."""
     cdef Octets first, second
-    cdef Py_ssize_t first_size, second_size, size
+    cdef Py_ssize_t first_size = 0, second_size = 0, size
     job_id, request_id = get(outcome, OUTCOME_SLOTS[0]), get(outcome, OUTCOME_SLOTS[1])
     error, seconds = get(outcome, OUTCOME_SLOTS[4]), get(outcome, OUTCOME_SLOTS[5])
     if type(job_id) is not str or type(request_id) is not str:

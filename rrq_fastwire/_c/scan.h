@@ -36,7 +36,7 @@ static inline const unsigned char *skip_plain_blocks(const unsigned char *at,
                          _mm_cmpeq_epi8(text, _mm_set1_epi8('\\')))));
         if (stops) {
 #if defined(__GNUC__)
-            at += __builtin_ctz(stops);
+            at += __builtin_ctz((unsigned int)stops);
 #endif
             break;
         }

@@ -98,7 +98,7 @@ cdef inline bint take_moment(Octets* at, Octets end, Moment* moment) noexcept:
             text += 1
         if text == fraction:
             return False
-        for missing in range(text - fraction, 6):
+        for _ in range(text - fraction, 6):
             moment.microsecond *= 10
     if text == end or text[0] != c"Z":
         return False
