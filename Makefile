@@ -32,7 +32,7 @@ export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(COMMIT_DATE),315532800)
 .PHONY: help demo test lint typecheck e2e e2e-chaos bench bench-codec bench-runners bench-check
 .PHONY: bench-instructions docs docs-pictures pictures clean
 .PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
-.PHONY: test-no-compiler test-examples sanitize fuzz
+.PHONY: test-no-compiler test-examples test-debug sanitize fuzz valgrind analyze audit
 .PHONY: sdist wheel-pure wheels wheels-cross release-check
 
 help:  ## list the targets
@@ -150,6 +150,38 @@ fuzz: build/fuzz/ready  ## fuzz with each of HARNESSES for SECONDS=60, under the
 	    grep -E 'inline 8-bit|DONE|^Done' $$log; \
 	done
 
+# Assertions in CPython and its own allocator's checks. There are no wheels of orjson for this Python.
+test-debug: PYTHON := /usr/bin/python3-dbg
+test-debug:  ## run the codec's tests with Debian's debug build of CPython, in development mode
+	$(call fresh,debug)
+	build/debug/bin/python -m pip install --quiet --upgrade setuptools cython hypothesis pytest-timeout
+	RRQ_FASTWIRE_PURE=0 build/debug/bin/python -m pip install --quiet --no-deps --no-build-isolation .
+	cp -r tests pyproject.toml README.md build/debug
+	cd build/debug && PYTHONMALLOC=debug RRQ_FASTWIRE_PURE=0 \
+	    bin/python -X dev -m pytest --no-orjson --timeout=900 $(CODEC)
+
+valgrind: $(READY)  ## run all kinds of calls of the compiled codec under valgrind's memcheck
+	PYTHONMALLOC=malloc RRQ_FASTWIRE_PURE=0 valgrind --quiet --error-exitcode=1 --num-callers=30 \
+	    --suppressions=tests/codec/valgrind.supp $(RUN)/python tests/codec/calls.py
+
+# Generated code converts between signed and unsigned without saying so, and stores what nothing reads.
+INCLUDES = -isystem $$($(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') -Irrq_fastwire/_c
+ANALYZED := frames codec _generic
+analyze: $(READY)  ## look for mistakes in the compiled code with Cython, gcc and clang, without running it
+	mkdir -p build/analyze
+	for source in _c/frames.pyx _c/codec.pyx _generic.py; do \
+	    $(RUN)/cython -3 -Wextra --warning-errors -o build/analyze/$$(basename $${source%.*}).c \
+	        rrq_fastwire/$$source || exit 1; done
+	gcc -std=c11 -O1 -fanalyzer -Wall -Wextra -Wconversion -Wsign-compare -Wshadow -Wpedantic -Werror \
+	    $(INCLUDES) -c tests/codec/scan_header.c -o /dev/null
+	clang-tidy --quiet --warnings-as-errors='*' tests/codec/scan_header.c \
+	    --checks='-*,bugprone-*,cert-*,clang-analyzer-*' -- -std=c11 $(INCLUDES)
+	for name in $(ANALYZED); do \
+	    gcc -std=c11 -O1 -Wall -Wextra -Wsign-compare -Werror $(INCLUDES) \
+	        -c build/analyze/$$name.c -o /dev/null && \
+	    clang --analyze --analyzer-output text -Werror -Xclang -analyzer-disable-checker \
+	        -Xclang deadcode.DeadStores $(INCLUDES) build/analyze/$$name.c || exit 1; done
+
 sdist: $(READY)  ## build the sdist into dist/
 	$(RUN)/python -m build --sdist --outdir dist
 
@@ -164,6 +196,9 @@ wheels-cross: sdist  ## build wheels for aarch64 and musl, and test those that r
 	$(RUN)/python -m pip install --quiet ziglang
 	mkdir -p build/cross
 	$(RUN)/python .ci/cross.py dist/*.tar.gz build/cross $(CODEC)
+
+audit: $(READY)  ## look for known vulnerabilities in what .venv has installed; needs the network
+	$(RUN)/pip-audit --skip-editable
 
 release-check: $(READY)  ## check that TAG=v1.2.3 can be released
 	$(RUN)/python .ci/release.py $(TAG)
