@@ -31,7 +31,7 @@ _MOST_ITERATIONS = 200
 _STEPS = 12
 
 
-class _Transport(asyncio.Transport):
+class Transport(asyncio.Transport):
     """Keeps what is written. Reads as asyncio does: in callbacks, and not while that is paused."""
 
     def __init__(self, stream: MessageStream) -> None:
@@ -178,7 +178,7 @@ async def _check(steps: list[tuple[int, int]], data: bytes) -> None:
     loop.set_exception_handler(lambda _, context: unhandled.append(context))
     runner = Runner(_HANDLERS, max_in_flight=3)
     stream = MessageStream(runner.on_stream)
-    transport = _Transport(stream)
+    transport = Transport(stream)
     is_reset = await _receive(stream, transport, steps, data)
     closed = asyncio.ensure_future(stream.wait_closed())
     for _ in range(_MOST_ITERATIONS):
@@ -195,7 +195,7 @@ async def _check(steps: list[tuple[int, int]], data: bytes) -> None:
 
 
 async def _receive(
-    stream: MessageStream, transport: _Transport, steps: list[tuple[int, int]], data: bytes
+    stream: MessageStream, transport: Transport, steps: list[tuple[int, int]], data: bytes
 ) -> bool:
     """Give the bytes to the stream, and its end. Returns whether that was a reset."""
     is_write_paused = False
