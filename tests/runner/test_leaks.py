@@ -385,7 +385,7 @@ def runner(request, tmp_path):
         process.stdout.close()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(300)
 def test_no_kind_of_ending_leaks(runner):
     kind, port = runner
 
