@@ -23,6 +23,7 @@ from libc.string cimport memcmp, memcpy
 
 from .frames cimport HEADER_LEN, MAX_PAYLOAD, StreamDecoder
 from .frames cimport check_whole, checked_limit, new_frame, octets
+from .plain cimport is_plain
 from .scan cimport FREE_THREADED, Moment, Octets, RequestSpans, Span
 from .scan cimport plain_end, scan_request, skip, take_moment, take_text
 
@@ -46,28 +47,13 @@ cdef extern from "structmember.h":
     ctypedef struct PyTypeObject:
         PyMemberDef* tp_members
 
-
 cdef extern from "Python.h":
     object PyType_GenericAlloc(type cls, Py_ssize_t items)
     str PyUnicode_New(Py_ssize_t size, Py_UCS4 largest)
     const char* PyUnicode_AsUTF8AndSize(object text, Py_ssize_t* size) except NULL
-    bint PyDict_Next(PyObject* dict, Py_ssize_t* pos, PyObject** key, PyObject** value)
-    Py_ssize_t PyDict_Size(PyObject*)
-    bint PyUnicode_CheckExact(PyObject*)
-    bint PyLong_CheckExact(PyObject*)
-    bint PyFloat_CheckExact(PyObject*)
-    bint PyBool_Check(PyObject*)
-    bint PyDict_CheckExact(PyObject*)
-    bint PyList_CheckExact(PyObject*)
-    bint PyTuple_CheckExact(PyObject*)
-    Py_ssize_t PySequence_Fast_GET_SIZE(PyObject*)
-    PyObject** PySequence_Fast_ITEMS(PyObject*)
-    PyObject* Py_None
 
-cdef enum:
-    MAX_LEVELS = 128    # more than MAX_NESTING
-    # JSON of this size cannot exceed the JSON library's nesting limit, even inside the envelope.
-    SMALL_JSON = 2 * (1024 - 2)
+# JSON of this size cannot exceed the JSON library's nesting limit, even inside the envelope.
+cdef enum: SMALL_JSON = 2 * (1024 - 2)
 
 cdef object loads = _json.loads
 # Without a GIL, other threads can change a value between the check and the writing.
@@ -78,7 +64,6 @@ cdef object DEFAULT_LIMIT = MAX_FRAME_SIZE
 cdef int RESULT_LEVELS = MAX_NESTING - 2
 cdef Py_ssize_t MAX_ITEMS = _json.MAX_ITEMS
 cdef object SUCCESS = OutcomeStatus.SUCCESS
-
 
 cdef type REQUEST = ExecutionRequest, CONTEXT = ExecutionContext, OUTCOME = ExecutionOutcome
 
@@ -256,7 +241,8 @@ cdef object recognise_success(Octets at, Octets end):
         return None
     first, second = text_of(job_id), text_of(request_id)
     return new_message(OUTCOME, OUTCOME_SLOTS, [
-        <PyObject*>first, <PyObject*>second, <PyObject*>SUCCESS, <PyObject*>result, Py_None, Py_None
+        <PyObject*>first, <PyObject*>second, <PyObject*>SUCCESS, <PyObject*>result,
+        <PyObject*>None, <PyObject*>None,
     ], 6)
 
 
@@ -315,79 +301,9 @@ FrameError where the stream is broken, after the messages before it.
         return decode(owner, start, size)
 
 
-cdef struct Level:
-    # A dict, or the items of a list or tuple, and the position of the next item.
-    PyObject* container
-    PyObject** items            # NULL for a dict
-    Py_ssize_t size, pos
-
-
-cdef inline bint is_leaf(PyObject* item) noexcept:
-    return (
-        PyUnicode_CheckExact(item)
-        or PyLong_CheckExact(item)
-        or PyFloat_CheckExact(item)
-        or PyBool_Check(item)
-        or item is Py_None
-    )
-
-
-cdef bint enter(PyObject* container, Level* level) noexcept:
-    """Whether it is a dict, list or tuple, and nothing derived from them."""
-    level.container = container
-    level.items = NULL
-    level.pos = 0
-    if PyDict_CheckExact(container):
-        level.size = PyDict_Size(container)
-        return True
-    if PyList_CheckExact(container) or PyTuple_CheckExact(container):
-        level.items = PySequence_Fast_ITEMS(container)
-        level.size = PySequence_Fast_GET_SIZE(container)
-        return True
-    return False
-
-
-cdef PyObject* next_container(Level* level) noexcept:
-    """The next item that is not a leaf; NULL at the end."""
-    cdef PyObject* item = NULL
-    if level.items is NULL:
-        while PyDict_Next(level.container, &level.pos, NULL, &item):
-            if not is_leaf(item):
-                return item
-    else:
-        while level.pos < level.size:
-            item = level.items[level.pos]
-            level.pos += 1
-            if not is_leaf(item):
-                return item
-    return NULL
-
-
-cdef bint is_plain(PyObject* item, int levels) noexcept:
-    """As _is_plain() of `_json`. No Python code runs meanwhile, so borrowed references are safe."""
-    cdef Level stack[MAX_LEVELS]
-    cdef int depth = 0
-    cdef Py_ssize_t left = MAX_ITEMS
-    if is_leaf(item):
-        return True
-    while True:
-        if depth == levels or depth == MAX_LEVELS or not enter(item, &stack[depth]):
-            return False
-        left -= stack[depth].size
-        if left < 0:
-            return False
-        item = next_container(&stack[depth])
-        depth += 1
-        while item is NULL:
-            depth -= 1
-            if depth == 0:
-                return True
-            item = next_container(&stack[depth - 1])
-
-
 def dump_plain(value, int levels):
     """As dump_plain() of `_json`. Nothing runs between the check and the writing."""
-    if dumps is not None and is_plain(<PyObject*>value, levels):
+    if dumps is not None and is_plain(<PyObject*>value, levels, MAX_ITEMS):
         try:
             return dumps(value)
         except TypeError:
@@ -429,7 +345,7 @@ cdef bytes encode_success(object outcome, uint32_t limit):
             or plain_end(second, second + second_size) != second + second_size):
         return None
     result = get(outcome, OUTCOME_SLOTS[3])
-    if not is_plain(<PyObject*>result, RESULT_LEVELS):
+    if not is_plain(<PyObject*>result, RESULT_LEVELS, MAX_ITEMS):
         return None
     cdef bytes body = dumps(result)
     size = TEMPLATE_SIZE + first_size + second_size + PyBytes_GET_SIZE(body)

@@ -10,7 +10,6 @@ cdef extern from "scan.h":
     const unsigned char* last_brace(const unsigned char* at, const unsigned char* end) noexcept
     bint skip(const unsigned char** at, const unsigned char* end, const char* literal) noexcept
 
-
 ctypedef const unsigned char* Octets
 
 cdef struct Span:
