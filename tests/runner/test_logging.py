@@ -124,8 +124,8 @@ def test_what_a_handler_raises_after_its_cancellation_is_logged(run, caplog):
 @pytest.fixture
 def configured_logging():
     """Lets a test configure logging, and undoes it."""
-    names = ["", "rrq", "rrq.runner", "rrq_fastwire", "rrq_fastwire.runner"]
-    loggers = [logging.getLogger(name) for name in names]
+    # All of them, because dictConfig() disables those that it does not name.
+    loggers = [logging.getLogger(name) for name in ["", *logging.root.manager.loggerDict]]
     before = [(each.level, each.handlers[:], each.propagate, each.disabled) for each in loggers]
     yield
     for each, (level, handlers, propagate, disabled) in zip(loggers, before, strict=True):
