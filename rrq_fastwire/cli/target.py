@@ -75,7 +75,9 @@ def parse_address(text: str) -> Target:
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
     if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
-        raise click.UsageError(f"expected HOST:PORT with a port from 1 to 65535, got {text!r}")
+        raise click.UsageError(
+            f"expected HOST:PORT with a port from 1 to 65535, or --runner, got {text!r}"
+        )
     return Target(host, int(port), None)
 
 

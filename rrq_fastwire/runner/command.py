@@ -59,7 +59,10 @@ def main(argv: list[str] | None = None) -> None:
         options.lifespan = options.lifespan and split_path(options.lifespan, "--lifespan")
         options.on_error = options.on_error and split_path(options.on_error, "--on-error")
         options.middleware = [split_path(path, "--middleware") for path in options.middleware]
-        host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
+        try:
+            host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
+        except ValueError as error:
+            raise ValueError(f"--tcp-socket: {error}") from error
         _check(options, port)
         if options.reload:
             _require("--reload", ".reload", "reload")
