@@ -28,18 +28,19 @@ async def let_accepted_connections_arrive() -> None:
 
 
 async def drain(runner: Runner, seconds: float) -> None:
-    """Reads no more requests, and waits for the jobs that run, for some seconds at most.
+    """Takes no more requests, and waits for the jobs that run, for some seconds at most.
 
     A connection is closed as soon as its last job is answered, so that an orchestrator sends its
-    next request to another runner. One that it sends before is not read: its job runs again.
+    next request to another runner. One that it sends before is ignored: its job runs again.
     """
     await let_accepted_connections_arrive()
     running = sum(len(connection.jobs) for connection in runner._connections)
     if running:
         log(logging.INFO, "draining: %d jobs may end within %g s", running, seconds)
     for connection in list(runner._connections):
+        # Requests are read all the same. If a socket is closed with unread bytes, the kernel resets
+        # the connection, and answers that the peer has not received are lost.
         connection.hung_up = True
-        _pause(connection)
         for job in connection.jobs.values():
             if job.task is not None:
                 # In the next iteration: an orchestrator takes longer to send another request.

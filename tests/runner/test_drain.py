@@ -26,11 +26,15 @@ async def until_told(request):
         await asyncio.sleep(0.005)
     return "ended"
 
+async def large(request):
+    await until_told(request)
+    return "x" * 12_000_000
+
 async def in_thread(request):
     begun(request)
     return await asyncio.to_thread(time.sleep, 600)
 
-handlers |= {"until_told": until_told, "in_thread": in_thread}
+handlers |= {"until_told": until_told, "large": large, "in_thread": in_thread}
 try:
     settings = register(handlers)
 except NameError:
@@ -107,6 +111,31 @@ def test_a_request_that_comes_while_it_drains_is_not_run(command):
         assert peer.receive() is None
     assert command.wait(runner) == 0
     assert not late.exists()
+
+
+def test_a_request_that_comes_while_it_drains_does_not_cut_off_a_large_answer(command, run):
+    runner = start(command, "--drain", "600")
+    begun, late = str(command.folder / "begun"), str(command.folder / "late")
+    idle = command.connect(runner.port)
+    idle.ask("kind")
+
+    async def scenario():
+        async with await RunnerClient.connect("127.0.0.1", runner.port) as client:
+            job = asyncio.create_task(client.execute("large", {"begun": begun}))
+            while not os.path.exists(begun):
+                await asyncio.sleep(0.005)
+            runner.terminate()
+            assert await asyncio.to_thread(idle.receive) is None  # it drains
+            ignored = asyncio.create_task(client.execute("wait", {"begun": late}))
+            await asyncio.sleep(0)  # it is sent
+            (command.folder / "told").touch()
+            assert len((await job).result) == 12_000_000
+            with pytest.raises(ConnectionError):
+                await ignored
+
+    run(scenario())
+    assert command.wait(runner) == 0
+    assert not os.path.exists(late)
 
 
 def test_what_has_not_ended_in_time_is_cancelled(command):
