@@ -49,7 +49,7 @@ async def drain(runner: Runner, seconds: float) -> None:
     while asyncio.get_running_loop().time() < end:
         for connection in list(runner._connections):
             _close_if_done(connection)
-        if not any(connection.jobs for connection in runner._connections):
+        if not runner._connections:  # each is there until its peer has been given all answers
             return
         await asyncio.sleep(_POLL_SECONDS)
     left = sum(len(connection.jobs) for connection in runner._connections)
