@@ -253,8 +253,9 @@ def _spoil(message: Any, choices: Choices, values: _Values) -> None:
     for _ in range(choices.number(3)):
         target = message
         for nested in ("context", "error"):
-            if choices.number(1):
-                target = getattr(target, nested, None) or target
+            inner = getattr(target, nested, None)
+            if choices.number(1) and type(inner) in (ExecutionContext, ExecutionError):
+                target = inner
         name = choices.one_of(type(target).__slots__)
         if not hasattr(target, name):
             continue
