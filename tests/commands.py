@@ -236,18 +236,23 @@ class Peer:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
         self.decoder = MessageDecoder()
 
-    def send(self, function_name, **params):
+    @staticmethod
+    def request(function_name, id=None, **params):
         context = ExecutionContext(
             job_id="j", attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
         )
-        request = ExecutionRequest(
-            request_id=function_name,
-            job_id="j",
-            function_name=function_name,
-            params=params,
-            context=context,
+        return encode_frame(
+            ExecutionRequest(
+                request_id=function_name if id is None else id,
+                job_id="j",
+                function_name=function_name,
+                params=params,
+                context=context,
+            )
         )
-        self.socket.sendall(encode_frame(request))
+
+    def send(self, function_name, **params):
+        self.socket.sendall(self.request(function_name, **params))
 
     def receive(self):
         """The next answer; None where the runner has ended the stream."""

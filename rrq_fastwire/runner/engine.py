@@ -157,6 +157,7 @@ class Runner:
         self._postponed: deque[tuple[Job, ExecutionRequest]] = deque()
         self._pausing = False  # jobs are postponed until the event loop calls _resume()
         self._spent = 0.0  # seconds that handlers took up to their first waits since then
+        self._is_ending = False
         self._deadlines = Deadlines(self._overdue)
         self._cancelled: dict[asyncio.Task[None], Job] = {}  # answered, and not at their end yet
 
@@ -208,7 +209,7 @@ class Runner:
             wrong = "Request already in flight"
         else:
             jobs[request_id] = job = Job(connection, message)
-            if self._pausing:
+            if self._pausing or self._is_ending:
                 self._postponed.append((job, message))
             else:
                 self._start(connection, job, message)
@@ -273,12 +274,12 @@ class Runner:
         """Starts jobs that were postponed, in a new iteration of the event loop."""
         self._pausing, self._spent = False, 0.0
         try:
-            while self._postponed and not self._pausing:
+            while self._postponed and not self._pausing and not self._is_ending:
                 job, request = self._postponed.popleft()
                 if job.connection is not None:  # else it was cancelled meanwhile
                     self._start(job.connection, job, request)
         finally:
-            if self._postponed:
+            if self._postponed and not self._is_ending:
                 self._pause(loop)
 
     async def _run(self, connection: Connection, job: Job, request: Any) -> None:
@@ -395,6 +396,10 @@ class Runner:
 
     # Ending
 
+    def begin_end(self) -> None:
+        """Starts no more jobs. A signal handler may call this."""
+        self._is_ending = True
+
     def _hang_up(self, connection: Connection) -> None:
         """Cancels the jobs of a connection, and closes it once it has their answers."""
         connection.hung_up = True
@@ -408,6 +413,7 @@ class Runner:
         Arguments:
             grace: seconds that handlers have to end, and peers to take their answers.
         """
+        self.begin_end()
         # asyncio takes some iterations from accepting a connection to on_stream().
         for _ in range(_ITERATIONS_TO_ACCEPT):
             await asyncio.sleep(0)

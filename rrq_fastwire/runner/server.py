@@ -231,6 +231,8 @@ async def run_server(
     def signalled(_: int) -> None:
         nonlocal told_to_end
         told_to_end = True
+        if not drain:
+            runner.begin_end()
         if guard is not None:
             guard.begin_end()
 

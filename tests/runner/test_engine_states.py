@@ -81,6 +81,9 @@ class RunnerMachine(RuleBasedStateMachine):
         self.loop = ClockedLoop()
         self.cleanup.callback(self.loop.close)
         self.cleanup.enter_context(patch("time.time", self.wall_clock))
+        # Else jobs would be postponed where the machine is slow.
+        clock = patch("rrq_fastwire.runner.engine.monotonic", self.loop.time)
+        self.cleanup.enter_context(clock)
         self.unhandled = []
         self.loop.set_exception_handler(lambda _, context: self.unhandled.append(context))
         self.released = {}  # futures that handlers wait for, by request id

@@ -91,9 +91,15 @@ def test_jobs_are_counted_by_function_and_outcome(command, settings, accept):
     for name in ("kind", "kind", "send", "fail", "unfit", "not registered", "sleep"):
         peer.send(name)
         peer.receive()
+
+    def jobs():
+        counted = scrape(runner, accept).items()
+        return {key[1:]: value for key, value in counted if key[0] == "rrq_fastwire_jobs_total"}
+
+    # A job is counted when its answer has been written, which may be read sooner.
+    until(lambda: sum(jobs().values()) == 7, "the last job to be counted")
     samples = scrape(runner, accept)
-    jobs = {key[1:]: value for key, value in samples.items() if key[0] == "rrq_fastwire_jobs_total"}
-    assert jobs == {
+    assert jobs() == {
         ("kind", "success"): 2,
         ("send", "success"): 1,
         ("sleep", "success"): 1,
@@ -116,7 +122,8 @@ def test_jobs_in_flight_are_counted_until_they_are_answered(command):
     assert scrape(runner)["rrq_fastwire_jobs_in_flight",] == 3
     peers[0].socket.close()
     until(lambda: scrape(runner)["rrq_fastwire_jobs_in_flight",] == 2, "a job is cancelled")
-    assert scrape(runner)["rrq_fastwire_jobs_total", "cancelled", "wait"] == 1
+    cancelled = "rrq_fastwire_jobs_total", "cancelled", "wait"
+    until(lambda: scrape(runner).get(cancelled) == 1, "it is counted")
 
 
 def test_what_is_refused_is_counted(command):

@@ -66,6 +66,26 @@ def test_a_signal_cancels_and_answers_what_runs(command, number, settings):
 
 
 @posix
+def test_a_signal_answers_requests_that_wait_for_handlers_that_block(command):
+    (command.folder / "blocks.py").write_text(
+        "from app import *\n"
+        "async def block(request):\n    begun(request)\n    time.sleep(0.02)\n"
+        "handlers['block'] = block\n"
+    )
+    runner = command.start(settings="blocks.handlers")
+    peer = command.connect(runner.port)
+    begun = command.folder / "begun"
+    frames = [peer.request("block", id=str(n), begun=str(begun)) for n in range(40)]
+    peer.socket.sendall(b"".join(frames))
+    until(begun.exists, "the first handler to begin")
+    runner.send_signal(signal.SIGTERM)
+    answers = [peer.receive() for _ in range(40)]
+    assert {answer.request_id for answer in answers} == {str(n) for n in range(40)}
+    assert answers[-1].type == "cancelled"
+    assert command.wait(runner) == 0
+
+
+@posix
 @pytest.mark.parametrize("number", ENDINGS)
 def test_an_ending_runner_accepts_no_connection(command, number):
     runner = command.start("--grace", "600")
