@@ -55,7 +55,8 @@ test-quick: $(READY)  ## run the tests that take least, in less than 90 seconds
 test: test-checkout test-json  ## run the suite: both implementations, and again with the standard library's json
 
 test-checkout: $(READY)
-	$(PYTEST) $(TWO_AT_A_TIME) --benchmark-disable $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
+	$(PYTEST) $(TWO_AT_A_TIME) tests benchmarks --benchmark-disable $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
+	$(PYTEST) docs  # in one process: the blocks of a page continue each other
 
 test-json: $(READY)
 	$(PYTEST) $(TWO_AT_A_TIME) tests --no-orjson $(NOT_IN_PROCESS)
