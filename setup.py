@@ -7,11 +7,14 @@ compiled, and the name of the wheel says so, because pip shows nothing else of a
 
 import gzip
 import os
+import re
 import sys
 import tarfile
 import time
+import tomllib
 from contextlib import suppress
 from glob import glob
+from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
@@ -107,4 +110,27 @@ if choice == "0" or (not choice and sys.implementation.name == "cpython"):
         build_dir="build/cython",
     )
 
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt, "sdist": Sdist})
+
+def readme_for_pypi():
+    """README.md with links that begin with the project's address, if pyproject.toml has one.
+
+    PyPI shows it as the project's page, where relative links lead nowhere.
+    """
+    urls = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls")
+    text = Path("README.md").read_text(encoding="utf-8")
+    if not urls:
+        return text
+
+    def absolute(link):
+        label, path = link.groups()
+        return f"{label}({urls['Source']}/{'raw' if label[0] == '!' else 'blob'}/main/{path})"
+
+    return re.sub(r"(!?\[[^]]*\])\((?!https://|mailto:|#)([^)]+)\)", absolute, text)
+
+
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildExt, "sdist": Sdist},
+    long_description=readme_for_pypi(),
+    long_description_content_type="text/markdown",
+)
