@@ -116,7 +116,7 @@ def make_sdist():
     tracked = set(run("git", "ls-files", *folders).split())
     if packed != tracked:
         sys.exit(f"not both in the sdist and in a commit: {packed ^ tracked}")
-    generated = {name for name in names if name.endswith((".c", ".so", ".html"))}
+    generated = {name for name in names - tracked if name.endswith((".c", ".so", ".html"))}
     if generated:
         sys.exit(f"the sdist has generated files: {generated}")
     return made
