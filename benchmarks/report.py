@@ -5,8 +5,9 @@
 The options first put the figures of these files, the machine and the versions into
 results/results.json: of the codec, and of the runners on one interpreter a file. Every table and
 chart is drawn from results.json alone, so that they agree. It writes results/table.md, a chart per
-group of benchmarks, the README's blocks of figures and its two charts. The charts have a
-transparent background and colours that can be read on white and on black.
+group of benchmarks, the README's two charts, and the tables of the README and of the documentation's
+page about benchmarks. The charts have a transparent background and colours that can be read on white
+and on black.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from . import memory, samples
 
 RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).parent.parent / "README.md"
+PAGE = README.parent / "docs" / "explanation" / "benchmarks.md"
 PICTURES = Path(__file__).parent.parent / ".github" / "pictures"
 GREY, OURS, OURS_TOO, OTHERS = "#7d8590", "#d9730d", "#f0a860", "#4c8dd6"
 PACKAGES = ["orjson", "msgspec", "rrq", "pydantic", "pytest-benchmark", "cython"]
@@ -188,7 +190,7 @@ def cpu_table(runners: dict[str, Any]) -> str:
         return [duration(stock), *(comparison(other / stock) for other in others)]
 
     tables = {python: cpu_figures(runners, python) for python in runners}
-    return versions_side_by_side(tables, "CPU of the runner per job of 100 B, if not said", cells)
+    return versions_side_by_side(tables, "CPU of the runner per job", cells)
 
 
 def whole_table(runners: dict[str, Any]) -> str:
@@ -305,11 +307,11 @@ def draw_scaling(path: Path, table: dict[str, dict[str, float]]) -> None:
     save(figure, path)
 
 
-def put_into_readme(mark: str, text: str) -> None:
-    """Replace what stands between two comments in README.md."""
-    head, begin, rest = README.read_text().partition(f"<!-- {mark} -->\n")
+def put_into(page: Path, mark: str, text: str) -> None:
+    """Replace what stands between two comments in a page."""
+    head, begin, rest = page.read_text().partition(f"<!-- {mark} -->\n")
     _, end, tail = rest.partition(f"<!-- end of {mark} -->\n")
-    README.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
+    page.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
 
 
 def draw(results: dict[str, Any]) -> None:
@@ -324,10 +326,10 @@ def draw(results: dict[str, Any]) -> None:
     cpu, whole, codec = cpu_table(runners), whole_table(runners), codec_table(results["checked"])
     on = "; ".join(made_with(figures["versions"]) for figures in runners.values())
     (RESULTS / "table.md").write_text(f"{cpu}\n{whole}\n{codec}")
-    put_into_readme("runner", f"{cpu}\n{whole}\n{results['machine']}. {on}.\n")
-    put_into_readme(
-        "codec", f"{codec}\nCPython {results['python']}, {listed(results['packages'])}.\n"
-    )
+    put_into(README, "runner", f"{cpu}\n{results['machine']}. {on}.\n")
+    put_into(PAGE, "system", whole)
+    versions = f"CPython {results['python']}, {listed(results['packages'])}.\n"
+    put_into(PAGE, "codec", f"{codec}\n{versions}")
     print(cpu, whole, codec, sep="\n")
 
 
