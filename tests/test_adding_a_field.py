@@ -50,6 +50,8 @@ def test_a_field_in_the_middle_is_read_and_written(tmp_path):
     shutil.copytree(
         ROOT / "rrq_fastwire", tmp_path / "rrq_fastwire", ignore=shutil.ignore_patterns("*.so")
     )
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
     setup = (ROOT / "setup.py").read_text()
     assert "-O3" in setup
     (tmp_path / "setup.py").write_text(setup.replace("-O3", "-O0"))  # which compiles faster
