@@ -42,6 +42,7 @@ from .outcomes import (
     returned,
     timeout,
 )
+from .quiet import let_accepted_connections_arrive
 from .stock import HAS_RRQ, rrq
 from .tasks import TaskStarter
 
@@ -57,9 +58,6 @@ if TYPE_CHECKING:
     from .handlers import AsyncHandler, Handlers, Middleware
 
 __all__ = ["Runner"]
-
-# Event loop iterations until an accepted connection is given to on_stream(): asyncio takes four.
-_ITERATIONS_TO_ACCEPT = 5
 
 # How long an answer waits to be written together with others, where it is not part of a read. So
 # handlers that block one after another do not hold back each other's answers.
@@ -414,9 +412,7 @@ class Runner:
             grace: seconds that handlers have to end, and peers to take their answers.
         """
         self.begin_end()
-        # asyncio takes some iterations from accepting a connection to on_stream().
-        for _ in range(_ITERATIONS_TO_ACCEPT):
-            await asyncio.sleep(0)
+        await let_accepted_connections_arrive()
         streams = [connection.stream for connection in self._connections]
         for connection in self._connections:
             self._hang_up(connection)

@@ -77,10 +77,10 @@ class OptionParser(argparse.ArgumentParser):
             self.error(f"{variable}: invalid choice: {text!r} (choose from {choices})")
         if isinstance(action, argparse._AppendAction):
             return text.split(",")
-        if action.type is None:
+        if not callable(action.type):
             return text
         try:
-            return action.type(text)  # type: ignore[operator]
+            return action.type(text)
         except argparse.ArgumentTypeError as error:
             self.error(f"{variable}: {error}")
 

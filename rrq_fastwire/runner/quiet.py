@@ -17,12 +17,12 @@ __all__ = ["drain", "hold", "let_accepted_connections_arrive", "release"]
 # How often it is looked at whether there is still something to do.
 _POLL_SECONDS = 0.005
 
-# Event loop iterations until an accepted connection is given to on_stream(): asyncio takes four.
+# Event loop iterations that this takes: four with asyncio.
 _ITERATIONS_TO_ACCEPT = 5
 
 
 async def let_accepted_connections_arrive() -> None:
-    """Waits until connections that the kernel has given out have reached the runner."""
+    """Waits until connections that asyncio has accepted have reached on_stream()."""
     for _ in range(_ITERATIONS_TO_ACCEPT):
         await asyncio.sleep(0)
 

@@ -315,7 +315,10 @@ def _due(
         stack.callback(recycling.stop)
         due.append(recycling.due)
         if max_jobs is not None:
-            runner.observers.append(recycling.count)  # type: ignore[attr-defined]
+            from .observe import ObservedRunner
+
+            assert isinstance(runner, ObservedRunner)  # make_runner() saw max_jobs
+            runner.observers.append(recycling.count)
     return due
 
 
