@@ -15,15 +15,9 @@ from rrq_fastwire.runner.admission import Admission
 from ..commands import Command, until
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def command(request, tmp_path):
-    command = Command(tmp_path)
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop", reason="uvloop is not installed")
-    else:
-        command.hide_uvloop()
-    yield command
-    command.close()
+@pytest.fixture
+def command(command_on_each_loop):
+    return command_on_each_loop
 
 
 def ends(connection):

@@ -17,7 +17,7 @@ from rrq_fastwire.runner import current_job
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.testing import run_job, running
 
-from ..commands import PATIENCE, Command
+from ..commands import PATIENCE
 
 SOON = 0.1
 
@@ -443,11 +443,9 @@ else:
 
 
 @pytest.fixture
-def command(tmp_path):
-    command = Command(tmp_path)
-    (tmp_path / "around.py").write_text(textwrap.dedent(MODULE))
-    yield command
-    command.close()
+def command(command):
+    (command.folder / "around.py").write_text(textwrap.dedent(MODULE))
+    return command
 
 
 @pytest.mark.parametrize("settings", ["around.handlers", "around.settings"])

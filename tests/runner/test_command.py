@@ -14,21 +14,7 @@ import rrq_fastwire
 from rrq_fastwire import _json
 from rrq_fastwire.runner.server import parse_tcp_socket
 
-from ..commands import OURS, STOCK, Command
-
-
-@pytest.fixture
-def command(tmp_path):
-    command = Command(tmp_path)
-    yield command
-    command.close()
-
-
-@pytest.fixture(scope="module")
-def command_for_errors(tmp_path_factory):
-    """One folder for all of the commands that end by themselves."""
-    return Command(tmp_path_factory.mktemp("settings"))
-
+from ..commands import OURS, STOCK
 
 # What it is given
 

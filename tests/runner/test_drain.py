@@ -13,7 +13,7 @@ import pytest
 from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner import serve
 
-from ..commands import Command, free_port, until
+from ..commands import free_port, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's here")
 
@@ -42,16 +42,11 @@ except NameError:
 """
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def command(request, tmp_path):
-    command = Command(tmp_path)
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop", reason="uvloop is not installed")
-    else:
-        command.hide_uvloop()
-    (tmp_path / "drained.py").write_text(HANDLERS)
-    yield command
-    command.close()
+@pytest.fixture
+def command(command_on_each_loop):
+    command = command_on_each_loop
+    (command.folder / "drained.py").write_text(HANDLERS)
+    return command
 
 
 def start(command, *arguments, settings="drained.handlers"):

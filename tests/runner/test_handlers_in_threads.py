@@ -20,7 +20,7 @@ from rrq_fastwire.runner import serve
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.testing import run_job, running
 
-from ..commands import PATIENCE, Command
+from ..commands import PATIENCE
 
 # Seconds until a deadline that is meant to pass.
 SOON = 0.3
@@ -347,11 +347,9 @@ handlers = {"where": where, "stuck": stuck, "stuck_in_c": stuck_in_c}
 
 
 @pytest.fixture
-def command(tmp_path):
-    command = Command(tmp_path)
-    (tmp_path / "plain.py").write_text(textwrap.dedent(MODULE))
-    yield command
-    command.close()
+def command(command):
+    (command.folder / "plain.py").write_text(textwrap.dedent(MODULE))
+    return command
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])

@@ -16,7 +16,7 @@ from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner import lifespan_value, serve
 from rrq_fastwire.testing import running
 
-from ..commands import PATIENCE, Command, free_port, until
+from ..commands import PATIENCE, free_port, until
 
 MODULE = """
 import asyncio, os, socket, sys, time
@@ -123,14 +123,12 @@ else:
 
 
 @pytest.fixture
-def command(tmp_path):
-    command = Command(tmp_path)
-    (tmp_path / "life.py").write_text(textwrap.dedent(MODULE))
-    command.notes = tmp_path / "notes"
+def command(command):
+    (command.folder / "life.py").write_text(textwrap.dedent(MODULE))
+    command.notes = command.folder / "notes"
     command.notes.touch()
     command.environment["NOTES"] = str(command.notes)
-    yield command
-    command.close()
+    return command
 
 
 def ends(command, runner, number=signal.SIGTERM):

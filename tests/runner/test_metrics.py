@@ -10,7 +10,7 @@ from http.client import HTTPException
 
 import pytest
 
-from ..commands import Command, free_port, until
+from ..commands import free_port, until
 
 pytest.importorskip("prometheus_client", reason="--metrics is an extra")
 from prometheus_client import parser
@@ -47,16 +47,11 @@ except NameError:
 """
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def command(request, tmp_path):
-    command = Command(tmp_path)
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop", reason="uvloop is not installed")
-    else:
-        command.hide_uvloop()
-    (tmp_path / "measured.py").write_text(HANDLERS)
-    yield command
-    command.close()
+@pytest.fixture
+def command(command_on_each_loop):
+    command = command_on_each_loop
+    (command.folder / "measured.py").write_text(HANDLERS)
+    return command
 
 
 def start(command, settings="measured.handlers"):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from ..commands import Command
-
 OPTIONS = {
     "handlers": [
         "--settings MODULE.ATTR",
@@ -29,19 +27,6 @@ OPTIONS = {
     "recycling (POSIX)": ["--max-jobs N", "--max-rss BYTES"],
     "monitoring and development": ["--metrics HOST:PORT", "--reload", "-h, --help", "--version"],
 }
-
-
-@pytest.fixture
-def command(tmp_path):
-    command = Command(tmp_path)
-    yield command
-    command.close()
-
-
-@pytest.fixture(scope="module")
-def command_for_errors(tmp_path_factory):
-    """One folder for all of the commands that end by themselves."""
-    return Command(tmp_path_factory.mktemp("settings"))
 
 
 def set_option(command, monkeypatch, name, value):

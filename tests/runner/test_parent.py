@@ -9,16 +9,9 @@ import time
 
 import pytest
 
-from ..commands import PATIENCE, Command, FullPipe, Orphan, until
+from ..commands import PATIENCE, FullPipe, Orphan, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="parents are POSIX's here")
-
-
-@pytest.fixture
-def command(tmp_path):
-    command = Command(tmp_path)
-    yield command
-    command.close()
 
 
 @pytest.mark.parametrize("function_name", [None, "wait", "swallow", "block", "wait_for_thread"])

@@ -15,20 +15,14 @@ import pytest
 from rrq_fastwire.cli.runner_process import free_port
 from rrq_fastwire.runner import serve
 
-from ..commands import OURS, PATIENCE, STOCK, Command, FullPipe, Peer, until
+from ..commands import OURS, PATIENCE, STOCK, FullPipe, Peer, until
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and parents are POSIX's here")
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def command(request, tmp_path):
-    command = Command(tmp_path)
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop", reason="uvloop is not installed")
-    else:
-        command.hide_uvloop()
-    yield command
-    command.close()
+@pytest.fixture
+def command(command_on_each_loop):
+    return command_on_each_loop
 
 
 ENDINGS = [signal.SIGTERM, signal.SIGINT]

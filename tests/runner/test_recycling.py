@@ -15,7 +15,7 @@ from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner import serve
 from rrq_fastwire.runner.recycle import with_jitter
 
-from ..commands import Command, free_port, until
+from ..commands import free_port, until
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
 
@@ -54,16 +54,11 @@ except NameError:
 """
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def command(request, tmp_path):
-    command = Command(tmp_path)
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop", reason="uvloop is not installed")
-    else:
-        command.hide_uvloop()
-    (tmp_path / "renewed.py").write_text(HANDLERS)
-    yield command
-    command.close()
+@pytest.fixture
+def command(command_on_each_loop):
+    command = command_on_each_loop
+    (command.folder / "renewed.py").write_text(HANDLERS)
+    return command
 
 
 def ask_until_another(peer, before):

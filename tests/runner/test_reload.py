@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ..commands import Command, free_port, until
+from ..commands import free_port, until
 
 pytest.importorskip("watchfiles", reason="--reload is an extra")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
@@ -29,23 +29,18 @@ handlers = {"ask": ask, "until_told": until_told}
 """
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def command(request, tmp_path):
-    command = Command(tmp_path)
-    if request.param == "uvloop":
-        pytest.importorskip("uvloop", reason="uvloop is not installed")
-    else:
-        command.hide_uvloop()
+@pytest.fixture
+def command(command_on_each_loop):
+    command = command_on_each_loop
     # Python takes the compiled file of a source that has the same size and second.
     command.environment["PYTHONDONTWRITEBYTECODE"] = "1"
-    source = tmp_path / "source"
+    source = command.folder / "source"
     source.mkdir()
     (source / "__init__.py").touch()
     (source / "app.py").write_text(APP)
     (source / "text.py").write_text("TEXT = 'first'")
     command.change = (source / "text.py").write_text
-    yield command
-    command.close()
+    return command
 
 
 def start(command):

@@ -14,7 +14,7 @@ from rrq_fastwire import OutcomeType
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.testing import run_job, running
 
-from ..commands import Command, until
+from ..commands import until
 
 LIMIT = 0.05
 
@@ -206,11 +206,9 @@ handlers = {"stuck": stuck}
 
 
 @pytest.fixture
-def command(tmp_path):
-    command = Command(tmp_path)
-    (tmp_path / "slow.py").write_text(textwrap.dedent(MODULE))
-    yield command
-    command.close()
+def command(command):
+    (command.folder / "slow.py").write_text(textwrap.dedent(MODULE))
+    return command
 
 
 @pytest.mark.parametrize("given", [["--slow-callback"], ["--slow-callback", "0.05"]])
