@@ -81,7 +81,6 @@ class Job:
 
     __slots__ = (
         "connection",
-        "deadline",
         "function_name",
         "job_id",
         "overtaken",
@@ -94,7 +93,6 @@ class Job:
         self.job_id = request.job_id
         self.request_id = request.request_id
         self.function_name = request.function_name
-        self.deadline = request.context.deadline
         self.task: asyncio.Task[None] | None = None
         self.overtaken: ExecutionOutcome | None = None
 
@@ -253,9 +251,12 @@ class Runner:
                 each.stream.flush()
         began = monotonic()
         steps = self._run(connection, job, request)
-        job.task = self._tasks.start(connection.loop, steps, f"rrq-runner-{job.request_id}")
-        if job.task is not None and job.deadline is not None:
-            self._deadlines.add(job, job.deadline.timestamp() - time.time())
+        task = self._tasks.start(connection.loop, steps, f"rrq-runner-{job.request_id}")
+        if task is not None:
+            job.task = task
+            deadline = request.context.deadline
+            if deadline is not None:
+                self._deadlines.add(job, deadline.timestamp() - time.time())
         seconds = monotonic() - began
         if (was_slow or seconds > _SHORT_SECONDS) and name in self._is_slow:
             self._is_slow[name] = seconds > _SHORT_SECONDS
@@ -282,7 +283,7 @@ class Runner:
 
     async def _run(self, connection: Connection, job: Job, request: Any) -> None:
         """Runs the handler of a job, and answers."""
-        name, deadline = job.function_name, job.deadline
+        name, deadline = job.function_name, request.context.deadline
         try:
             if deadline is not None and deadline.timestamp() <= time.time():
                 raise TimeoutError("Job deadline exceeded")

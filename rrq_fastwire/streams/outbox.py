@@ -150,11 +150,10 @@ class Outbox(asyncio.BufferedProtocol):
         self._write()
 
     def _write(self) -> None:
-        while self._unsent and not self._write_paused and not self.is_closing():
+        while self._unsent and not (self._write_paused or self.transport.is_closing()):
             self._write_some()
-        if not self._write_paused:
-            if self._waiting:
-                self._wake_senders()
+        if (self._waiting or self._held_back) and not self._write_paused:
+            self._wake_senders()
             if self._held_back:
                 self._held_back = False
                 self._on_room()
@@ -173,6 +172,7 @@ class Outbox(asyncio.BufferedProtocol):
         if self._unsent_size <= _LARGEST_JOINED:
             frames = b"".join(unsent)
             unsent.clear()
+            self._unsent_size = 0
         else:
             pieces = [unsent.popleft()]
             size = len(pieces[0])
@@ -180,7 +180,7 @@ class Outbox(asyncio.BufferedProtocol):
                 size += len(unsent[0])
                 pieces.append(unsent.popleft())
             frames = b"".join(pieces)
-        self._unsent_size -= len(frames)
+            self._unsent_size -= size
         # A memoryview, because asyncio slices what the kernel does not take. And not writelines():
         # that of CPython 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 never asks the protocol to pause
         # (CVE-2024-12254).

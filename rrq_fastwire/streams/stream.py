@@ -48,6 +48,7 @@ class MessageStream(Outbox):
         "_receiver",
         "_suspended",
         "_task",
+        "get_buffer",
     )
 
     def __init__(
@@ -58,6 +59,8 @@ class MessageStream(Outbox):
         self._task: asyncio.Task[None] | None = None  # runs on_stream
         self._closed = self._loop.create_future()
         self._decoder = MessageDecoder(max_frame_size)
+        # Called at every read: a method that calls the decoder's would cost a call more.
+        self.get_buffer = self._decoder.get_buffer  # type: ignore[assignment,method-assign]
         self._receiver: asyncio.Future[None] | None = None  # set when there is something for it
         self._on_message: Callable[[RunnerMessage], object] | None = None  # given to deliver()
         self._delivery_due = False  # the loop is about to call _continue_delivery()
@@ -130,9 +133,6 @@ class MessageStream(Outbox):
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return self._decoder.get_buffer(sizehint)
-
     def buffer_updated(self, nbytes: int) -> None:
         self._decoder.buffer_updated(nbytes)
         if self._hand_on() and self._decoder.buffered > HIGH_WATER and not self._suspended:
@@ -147,9 +147,7 @@ class MessageStream(Outbox):
     def _hand_on(self) -> bool:
         """Sees to it that what has arrived is taken. Returns whether it has to wait for that."""
         if self._on_message is not None:
-            if not self._delivery_due:
-                self._deliver()
-            return self._delivery_due or self._held_back or self._failure is not None
+            return self._delivery_due or self._deliver()
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
             return False
@@ -196,37 +194,43 @@ class MessageStream(Outbox):
         if self._on_message is not None:
             self._deliver()
 
-    def _deliver(self) -> None:
+    def _deliver(self) -> bool:
         """Calls the function of deliver() with what has arrived, and writes what it sends.
 
-        Wakes deliver() when there is something to raise, or the end is reached.
+        Wakes deliver() when there is something to raise, or the end is reached. Returns whether
+        messages are held back.
         """
         on_message = self._on_message
         if on_message is None or self._failure is not None:
-            return
+            return True
         self._hold_writes = True
         try:
-            while True:
-                if self._write_paused and not self.is_closing():
-                    self._held_back = True
-                    break
-                message = next(self._decoder, None)
-                if message is None:
-                    self._resume_reading()
-                    if self._eof or self._closed.done():
-                        self._wake_receiver()
-                    break
+            if self._write_paused and self._hold_back():
+                return True
+            for message in self._decoder:
                 on_message(message)
                 if self._unsent_size > HIGH_WATER:
                     self._write()
+                if self._write_paused and self._hold_back():
+                    return True
+            self._resume_reading()
+            if self._eof or self._closed.done():
+                self._wake_receiver()
+            return False
         except Exception as error:
             if isinstance(error, FrameError):
                 self.transport.pause_reading()
             self._failure = error
             self._wake_receiver()
+            return True
         finally:
             self._hold_writes = False
             self._write()
+
+    def _hold_back(self) -> bool:
+        """Holds messages back while the transport has more than it should, unless it is closing."""
+        self._held_back = not self.is_closing()
+        return self._held_back
 
     # Beginning and end
 
