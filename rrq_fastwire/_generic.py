@@ -2,10 +2,10 @@
 
 """The generic codec: a payload to a message and back, for every message in every form.
 
-It is driven by the fields in `messages`, and the only place with rules about values and with the
-texts of errors about them. The pure Python implementation runs this file as it is. The compiled one
-runs it translated by Cython, for what its fast paths do not recognise. The imports are absolute,
-since the translated module is part of another package.
+It follows the dataclass fields in `messages`. All rules about the values of fields, and the texts
+of errors about them, are in this file. The pure Python implementation runs it as it is. The
+compiled one runs it translated by Cython, for what its fast paths do not recognise. The imports are
+absolute, because the translated module is part of another package.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from dataclasses import Field
     from typing import Any
 
-    from .messages import RunnerMessage
+    from rrq_fastwire.messages import RunnerMessage
 
 __all__ = ["Codec", "parse_date_time"]
 
@@ -39,15 +39,15 @@ _MAX_ATTEMPT = 2**32 - 1
 
 _STATUSES = {status.value: status for status in OutcomeStatus}
 
-# RFC 3339, and a space for the T. fromisoformat() alone accepts much more than that.
+# A date-time of RFC 3339, with a T or a space. fromisoformat() alone accepts many other forms.
 _TIME = r"(\d{4}-\d\d-\d\d)[Tt ]((?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d+)?)"
 _matches_utc = re.compile(_TIME.replace("[Tt ]", "T") + "Z", re.ASCII).fullmatch
-# Compiled on first use, because the orchestrator writes only the form above.
+# Compiled on first use only, because the orchestrator always writes the form above.
 _DATE_TIME = _TIME + r"(?:([Zz])|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 
 
 def parse_date_time(text: str) -> datetime:
-    """An RFC 3339 date-time in UTC, truncated to microseconds. Raises ValueError."""
+    """Read a date-time of RFC 3339; return it in UTC, cut to microseconds. Raises ValueError."""
     if _matches_utc(text):
         return _from_iso(text)
     match = re.fullmatch(_DATE_TIME, text, re.ASCII)
@@ -62,9 +62,9 @@ def parse_date_time(text: str) -> datetime:
 
 
 def _format_date_time(value: Any) -> str:
-    """A datetime as the orchestrator writes it: in UTC, with 0, 3 or 6 digits of fraction.
+    """Write a datetime as the orchestrator does: in UTC, with 0, 3 or 6 digits of fraction.
 
-    Raises ValueError if it is not an aware datetime, or its time in UTC is out of range.
+    Raises ValueError if `value` is not an aware datetime, or its time in UTC is out of range.
     """
     moment = _moment(value)
     try:
@@ -81,8 +81,8 @@ def _format_date_time(value: Any) -> str:
 
 def _instance(*types: type) -> Callable[[Any], Any]:
     def check(value: Any) -> Any:
-        # Not isinstance(), which believes what an object says of its class. A bool is an int in
-        # Python, but not in JSON.
+        # Not isinstance(), because an object's `__class__` can name another class. A bool is an int
+        # in Python, but not in JSON.
         cls = type(value)
         if not issubclass(cls, types) or (cls is bool and bool not in types):
             raise ValueError(value)
@@ -98,7 +98,7 @@ _object = _instance(dict)
 _moment = _instance(datetime)
 
 
-# Subclasses are encoded by their underlying value, and their methods are not called.
+# An instance of a subclass is encoded by its underlying value; its own methods are not called.
 
 
 def _write_str(value: Any) -> str:
@@ -161,14 +161,15 @@ _ANY = (str, int, float, bool, type(None), list, dict)
 
 
 class _Kind:
-    """How the values of one type are read and written.
+    """How the values of one type of field are read and written.
 
     Attributes:
-        words: what it accepts, for the errors.
-        types: the types of decoded JSON that it accepts.
-        read: converts a decoded value to the attribute, raising ValueError; None if it is the same.
-        write: converts the attribute to a JSON value, likewise.
-        same: the type of the values that JSON encodes without `write`, or None.
+        words: the accepted values, as error messages name them.
+        types: the Python types of decoded JSON that are accepted.
+        read: converts a decoded value to the attribute's, or raises ValueError; None if both are
+            the same.
+        write: converts the attribute's value to a JSON value, or raises ValueError; None likewise.
+        same: the type whose values need no `write`; None if there is no such type.
     """
 
     def __init__(
@@ -186,7 +187,7 @@ class _Kind:
         self.same = same
 
 
-# By the annotation of the field.
+# The kind of each annotation of a field in `messages`, without `| None`.
 _KINDS = {
     "str": _Kind("a string", (str,), None, _write_str, str),
     "int": _Kind(f"an integer from 0 to {_MAX_ATTEMPT}", (int,), _read_attempt, _write_attempt),
@@ -219,7 +220,7 @@ class _Rule:
         self._factory = field.default_factory
 
     def default(self) -> Any:
-        """The value of the field where it is missing. Raises _FieldError if it is required."""
+        """Return the default of the field. Raises _FieldError if the field is required."""
         if self._factory is not NO_DEFAULT:
             return self._factory()
         if self._default is NO_DEFAULT:
@@ -227,7 +228,7 @@ class _Rule:
         return self._default
 
     def explain(self, error: Exception, value: Any) -> _FieldError:
-        """The error for a value whose conversion failed: the nested field's, or this field's."""
+        """Return the error for a failed conversion: the nested field's, or this field's."""
         if isinstance(error, _FieldError):
             error.path = f"{self.name}.{error.path}"
             return error
@@ -243,16 +244,16 @@ class _Schema:
     def __init__(self, cls: type[Any], kinds: dict[str, _Kind]) -> None:
         self.cls = cls
         self.rules = [_Rule(field, kinds) for field in fields(cls)]
-        # Half of the time of decoding and encoding goes into the loops over these.
+        # Half of the codec's time goes into the loops over these tuples, which save lookups.
         self._reading = [(rule, rule.name, rule.types, rule.read) for rule in self.rules]
         self._writing = [(rule, rule.name, rule.same, rule.write) for rule in self.rules]
 
     def kind(self) -> _Kind:
-        """The kind of a field that holds such a message."""
+        """Return the kind of a field that holds such a message."""
         return _Kind("an object", (dict,), self.read, self.write)
 
     def read(self, source: dict[str, Any]) -> Any:
-        """The message with the values of a JSON object. Raises _FieldError."""
+        """Build the message from a decoded JSON object. Raises _FieldError."""
         message = _new(self.cls)
         for rule, name, types, convert in self._reading:
             value = source.get(name, MISSING)
@@ -272,7 +273,7 @@ class _Schema:
         return message
 
     def write(self, message: Any) -> dict[str, Any]:
-        """What JSON encodes for a message. Raises _FieldError, and ValueError for another class."""
+        """Return the JSON object of a message. Raises _FieldError; ValueError for another class."""
         if type(message) is not self.cls:
             raise ValueError
         document: dict[str, Any] = {}
@@ -301,11 +302,11 @@ def _text_at(source: Any, key: str) -> str | None:
 
 
 class Codec:
-    """Decodes and encodes payloads.
+    """Decode and encode payloads.
 
-    Arguments: two functions of the compiled implementation, which give the same as those here.
-        parse: parse_date_time().
-        dump_plain: `_json.dump_plain()`.
+    Arguments:
+        parse: parse_date_time(), or a compiled function that gives the same.
+        dump_plain: `_json.dump_plain()`, or a compiled function that gives the same.
     """
 
     def __init__(
@@ -326,7 +327,7 @@ class Codec:
         self._dump_plain = dump_plain
 
     def decode_payload(self, payload: bytes | memoryview) -> RunnerMessage:
-        """The message in a payload, which must not change during the call. Raises MessageError."""
+        """Decode a payload, which must not change during the call. Raises MessageError."""
         try:
             document = loads(payload)
         except ValueError as error:
@@ -347,10 +348,10 @@ class Codec:
     def _refuse(
         self, payload: bytes | memoryview, document: Any, path: str, reason: str
     ) -> MessageError:
-        """The error for a payload that is JSON and not a valid message.
+        """Return the error for a payload that is JSON but not a valid message.
 
         Arguments:
-            path, reason: what is wrong with a field; "" for `reason` if the envelope is wrong.
+            path, reason: the field at fault, and why; `reason` is "" if the envelope is wrong.
         """
         if type(document) is not dict:
             return MessageError(f"expected an object, got {describe(document)}", bytes(payload))
@@ -366,8 +367,8 @@ class Codec:
         return MessageError(reason, bytes(payload), path, wire_type, job_id, request_id)
 
     def encode_payload(self, message: RunnerMessage) -> bytes:
-        """The payload that carries `message`. Raises EncodeError; TypeError for other objects."""
-        # Not a dict of classes, which would call the hash and equality of a metaclass.
+        """Encode a message as a payload. Raises EncodeError; TypeError for other objects."""
+        # Not by a dict with the classes as keys: a lookup could run the code of a metaclass.
         for wire_type, schema in self._schemas.items():
             if schema.cls is type(message):
                 return self._encode(wire_type, schema, message)

@@ -1,7 +1,7 @@
-"""JSON as the orchestrator reads it: by orjson, or by json where orjson has no build.
+"""JSON as the orchestrator reads it: by orjson, or by the json module where orjson has no build.
 
 Both backends accept the same documents and give the same values. They reject NaN, infinities, a
-BOM, lone surrogates, numbers that no double can hold, and more than 1,024 nested containers.
+BOM, lone surrogates, numbers that no double can hold, and nesting deeper than 1,024 containers.
 Integers outside 64 bits become floats, as in the orchestrator.
 """
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["JSON_BACKEND", "dump_plain", "dumps", "encode", "loads", "version"]
 
-# The orchestrator reads an integer outside 64 bits as a float, and rejects one beyond a double.
+# The orchestrator reads an integer outside 64 bits as a float, and rejects one beyond any double.
 _BIG = 10**308
 
-# The items of all containers together. Each takes two bytes at least, so a frame that the
-# orchestrator reads cannot carry more. A value in which one container occurs many times can have
-# any number of items without using much memory.
+# The limit of items, counted over all containers of a value. An item takes at least two bytes, so a
+# frame of the largest size cannot carry more. Without this limit, a list that holds one list many
+# times, which holds another many times, could expand to any size.
 MAX_ITEMS = 8 * 1024 * 1024
 
 _LEAVES = frozenset((str, int, float, bool, type(None)))
@@ -42,13 +42,13 @@ class _NoJsonError(Exception):
 
 
 def _is_plain(value: Any, levels: int, left: list[int]) -> bool:
-    """Whether `value` holds only Python's own JSON types, nested at most `levels` deep.
+    """Return whether `value` holds only Python's own JSON types, nested at most `levels` deep.
 
-    orjson gets only such values. It writes a Fragment without a check, runs an Enum's code while it
-    writes, and does not count tuples as nested.
+    orjson gets only such values, because it writes a Fragment without a check, runs an Enum's code
+    while it writes, and does not count tuples as nesting.
 
     Arguments:
-        left: a list of one number: how many more items `value` may hold.
+        left: a list of one number, which is counted down: how many more items `value` may hold.
     """
     kind = type(value)
     if kind in _LEAVES:
@@ -69,10 +69,10 @@ def _is_plain(value: Any, levels: int, left: list[int]) -> bool:
 
 
 def dump_plain(value: Any, levels: int) -> bytes | None:
-    """`value` written by orjson, if it is plain and orjson takes it; else None.
+    """Write `value` by orjson; return None if it is not plain, or orjson rejects it.
 
-    Nothing runs between the check and the writing in which another thread or the garbage collector
-    could change the value, as far as Python allows that.
+    Between the check and the writing, no code runs in which another thread or the garbage collector
+    could change the value, as far as Python can prevent that.
     """
     if dumps is None:
         return None
@@ -86,9 +86,9 @@ def dump_plain(value: Any, levels: int) -> bytes | None:
 
 
 def _plain(value: Any, levels: int, left: list[int]) -> Any:
-    """A copy of `value` with only what both backends write alike. Raises _NoJsonError.
+    """Copy `value`, with only types that both backends write alike. Raises _NoJsonError.
 
-    Arguments: as those of _is_plain().
+    Arguments: those of _is_plain().
     """
     if value is None or value is True or value is False:
         return value
@@ -141,7 +141,7 @@ def _count(items: int, left: list[int]) -> None:
 
 
 def _items(value: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
-    """Iterate over the items that are stored, not those that a subclass would give."""
+    """Iterate over the stored items, without calling a subclass's own `__iter__`."""
     return list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value)
 
 
@@ -160,7 +160,7 @@ def _key(key: Any) -> str:
 
 
 def _checked(value: Any, levels: int, path: str) -> Any:
-    """Call _plain(), and turn whatever a value's own code raises into EncodeError."""
+    """Call _plain(), and raise EncodeError instead of whatever a value's own code raises."""
     try:
         return _plain(value, levels, [MAX_ITEMS])
     except _NoJsonError as error:
@@ -184,14 +184,14 @@ except ImportError:
     import sys
 
     backend = "json"
-    version = sys.version.partition(" ")[0]  # it comes with Python
+    version = sys.version.partition(" ")[0]  # of Python, which the json module is part of
 
     # orjson's limit, so that both accept the same.
     _MAX_DEPTH = 1024
     # Enough for _MAX_DEPTH and the caller's own frames.
     _RECURSION_LIMIT = 3000
 
-    # Possessive, so that it keeps no state for each character and never tries again.
+    # Possessive quantifiers never backtrack, so no state is kept for each character.
     _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
     # In a document that is known to be valid JSON, each match is one whole escape: a surrogate
     # pair, one half of a pair, or anything else.
@@ -272,12 +272,12 @@ def encode(
     path: str,
     dump_plain: Callable[[Any, int], bytes | None] = dump_plain,
 ) -> bytes:
-    """`value` as compact JSON.
+    """Write `value` as compact JSON.
 
     Arguments:
         levels: how many containers may be nested in one another.
-        path: where `value` stands, for the error.
-        dump_plain: dump_plain(), or the compiled function that gives the same.
+        path: the place of `value` in the message, for the error.
+        dump_plain: dump_plain(), or a compiled function that gives the same.
 
     Raises EncodeError.
     """

@@ -1,4 +1,9 @@
-"""Select the implementation: RRQ_FASTWIRE_PURE=1 the pure, =0 the compiled, unset the best."""
+"""Select the implementation by the environment variable RRQ_FASTWIRE_PURE.
+
+"1" selects the pure Python implementation, "0" requires the compiled one. If the variable is unset
+or empty, the compiled one runs if it can be imported, else the pure one, with a warning. Only
+CPython has the compiled one.
+"""
 
 import os
 import sys

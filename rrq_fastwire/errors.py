@@ -1,4 +1,4 @@
-"""Every exception of rrq_fastwire. Each has its numbers as attributes, and can be pickled."""
+"""Every exception of rrq_fastwire. Each has its details as attributes, and can be pickled."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class FastwireError(Exception):
 class FrameError(FastwireError, ValueError):
     """The stream of frames is broken and cannot go on: close the connection.
 
-    A decoder that raised it raises it again at every later call.
+    A decoder that has raised this error raises it again at every later call.
     """
 
 
@@ -41,7 +41,7 @@ class FrameTooLargeError(FrameError):
 
     Attributes:
         length: bytes of payload that the header declares.
-        limit: the most bytes of payload that are accepted.
+        limit: the largest payload that is accepted, in bytes.
     """
 
     def __init__(self, length: int, limit: int) -> None:
@@ -108,7 +108,7 @@ class EncodeError(FastwireError, ValueError):
     """A message or payload cannot be sent: the peer would not accept it.
 
     Attributes:
-        reason: why not.
+        reason: what is wrong with the value at `path`.
         path: the value at fault, such as "payload.result.items[2]"; "" for the whole payload.
     """
 
@@ -126,7 +126,7 @@ class PayloadTooLargeError(EncodeError):
 
     Attributes:
         length: bytes of the payload.
-        limit: the most bytes of payload that may be sent.
+        limit: the largest payload that may be sent, in bytes.
     """
 
     def __init__(self, length: int, limit: int) -> None:
@@ -151,13 +151,13 @@ _qualname = type.__dict__["__qualname__"].__get__
 
 
 def type_name(value: object) -> str:
-    """The name of the value's type, for an error."""
+    """Return the name of the value's type, for an error."""
     name: str = _qualname(type(value))
     return name
 
 
 def describe(value: Any) -> str:
-    """A value of a field in JSON's terms, for an error; short whatever the value's size."""
+    """Return a short description of a value in JSON's terms, for an error, whatever its size."""
     if value is MISSING:
         return "nothing"
     if value is None:

@@ -36,7 +36,7 @@ PROTOCOL_VERSION: str = "2"
 # parser, serde_json, rejects the 128th.
 MAX_NESTING: int = 127
 
-# How the codec writes a field that is None. Without one of these it leaves the field out.
+# How the codec writes a field that is None. Without this metadata, it omits the field.
 NULL = {"none": "null"}
 NULL_IF_SUCCESS = {"none": "null if success"}
 
@@ -54,7 +54,7 @@ _SUCCESS = OutcomeStatus.SUCCESS  # faster than the attribute of the Enum
 
 
 class OutcomeType(StrEnum):
-    """How the orchestrator treats a response: its `status` and `error.type` together."""
+    """How a job ended, and so how the orchestrator goes on: `status` and `error.type` together."""
 
     SUCCESS = "success"
     FAILURE = "failure"
@@ -141,7 +141,7 @@ class ExecutionOutcome:
         status: an OutcomeStatus.
         result: what the job returned, any JSON value.
         error: why the job did not succeed.
-        retry_after_seconds: seconds until the job runs again; None leaves them to the orchestrator.
+        retry_after_seconds: seconds until the job runs again; None leaves that to the orchestrator.
     """
 
     job_id: str | None = None
@@ -166,8 +166,8 @@ class ExecutionOutcome:
 
     @classmethod
     def success(cls, job_id: str, request_id: str, result: Any = None) -> Self:
-        """The job completed and returned `result`."""
-        # The answer to most jobs. Calling the class takes twice as long, because `type.__call__`
+        """Build the outcome of a job that completed and returned `result`."""
+        # Most jobs end here, and calling the class takes twice as long, because `type.__call__`
         # passes keyword arguments on as a dict.
         outcome = object.__new__(cls)
         outcome.__init__(  # type: ignore[misc]
@@ -186,7 +186,7 @@ class ExecutionOutcome:
         code: str | None = None,
         details: Any = None,
     ) -> Self:
-        """The job failed. The orchestrator retries it by its policy."""
+        """Build the outcome of a job that failed. The orchestrator retries it by its policy."""
         error = ExecutionError(message=message, type=type, code=code, details=details)
         return cls(job_id=job_id, request_id=request_id, status=OutcomeStatus.ERROR, error=error)
 
@@ -194,7 +194,11 @@ class ExecutionOutcome:
     def retry_after(
         cls, job_id: str, request_id: str, message: str, seconds: float | None = None
     ) -> Self:
-        """The job asks to run again after `seconds`; None leaves the delay to the orchestrator."""
+        """Build the outcome of a job that asks to run again.
+
+        Arguments:
+            seconds: the delay; None leaves it to the orchestrator.
+        """
         return cls(
             job_id=job_id,
             request_id=request_id,
@@ -205,18 +209,18 @@ class ExecutionOutcome:
 
     @classmethod
     def timeout(cls, job_id: str, request_id: str, message: str) -> Self:
-        """The job ran past its deadline. The orchestrator does not retry it."""
+        """Build the outcome of a job that ran past its deadline. It is not retried."""
         error = ExecutionError(message=message, type="timeout")
         return cls(job_id=job_id, request_id=request_id, status=OutcomeStatus.TIMEOUT, error=error)
 
     @classmethod
     def cancelled(cls, job_id: str, request_id: str, message: str = "Job cancelled") -> Self:
-        """The job was cancelled before it ended."""
+        """Build the outcome of a cancelled job. The orchestrator treats it as a failure."""
         return cls.failure(job_id, request_id, message, type="cancelled")
 
     @classmethod
     def handler_not_found(cls, job_id: str, request_id: str, message: str) -> Self:
-        """The runner has no handler for the job's function. The orchestrator does not retry it."""
+        """Build the outcome of a job whose function has no handler. It is not retried."""
         return cls.failure(job_id, request_id, message, type="handler_not_found")
 
 
@@ -228,7 +232,7 @@ class CancelRequest:
         protocol_version: the version of the protocol. Decoding accepts any; a runner must check it.
         job_id: the job's id.
         request_id: the one request to end; None ends every request of `job_id` in the process.
-        hard_kill: whether the orchestrator is about to end the process.
+        hard_kill: whether the orchestrator is about to kill the runner's process.
     """
 
     protocol_version: str = PROTOCOL_VERSION

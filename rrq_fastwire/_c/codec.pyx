@@ -2,11 +2,11 @@
 
 """The compiled codec: fast paths in front of the generic codec.
 
-There are two: a request in the layout that the orchestrator writes, and a success in the layout that
-this package writes. A fast path gives exactly what the generic codec gives, or it returns None before
-it has any effect. JSON is unambiguous: where literal keys and complete JSON values follow each other,
-the generic codec reads the same. The fast paths apply only if the field lists match exactly, so a new
-field in `messages` turns them off.
+The fast paths read a request in the layout that the orchestrator writes, and read and write a success
+in the layout that this package writes. A fast path gives exactly what the generic codec gives, or it
+returns None before it has any effect. JSON is unambiguous: where the expected keys alternate with
+complete JSON values, the generic codec would read the same. The fast paths apply only if the field
+lists match exactly, so a new field in `messages` turns them off.
 """
 
 from dataclasses import fields
@@ -67,17 +67,17 @@ cdef object SUCCESS = OutcomeStatus.SUCCESS
 
 cdef type REQUEST = ExecutionRequest, CONTEXT = ExecutionContext, OUTCOME = ExecutionOutcome
 
-# Where the fields are in a message, in bytes: the `tp_members` of its class say so. Reading and
-# writing there instead of through the descriptors saves 8 % of the time of a small success. Assumes
-# that a slot is a reference, or NULL without a value: find_slots() asks for the type of member that
-# means this. To remove: call the descriptors.
+# The offsets of the fields in a message, in bytes, from the `tp_members` of its class. Access by
+# offset instead of through the descriptors saves 8 % of the time of a small success. Assumes that a
+# slot holds a reference, or NULL if the attribute has no value: find_slots() checks the member type
+# that guarantees this. To remove: call the descriptors.
 cdef Py_ssize_t OUTCOME_SLOTS[6]
 cdef Py_ssize_t REQUEST_SLOTS[6]
 cdef Py_ssize_t CONTEXT_SLOTS[8]
 
 
 cdef bint find_slots(Py_ssize_t* slots, type cls, str names) except -1:
-    """Whether these are the names of the fields of the class, in order."""
+    """Return whether the fields of the class are `names`, in order; if so, fill in their offsets."""
     cdef PyMemberDef* member
     if " ".join([field.name for field in fields(cls)]) != names:
         return False
@@ -117,7 +117,7 @@ cdef inline object get(object message, Py_ssize_t offset):
 
 
 cdef object new_message(type cls, Py_ssize_t* slots, PyObject** values, int count):
-    """A message with these values. Nothing runs before it is complete."""
+    """Return a message with these values. No Python code runs before it is complete."""
     message = PyType_GenericAlloc(cls, 0)
     cdef int at
     for at in range(count):
@@ -133,15 +133,15 @@ cdef inline str text_of(Span span):
 
 
 cdef inline str text_like(str known, Span span):
-    """The text; the object `known`, which is plain, if it is equal."""
+    """Return the text: the object `known`, which must be plain text, if it is equal."""
     if PyUnicode_GET_LENGTH(known) == span.size:
         if memcmp(PyUnicode_1BYTE_DATA(known), span.start, span.size) == 0:
             return known
     return text_of(span)
 
 
-# These texts rarely change between requests. Reusing the last one saves an allocation and a free, for
-# all three 5 % of the time of a small request. Assumes the GIL. To remove: call text_of().
+# These texts rarely change between requests. Reusing the last object saves an allocation and a free
+# each, together 5 % of the time of a small request. Assumes the GIL. To remove: call text_of().
 cdef PyObject* last_function_name = NULL
 cdef PyObject* last_queue_name = NULL
 cdef PyObject* last_worker_id = NULL
@@ -160,14 +160,14 @@ cdef str common_text(PyObject** last, Span span):
 
 
 cdef inline object date_time(Moment* at):
-    """Raises ValueError if there is no such date-time."""
+    """Return the datetime. Raises ValueError if a number is out of range."""
     return datetime_new(
         at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond, UTC
     )
 
 
 def parse_date_time(text):
-    """As parse_date_time() of the generic codec."""
+    """Do what parse_date_time() of the generic codec does, faster for the orchestrator's form."""
     cdef Py_ssize_t size = 0
     cdef Moment moment
     cdef Octets at = <Octets>PyUnicode_AsUTF8AndSize(text, &size), end = at + size
@@ -177,14 +177,14 @@ def parse_date_time(text):
 
 
 cdef object small_json(Octets start, Py_ssize_t size):
-    """The value of the JSON; raises ValueError, also where the generic codec has to decide."""
+    """Decode JSON. Raises ValueError if it is wrong, or so long that the generic codec must decide."""
     if size > SMALL_JSON:
         raise ValueError
     return loads(PyBytes_FromStringAndSize(<const char*>start, size))
 
 
 cdef object strings_of(Span span):
-    """The flat object of plain texts that was found; None for null."""
+    """Decode the object that take_strings() has found; None stands for null."""
     return None if span.start is NULL else small_json(span.start, span.size)
 
 
@@ -247,7 +247,7 @@ cdef object recognise_success(Octets at, Octets end):
 
 
 cdef object decode(bytes owner, Py_ssize_t start, Py_ssize_t size):
-    """The message in the payload that `owner` holds."""
+    """Decode the payload of `size` bytes that begins at index `start` of `owner`."""
     cdef Octets at = <Octets>PyBytes_AS_STRING(owner) + start
     message = recognise_request(at, at + size) if KNOWS_REQUEST else None
     if message is None and KNOWS_OUTCOME:
@@ -259,7 +259,7 @@ cdef object decode(bytes owner, Py_ssize_t start, Py_ssize_t size):
 
 
 def decode_payload(payload, /):
-    """The message in a payload, which comes without a header.
+    """Decode a payload, which has no header, to a message.
 
     Raises:
         MessageError: the payload is not a valid message.
@@ -271,7 +271,7 @@ def decode_payload(payload, /):
 
 @cython.binding(False)
 def decode_frame(frame, /):
-    """The message in one whole frame, header included.
+    """Decode one whole frame, header included, to a message.
 
     Raises:
         FrameError: `frame` is not exactly one frame of at most 16,777,216 bytes of payload.
@@ -290,11 +290,12 @@ cdef class MessageDecoder(StreamDecoder):
 Iterate over the messages of a stream of frames that arrives in pieces.
 
 Arguments:
-    max_frame_size: the most bytes of payload that a header may declare.
+    max_frame_size: the largest payload that a header may declare, in bytes.
 
-A declared length reserves no memory: the decoder holds the bytes that were fed and not taken.
-Iteration raises MessageError for a payload that is not a valid message, and can go on after it;
-FrameError where the stream is broken, after the messages before it.
+The length in a header reserves no memory: the decoder holds only bytes that were fed and not
+yet taken. Iteration raises MessageError for a payload that is not a valid message; later
+messages can still be taken. It raises FrameError where the stream is broken, once the messages
+before that are taken.
 """
 
     cdef object convert(self, bytes owner, Py_ssize_t start, Py_ssize_t size):
@@ -302,7 +303,7 @@ FrameError where the stream is broken, after the messages before it.
 
 
 def dump_plain(value, int levels):
-    """As dump_plain() of `_json`. Nothing runs between the check and the writing."""
+    """Do what dump_plain() of `_json` does. No code runs between the check and the writing."""
     if dumps is not None and is_plain(<PyObject*>value, levels, MAX_ITEMS):
         try:
             return dumps(value)
@@ -330,7 +331,7 @@ cdef inline char* append_bytes(char* out, bytes data) noexcept:
 
 
 cdef bytes encode_success(object outcome, uint32_t limit):
-    """The frame of a success with plain ids and a plain result; None for everything else."""
+    """Return the frame of a success with plain ids and a plain result; None for anything else."""
     cdef Octets first, second
     cdef Py_ssize_t first_size = 0, second_size = 0, size
     job_id, request_id = get(outcome, OUTCOME_SLOTS[0]), get(outcome, OUTCOME_SLOTS[1])
@@ -360,10 +361,10 @@ cdef bytes encode_success(object outcome, uint32_t limit):
 
 
 def encode_payload(message):
-    """The payload that carries `message`, without a header and of any size.
+    """Encode a message as a payload, without a header. Its size is not limited here.
 
-    NaN and infinities are sent as null. An integer outside 64 bits is sent with all its digits, up
-    to 308 of them; the orchestrator reads it as a float.
+    NaN and infinities become null. An integer outside 64 bits keeps all its digits, up to 308 of
+    them; the orchestrator reads it as a float.
 
     Raises:
         EncodeError: a field has a wrong type, or a value has no JSON form or is nested too deep
@@ -375,14 +376,14 @@ def encode_payload(message):
 
 @cython.binding(False)
 def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
-    """The frame, header included, that carries `message`; the orchestrator accepts it.
+    """Encode a message as a frame, header included, that the orchestrator accepts.
 
     Arguments:
         message: encoded as by encode_payload().
-        max_frame_size: the most bytes of payload; the orchestrator reads up to 16,777,216.
+        max_frame_size: the largest payload in bytes; the orchestrator reads up to 16,777,216.
 
     Raises:
-        EncodeError: as encode_payload(), or PayloadTooLargeError.
+        EncodeError: as encode_payload(); PayloadTooLargeError if the payload is too large.
         TypeError: `message` is not a RunnerMessage.
     """
     cdef uint32_t limit = MAX_PAYLOAD

@@ -27,11 +27,12 @@ cdef inline void write_length(char* header, uint32_t length) noexcept:
 
 # Return `data` as bytes that no other code can change. Raises TypeError.
 cdef bytes octets(object data)
-# `max_frame_size`, if four bytes can hold it. Raises TypeError and ValueError.
+# Return `max_frame_size` if four bytes can hold it. Raises TypeError and ValueError.
 cdef uint32_t checked_limit(object max_frame_size) except 0
 # Raise FrameError unless the bytes are exactly one frame.
 cdef int check_whole(bytes frame) except -1
-# A frame with room for a payload of `length` bytes. Raises EncodeError if it may not be sent.
+# Return a frame with its header, and room for `length` bytes of payload. Raises EncodeError if the
+# payload would be empty or larger than `limit`.
 cdef bytes new_frame(Py_ssize_t length, uint32_t limit)
 
 
@@ -42,17 +43,17 @@ cdef struct Payload:
 
 
 cdef class StreamDecoder:
-    cdef uint32_t limit             # the most bytes of payload that a header may declare
-    cdef bytearray rest             # frames that are read after a copy: cut ones, and a backlog
+    cdef uint32_t limit             # the largest payload that a header may declare, in bytes
+    cdef bytearray rest             # copied bytes: of a frame that was cut, and of a backlog
     cdef Py_ssize_t rest_pos        # the end of the frames taken from `rest`
     cdef bytes chunk                # the data of the last feed(), read in place; it follows `rest`
     cdef Py_ssize_t pos             # the end of the frames taken from `chunk`
-    cdef bytes again                # holds the next payload, if there was no memory to convert it
+    cdef bytes again                # holds the next payload after a MemoryError in convert()
     cdef Payload again_payload
     cdef bytearray space            # the memory of get_buffer()
     cdef tuple failure              # the class and arguments of the error that ended the stream
     cdef Py_ssize_t copied          # bytes copied so far, so that tests can show linear work
-    # What iteration gives for a payload: its bytes, or what a subclass makes of them.
+    # Return what iteration yields for a payload: its bytes, or a message in a subclass.
     cdef object convert(self, bytes owner, Py_ssize_t start, Py_ssize_t size)
     cdef int check(self) except -1
     cdef int fail(self, object error, tuple arguments) except -1

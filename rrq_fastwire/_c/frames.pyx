@@ -69,14 +69,14 @@ cdef bytes new_frame(Py_ssize_t length, uint32_t limit):
 
 
 def pack_frame(payload, *, max_frame_size=MAX_FRAME_SIZE):
-    """A frame around `payload`: its length as 4 bytes, unsigned and big-endian, and the payload.
+    """Return a frame: the length of `payload` as 4 bytes, unsigned and big-endian, and `payload`.
 
     Arguments:
         payload: any bytes, at least one.
-        max_frame_size: the most bytes of payload; the orchestrator reads up to 16,777,216.
+        max_frame_size: the largest payload in bytes; the orchestrator reads up to 16,777,216.
 
     Raises:
-        EncodeError: the payload is empty, or PayloadTooLargeError.
+        EncodeError: the payload is empty; PayloadTooLargeError if it is too large.
         TypeError: `payload` is not bytes, bytearray or memoryview.
     """
     cdef uint32_t limit = checked_limit(max_frame_size)
@@ -87,11 +87,11 @@ def pack_frame(payload, *, max_frame_size=MAX_FRAME_SIZE):
 
 
 cdef class StreamDecoder:
-    """The part that FrameDecoder and MessageDecoder share: it splits bytes into payloads.
+    """Split bytes into payloads: the part that FrameDecoder and MessageDecoder share.
 
-    Calls may be re-entrant, for example from a callback of the garbage collector: nothing between
-    the first and the last change of the attributes allocates an object that the collector tracks.
-    The collector may also have cleared the attributes to None.
+    Calls may be re-entrant, for example from a callback of the garbage collector. So no object that
+    the collector tracks is allocated between the first and the last change of the attributes.
+    The collector may also have set attributes to None.
     """
 
     def __cinit__(self, *_, **__):
@@ -101,10 +101,10 @@ cdef class StreamDecoder:
         self.limit = checked_limit(max_frame_size)
 
     def feed(self, data):
-        """Add bytes of the stream, cut anywhere, and return the decoder, to iterate over it.
+        """Add the next bytes of the stream, cut anywhere, and return the decoder for iteration.
 
-        Iteration stops when more bytes are needed. What it returns stays valid whatever happens to
-        `data` afterwards. The memory of an earlier get_buffer() is no longer used.
+        Iteration stops when more bytes are needed. Its payloads and messages do not change when
+        `data` changes later. Memory that get_buffer() returned before is no longer used.
 
         Raises:
             FrameError: an earlier error ended the stream.
@@ -143,7 +143,8 @@ cdef class StreamDecoder:
         """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: bytes that the caller would like, or -1. The memory may be larger or smaller.
+            hint: the size that the caller would like, in bytes, or -1. The memory may be larger or
+                smaller.
 
         Raises FrameError if an earlier error ended the stream.
         """
@@ -160,7 +161,7 @@ cdef class StreamDecoder:
         """Add the bytes that were written to the memory of get_buffer(), as feed() does.
 
         Arguments:
-            nbytes: bytes written, from the beginning of the memory.
+            nbytes: how many bytes were written, from the start of the memory.
 
         Raises:
             FrameError: an earlier error ended the stream.
@@ -181,13 +182,13 @@ cdef class StreamDecoder:
             if count:
                 self.add(PyBytes_FromStringAndSize(PyByteArray_AS_STRING(space), count))
                 self.copied += <Py_ssize_t>count
-            # Not before, so that the call can be made again after a MemoryError.
+            # Not earlier, so that the call can be repeated after a MemoryError.
             self.space = None
         return self
 
     @property
     def buffered(self):
-        """Bytes of the stream that were fed and not taken yet."""
+        """The number of bytes that were fed and not yet taken, headers included."""
         cdef Py_ssize_t held = 0
         with cython.critical_section(self):
             held = self.rest_size()
@@ -243,7 +244,7 @@ cdef class StreamDecoder:
         raise error(*arguments)
 
     cdef uint64_t frame_size(self, const char* header) except 0:
-        """Bytes of the frame, header included."""
+        """Return the size of the frame in bytes, header included."""
         cdef uint32_t length = read_length(header)
         if length == 0:
             self.fail(EmptyFrameError, ())
@@ -252,7 +253,7 @@ cdef class StreamDecoder:
         return HEADER_LEN + <uint64_t>length
 
     cdef int add(self, bytes data) except -1:
-        """Put `data` after the bytes that are there. A MemoryError leaves all as it was."""
+        """Append `data` to the stream. A MemoryError leaves the decoder as it was."""
         if self.chunk is not None:
             self.move(PY_SSIZE_T_MAX)
         self.space = None
@@ -262,11 +263,11 @@ cdef class StreamDecoder:
         return 0
 
     cdef Py_ssize_t rest_size(self) noexcept:
-        """Bytes in `rest` that are not taken."""
+        """Return how many bytes of `rest` are not yet taken."""
         return 0 if self.rest is None else PyByteArray_GET_SIZE(self.rest) - self.rest_pos
 
     cdef int move(self, uint64_t size) except -1:
-        """Move bytes from `chunk` to `rest` until that has `size` bytes, or `chunk` is empty."""
+        """Move bytes from `chunk` to `rest` until `rest` has `size` bytes or `chunk` is empty."""
         cdef Py_ssize_t held, more
         cdef char* rest
         if self.chunk is None:
@@ -276,8 +277,8 @@ cdef class StreamDecoder:
             self.rest_pos = 0
         held = self.rest_size()
         if self.rest_pos > held:
-            # The bytes that were taken outnumber those that move, so the work stays linear. They
-            # move to a new object, because PyByteArray_Resize() can fail to shrink the old one.
+            # Drop the taken bytes once they outnumber the others: so the work stays linear. Copy the
+            # others to a new object, because PyByteArray_Resize() can fail to shrink the old one.
             rest = PyByteArray_AS_STRING(self.rest)
             self.rest = PyByteArray_FromStringAndSize(rest + self.rest_pos, held)
             self.copied += held
@@ -352,8 +353,9 @@ cdef class FrameDecoder(StreamDecoder):
 Iterate over the payloads, as bytes, of a stream of frames that arrives in pieces.
 
 Arguments:
-    max_frame_size: the most bytes of payload that a header may declare.
+    max_frame_size: the largest payload that a header may declare, in bytes.
 
-A declared length reserves no memory: the decoder holds the bytes that were fed and not taken.
-Iteration raises FrameError where the stream is broken, after the payloads before it.
+The length in a header reserves no memory: the decoder holds only bytes that were fed and not
+yet taken. Iteration raises FrameError where the stream is broken, once the payloads before that
+are taken.
 """

@@ -34,7 +34,7 @@ cdef inline bint is_leaf(PyObject* item) noexcept:
 
 
 cdef inline bint enter(PyObject* container, Level* level) noexcept:
-    """Whether it is a dict, list or tuple, and nothing derived from them."""
+    """Return whether `container` is exactly a dict, list or tuple; if so, begin its iteration."""
     level.container = container
     level.items = NULL
     level.pos = 0
@@ -65,7 +65,7 @@ cdef inline PyObject* next_container(Level* level) noexcept:
 
 
 cdef inline bint is_plain(PyObject* item, int levels, Py_ssize_t left) noexcept:
-    """As _is_plain() of `_json`. No Python code runs meanwhile, so borrowed references are safe."""
+    """Do what _is_plain() of `_json` does. No Python code runs, so borrowed references are safe."""
     cdef Level stack[MAX_LEVELS]
     cdef int depth = 0
     if is_leaf(item):

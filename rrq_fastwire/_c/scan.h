@@ -1,5 +1,6 @@
-/* What Cython cannot express: a block of 16 bytes at a time, and literals of a constant length.
-   Every function stays within the pointers that it gets and touches no Python object. */
+/* What Cython cannot express: reading 16 bytes at a time with SIMD, and literals whose length the
+   compiler knows. Every function stays within the pointers that it gets and touches no Python
+   object. */
 
 #ifndef RRQ_FASTWIRE_SCAN_H
 #define RRQ_FASTWIRE_SCAN_H
@@ -48,7 +49,7 @@ static inline const unsigned char *skip_plain_blocks(const unsigned char *at,
 #define skip_plain_blocks(at, end) (at)
 #endif
 
-/* The end of the plain text at `at`. */
+/* Return the end of the plain text that begins at `at`. */
 static inline const unsigned char *plain_end(const unsigned char *at, const unsigned char *end) {
     at = skip_plain_blocks(at, end);
     while (at < end && *at >= 0x20 && *at < 0x80 && *at != '"' && *at != '\\')
@@ -56,7 +57,7 @@ static inline const unsigned char *plain_end(const unsigned char *at, const unsi
     return at;
 }
 
-/* The last opening brace; NULL if there is none. */
+/* Return the last opening brace; NULL if there is none. */
 static inline const unsigned char *last_brace(const unsigned char *at, const unsigned char *end) {
 #if defined(__linux__)
     return (const unsigned char *)memrchr(at, '{', (size_t)(end - at));
@@ -68,7 +69,7 @@ static inline const unsigned char *last_brace(const unsigned char *at, const uns
 #endif
 }
 
-/* Step over a literal, and return whether it was there. */
+/* Step over a literal if it comes next, and return whether it does. */
 ALWAYS_INLINE int skip(const unsigned char **at, const unsigned char *end, const char *literal) {
     const size_t size = strlen(literal); /* known to the compiler once this is inlined */
     if ((size_t)(end - *at) < size || memcmp(*at, literal, size) != 0)

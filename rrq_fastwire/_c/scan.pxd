@@ -1,6 +1,7 @@
 # The layout of a request as the orchestrator writes it: every key in its place, no spaces, texts
-# without escapes. These functions read bytes and touch no Python object. `at` steps forward through
-# the bytes; `end` is their end.
+# without escapes. These functions read bytes and touch no Python object. `at` points to the next byte
+# to read, `end` after the last one. A function that takes something moves `at` past it, and returns
+# whether it was there.
 
 from libc.stdint cimport uint64_t
 
@@ -23,7 +24,7 @@ cdef struct Moment:
 
 cdef struct RequestSpans:
     Span request_id, job_id, function_name
-    Span params                 # any bytes
+    Span params                 # any bytes, not yet checked
     Span context_job_id, queue_name, worker_id, trace_context, correlation_context
     uint64_t attempt
     Moment enqueue_time, deadline
@@ -31,7 +32,7 @@ cdef struct RequestSpans:
 
 
 cdef inline bint take_text(Octets* at, Octets end, Span* text) noexcept:
-    """Plain text up to the first other byte, which is a quote if the text is whole."""
+    """Take plain text. The caller checks that a quote follows: else the text has other bytes, too."""
     text.start = at[0]
     at[0] = plain_end(at[0], end)
     text.size = at[0] - text.start
@@ -39,7 +40,7 @@ cdef inline bint take_text(Octets* at, Octets end, Span* text) noexcept:
 
 
 cdef inline bint take_attempt(Octets* at, Octets end, uint64_t* number) noexcept:
-    """An integer of 32 bits without leading zeros."""
+    """Take an unsigned integer of 32 bits without leading zeros."""
     cdef Octets start = at[0]
     number[0] = 0
     while at[0] < end and c"0" <= at[0][0] <= c"9" and at[0] - start < 10:
@@ -51,16 +52,17 @@ cdef inline bint take_attempt(Octets* at, Octets end, uint64_t* number) noexcept
 
 
 cdef inline unsigned int two_digits(Octets at) noexcept:
-    """The number of two digits; more than 99 if there are other bytes."""
+    """Return the number of two digits; 100 if a byte is not a digit."""
     cdef unsigned int tens = <unsigned int>at[0] - c"0"
     cdef unsigned int ones = <unsigned int>at[1] - c"0"
     return 100 if tens > 9 or ones > 9 else 10 * tens + ones
 
 
 cdef inline bint take_moment(Octets* at, Octets end, Moment* moment) noexcept:
-    """A date-time such as 2026-11-24T03:13:36.570640729Z, with any fraction or none.
+    """Take a date-time such as 2026-11-24T03:13:36.570640729Z, with any fraction or none.
 
-    The numbers may be out of range, with other bytes than digits for one. datetime rejects those.
+    The numbers may be out of range, for example where a byte is not a digit. The constructor of
+    datetime rejects those.
     """
     cdef Octets text = at[0], fraction
     cdef unsigned int century, years, first, second, third
@@ -106,7 +108,7 @@ cdef inline bint take_moment(Octets* at, Octets end, Moment* moment) noexcept:
 
 
 cdef inline bint take_strings(Octets* at, Octets end, Span* strings) noexcept:
-    """A flat object of plain texts, or null."""
+    """Take an object whose keys and values are all plain text, or null."""
     cdef bint more
     strings.start = NULL
     if skip(at, end, b"null"):
@@ -128,9 +130,9 @@ cdef inline bint take_strings(Octets* at, Octets end, Span* strings) noexcept:
 
 
 cdef inline Octets find_context(Octets at, Octets end) noexcept:
-    """Where the last `,"context":{` begins; NULL if there is none.
+    """Return where the last `,"context":{` begins; NULL if there is none.
 
-    If it is part of a text, then the bytes before it are not valid JSON.
+    If that is inside of a string, then the params before it are not valid JSON, and are rejected.
     """
     cdef Octets key
     while True:
@@ -143,7 +145,7 @@ cdef inline Octets find_context(Octets at, Octets end) noexcept:
 
 
 cdef inline bint scan_request(Octets at, Octets end, RequestSpans* found) noexcept:
-    """Whether the bytes have that layout, and where its parts are."""
+    """Return whether the bytes are a request in this layout; if so, fill in where its parts are."""
     if not (
         skip(&at, end, b'{"type":"request","payload":{"protocol_version":"2","request_id":"')
         and take_text(&at, end, &found.request_id)
@@ -181,7 +183,7 @@ cdef inline bint scan_request(Octets at, Octets end, RequestSpans* found) noexce
         return False
     if not take_strings(&at, end, &found.trace_context):
         return False
-    # Orchestrators up to 0.9.18 do not send it.
+    # Orchestrators up to 0.9.18 do not send correlation_context.
     found.correlation_context.start = NULL
     if skip(&at, end, b',"correlation_context":'):
         if not take_strings(&at, end, &found.correlation_context):

@@ -20,10 +20,10 @@ _codec = Codec()
 
 
 def encode_payload(message: RunnerMessage) -> bytes:
-    """The payload that carries `message`, without a header and of any size.
+    """Encode a message as a payload, without a header. Its size is not limited here.
 
-    NaN and infinities are sent as null. An integer outside 64 bits is sent with all its digits, up
-    to 308 of them; the orchestrator reads it as a float.
+    NaN and infinities become null. An integer outside 64 bits keeps all its digits, up to 308 of
+    them; the orchestrator reads it as a float.
 
     Raises:
         EncodeError: a field has a wrong type, or a value has no JSON form or is nested too deep
@@ -34,14 +34,14 @@ def encode_payload(message: RunnerMessage) -> bytes:
 
 
 def encode_frame(message: RunnerMessage, *, max_frame_size: int = MAX_FRAME_SIZE) -> bytes:
-    """The frame, header included, that carries `message`; the orchestrator accepts it.
+    """Encode a message as a frame, header included, that the orchestrator accepts.
 
     Arguments:
         message: encoded as by encode_payload().
-        max_frame_size: the most bytes of payload; the orchestrator reads up to 16,777,216.
+        max_frame_size: the largest payload in bytes; the orchestrator reads up to 16,777,216.
 
     Raises:
-        EncodeError: as encode_payload(), or PayloadTooLargeError.
+        EncodeError: as encode_payload(); PayloadTooLargeError if the payload is too large.
         TypeError: `message` is not a RunnerMessage.
     """
     checked_limit(max_frame_size)
@@ -49,7 +49,7 @@ def encode_frame(message: RunnerMessage, *, max_frame_size: int = MAX_FRAME_SIZE
 
 
 def decode_payload(payload: bytes | bytearray | memoryview, /) -> RunnerMessage:
-    """The message in a payload, which comes without a header.
+    """Decode a payload, which has no header, to a message.
 
     Raises:
         MessageError: the payload is not a valid message.
@@ -59,7 +59,7 @@ def decode_payload(payload: bytes | bytearray | memoryview, /) -> RunnerMessage:
 
 
 def decode_frame(frame: bytes | bytearray | memoryview, /) -> RunnerMessage:
-    """The message in one whole frame, header included.
+    """Decode one whole frame, header included, to a message.
 
     Raises:
         FrameError: `frame` is not exactly one frame of at most 16,777,216 bytes of payload.
@@ -73,11 +73,12 @@ class MessageDecoder(StreamDecoder):
     """Iterate over the messages of a stream of frames that arrives in pieces.
 
     Arguments:
-        max_frame_size: the most bytes of payload that a header may declare.
+        max_frame_size: the largest payload that a header may declare, in bytes.
 
-    A declared length reserves no memory: the decoder holds the bytes that were fed and not taken.
-    Iteration raises MessageError for a payload that is not a valid message, and can go on after it;
-    FrameError where the stream is broken, after the messages before it.
+    The length in a header reserves no memory: the decoder holds only bytes that were fed and not
+    yet taken. Iteration raises MessageError for a payload that is not a valid message; later
+    messages can still be taken. It raises FrameError where the stream is broken, once the messages
+    before that are taken.
     """
 
     __slots__ = ()
@@ -93,5 +94,5 @@ class MessageDecoder(StreamDecoder):
         try:
             return _codec.decode_payload(payload)
         except MemoryError:
-            self._payloads.appendleft(payload)  # its message can be taken when there is memory
+            self._payloads.appendleft(payload)  # the next call tries again
             raise

@@ -34,7 +34,7 @@ _READ_SIZE = 32 * 1024
 
 _unpack_length = Struct(">I").unpack_from
 
-# What a decoder without payloads has, because even an empty deque takes 760 bytes.
+# Shared by all decoders without payloads, because even an empty deque takes 760 bytes.
 _NO_PAYLOADS: deque[bytes] = deque(maxlen=0)
 
 
@@ -48,7 +48,7 @@ def octets(data: bytes | bytearray | memoryview) -> bytes:
 
 
 def checked_limit(max_frame_size: int) -> int:
-    """`max_frame_size`, if four bytes can hold it. Raises TypeError and ValueError."""
+    """Return `max_frame_size` if four bytes can hold it. Raises TypeError and ValueError."""
     if not isinstance(max_frame_size, int):
         raise TypeError(f"max_frame_size must be an int, got {type_name(max_frame_size)}")
     limit = int.__index__(max_frame_size)
@@ -58,7 +58,7 @@ def checked_limit(max_frame_size: int) -> int:
 
 
 def whole_payload(frame: bytes | bytearray | memoryview) -> bytes:
-    """The payload of exactly one frame. Raises TypeError and FrameError."""
+    """Return the payload of exactly one frame. Raises TypeError and FrameError."""
     data = octets(frame)
     if len(data) < FRAME_HEADER_LEN:
         raise TruncatedFrameError(FRAME_HEADER_LEN, len(data))
@@ -75,14 +75,14 @@ def whole_payload(frame: bytes | bytearray | memoryview) -> bytes:
 def pack_frame(
     payload: bytes | bytearray | memoryview, *, max_frame_size: int = MAX_FRAME_SIZE
 ) -> bytes:
-    """A frame around `payload`: its length as 4 bytes, unsigned and big-endian, and the payload.
+    """Return a frame: the length of `payload` as 4 bytes, unsigned and big-endian, and `payload`.
 
     Arguments:
         payload: any bytes, at least one.
-        max_frame_size: the most bytes of payload; the orchestrator reads up to 16,777,216.
+        max_frame_size: the largest payload in bytes; the orchestrator reads up to 16,777,216.
 
     Raises:
-        EncodeError: the payload is empty, or PayloadTooLargeError.
+        EncodeError: the payload is empty; PayloadTooLargeError if it is too large.
         TypeError: `payload` is not bytes, bytearray or memoryview.
     """
     limit = checked_limit(max_frame_size)
@@ -96,7 +96,7 @@ def pack_frame(
 
 
 class StreamDecoder:
-    """The part that FrameDecoder and MessageDecoder share: it splits bytes into payloads."""
+    """Split bytes into payloads: the part that FrameDecoder and MessageDecoder share."""
 
     __slots__ = ("_copied", "_failure", "_feeding", "_limit", "_payloads", "_rest", "_space")
 
@@ -111,10 +111,10 @@ class StreamDecoder:
         self._feeding = allocate_lock()
 
     def feed(self, data: bytes | bytearray | memoryview) -> Self:
-        """Add bytes of the stream, cut anywhere, and return the decoder, to iterate over it.
+        """Add the next bytes of the stream, cut anywhere, and return the decoder for iteration.
 
-        Iteration stops when more bytes are needed. What it returns stays valid whatever happens to
-        `data` afterwards. The memory of an earlier get_buffer() is no longer used.
+        Iteration stops when more bytes are needed. Its payloads and messages do not change when
+        `data` changes later. Memory that get_buffer() returned before is no longer used.
 
         Raises:
             FrameError: an earlier error ended the stream.
@@ -145,7 +145,8 @@ class StreamDecoder:
         """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: bytes that the caller would like, or -1. The memory may be larger or smaller.
+            hint: the size that the caller would like, in bytes, or -1. The memory may be larger or
+                smaller.
 
         Raises FrameError if an earlier error ended the stream.
         """
@@ -160,7 +161,7 @@ class StreamDecoder:
         """Add the bytes that were written to the memory of get_buffer(), as feed() does.
 
         Arguments:
-            nbytes: bytes written, from the beginning of the memory.
+            nbytes: how many bytes were written, from the start of the memory.
 
         Raises:
             FrameError: an earlier error ended the stream.
@@ -179,7 +180,7 @@ class StreamDecoder:
 
     @property
     def buffered(self) -> int:
-        """Bytes of the stream that were fed and not taken yet."""
+        """The number of bytes that were fed and not yet taken, headers included."""
         return len(self._rest) + sum(
             FRAME_HEADER_LEN + len(payload) for payload in self._payloads.copy()
         )
@@ -191,9 +192,10 @@ class StreamDecoder:
         raise TypeError(f"cannot pickle {type(self).__name__!r} object")
 
     def _lock(self) -> LockType:
-        """The lock to hold while bytes are added. Raises RuntimeError if another call holds it.
+        """Return the lock to hold while bytes are added. Raises RuntimeError if it is held already.
 
-        No signal handler runs between a `with` statement and its block.
+        CPython runs no signal handler between taking a lock in a `with` statement and the
+        statement's block, so the lock is always released.
         """
         if self._feeding.locked():
             raise RuntimeError("the decoder is in use")
@@ -215,7 +217,7 @@ class StreamDecoder:
         self._check()
 
     def _is_broken(self) -> bool:
-        """Whether `_rest` begins with a wrong header, which ends the stream."""
+        """Return whether `_rest` begins with a wrong header; if so, keep that as the failure."""
         length = self._frame_size() - FRAME_HEADER_LEN
         if len(self._rest) < FRAME_HEADER_LEN or 0 < length <= self._limit:
             return False
@@ -226,17 +228,17 @@ class StreamDecoder:
         return True
 
     def _frame_size(self) -> int:
-        """Bytes of the frame that begins in `_rest`; 4 while its header is incomplete."""
+        """Return the size of the frame that begins in `_rest`; 4 while its header is incomplete."""
         if len(self._rest) < FRAME_HEADER_LEN:
             return FRAME_HEADER_LEN
         length: int = _unpack_length(self._rest)[0]
         return FRAME_HEADER_LEN + length
 
     def _add(self, data: bytes) -> None:
-        """Split the bytes into payloads. A frame that is cut is kept in `_rest`.
+        """Split the bytes into payloads. An incomplete frame at the end stays in `_rest`.
 
-        A signal handler may raise an exception at any call. So what is new is kept by the last two
-        statements, between which there is none.
+        A signal handler may raise an exception during any call. So the last two statements store
+        the result, with no call between them.
         """
         self._space = bytearray()
         rest = self._rest
@@ -286,10 +288,11 @@ class FrameDecoder(StreamDecoder):
     """Iterate over the payloads, as bytes, of a stream of frames that arrives in pieces.
 
     Arguments:
-        max_frame_size: the most bytes of payload that a header may declare.
+        max_frame_size: the largest payload that a header may declare, in bytes.
 
-    A declared length reserves no memory: the decoder holds the bytes that were fed and not taken.
-    Iteration raises FrameError where the stream is broken, after the payloads before it.
+    The length in a header reserves no memory: the decoder holds only bytes that were fed and not
+    yet taken. Iteration raises FrameError where the stream is broken, once the payloads before that
+    are taken.
     """
 
     __slots__ = ()
