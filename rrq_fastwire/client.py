@@ -1,4 +1,4 @@
-"""The orchestrator's side of a connection: runs jobs of any runner, many at a time."""
+"""The orchestrator's side of a connection: send jobs to any runner, many at a time."""
 
 from __future__ import annotations
 
@@ -28,24 +28,23 @@ __all__ = ["RunnerClient"]
 
 _logger = logging.getLogger(__name__)
 
-# A runner answers by itself when a deadline has passed. What it has for that, in seconds, before
-# the client gives it up.
+# How long the client waits after a deadline. A runner answers by itself when one has passed.
 _ANSWER_SECONDS = 1.0
 
 
 class RunnerClient:
-    """Runs jobs over one connection to a runner, and matches the answers by request_id.
+    """Send jobs over one connection to a runner, and match the answers by request_id.
 
     Usage:
         async with await RunnerClient.connect("127.0.0.1", 9000) as client:
             outcome = await client.execute("send_email", {"to": "someone@example.com"})
 
     Arguments:
-        stream: a connection to a runner, which belongs to the client from now on.
+        stream: a connection to a runner. The client closes it.
 
     Attributes:
         stream: the connection.
-        unmatched: answers so far without a waiting request; they are dropped.
+        unmatched: the number of messages so far that answer no waiting request; they are dropped.
     """
 
     def __init__(self, stream: MessageStream) -> None:
@@ -57,7 +56,7 @@ class RunnerClient:
 
     @classmethod
     async def connect(cls, host: str, port: int) -> Self:
-        """Connects over TCP. Raises OSError."""
+        """Connect over TCP. Raises OSError."""
         return cls(await open_connection(host, port))
 
     async def execute(
@@ -74,21 +73,24 @@ class RunnerClient:
         correlation_context: dict[str, str] | None = None,
         worker_id: str | None = None,
     ) -> ExecutionOutcome:
-        """Runs one job and returns its outcome, whatever that is. If cancelled, cancels the job.
+        """Run one job and return its outcome, of whatever type. If cancelled, cancel the job.
 
         Arguments:
-            timeout: seconds until the deadline that the request carries, at which a runner answers
-                that the job has timed out; None sets no deadline.
-            job_id, request_id: random ones where they are None.
+            function_name: the handler to call.
+            params: the arguments of the job, any JSON values.
+            timeout: seconds until the deadline of the request, at which a runner answers that the
+                job has timed out; None sets no deadline.
+            job_id, request_id: the ids; None takes a random one.
             attempt, queue_name, trace_context, correlation_context, worker_id: for the context.
 
-        Raises
-          - TimeoutError if the runner has not answered a second after the deadline; the job is
-            cancelled;
-          - EncodeError if the request cannot be sent;
-          - MessageError if the answer is not a valid outcome;
-          - ConnectionError or FrameError if the connection is lost;
-          - ValueError if a request of the same request_id is in flight.
+        Raises:
+            TimeoutError: the runner has not answered a second after the deadline. The job is
+                cancelled.
+            EncodeError: the request cannot be sent.
+            MessageError: the answer is not a valid outcome.
+            ConnectionError: the connection is closed or lost.
+            FrameError: the runner has broken the stream of frames.
+            ValueError: a request with this `request_id` is in flight.
         """
         now = datetime.now(timezone.utc)
         job_id = job_id or str(uuid.uuid4())
@@ -128,16 +130,16 @@ class RunnerClient:
                 del self._waiting[request_id]
 
     async def cancel(self, job_id: str, request_id: str | None = None) -> None:
-        """Cancels one request, or, without `request_id`, all that the runner has of a job.
+        """Cancel one request or, without `request_id`, all requests of a job in the runner.
 
-        What is in flight is still answered: with an outcome of type cancelled, as a rule.
+        The runner still answers these requests, usually with an outcome of type cancelled.
 
         Raises ConnectionError if the connection is closed or lost.
         """
         await self.stream.send(CancelRequest(job_id=job_id, request_id=request_id))
 
     async def close(self) -> None:
-        """Closes the connection. What is in flight fails with ConnectionError."""
+        """Close the connection. Requests in flight fail with ConnectionError."""
         self.stream.close()
         await self.stream.wait_closed()
         await self._receiver
@@ -149,13 +151,13 @@ class RunnerClient:
         await self.close()
 
     async def _receive(self) -> None:
-        """Hands the answers to those who wait, up to the end of the connection."""
+        """Pass the answers to the waiting calls of execute(), until the connection ends."""
         lost: Exception = ConnectionResetError("the runner has closed the connection")
         try:
             while True:
                 try:
-                    # Not deliver(), which holds answers back while requests cannot be sent: the
-                    # runner may take no requests before its answers are taken.
+                    # Not deliver(), which holds answers back while requests cannot be sent. A
+                    # runner may read no more requests until its answers are read.
                     async for message in self.stream:
                         self._answered(message)
                     break
@@ -180,7 +182,7 @@ class RunnerClient:
             self.unmatched += 1
 
     def _take(self, request_id: str | None) -> asyncio.Future[ExecutionOutcome] | None:
-        """The future that waits for an answer; None, and counted, if there is none."""
+        """Return the future that waits for an answer. If there is none, count it as unmatched."""
         answer = None if request_id is None else self._waiting.get(request_id)
         if answer is None or answer.done():
             self.unmatched += 1

@@ -1,8 +1,9 @@
-"""The names of `rrq.protocol`, on this package's codec, and a way to put them into an imported rrq.
+"""The functions of `rrq.protocol` on this package's codec, and a way to put them into rrq.
 
-Signatures, return types and types of exceptions are rrq's. What differs is on purpose: JSON that
-would kill the orchestrator's connection for its size, its depth, a lone surrogate or a number is
-not sent, but raises ValueError; NaN becomes null. The fields of a payload are not looked at.
+Signatures, return types and types of exceptions are rrq's. Two things differ on purpose. JSON that
+would make the orchestrator close the connection, for its size, its depth, a lone surrogate or a
+number, raises ValueError and is not sent. NaN becomes null. The fields of a payload are not
+checked.
 """
 
 from __future__ import annotations
@@ -35,24 +36,24 @@ FRAME_HEADER_SIZE = FRAME_HEADER_LEN
 
 
 def encode_message(message_type: RunnerMessageType, payload: dict[str, Any]) -> bytes:
-    """The frame, header included, of a message.
+    """Encode a message as a frame, header included.
 
     Raises:
-        TypeError: the json module has no form for a value in `payload`.
+        TypeError: the json module cannot write a value in `payload`.
         ValueError: the orchestrator would not accept the frame.
     """
     document = {"type": message_type, "payload": payload}
     try:
         body = _json.encode(document, MAX_NESTING, "", dump_plain)
     except EncodeError:
-        # The json module takes more than RRQ's JSON has, keys that are not text for one, and has
-        # exceptions of its own for the rest.
+        # The json module writes some values that `_json` rejects, such as keys that are not str.
+        # For the others it raises the exceptions that callers of rrq.protocol expect.
         body = _json.encode(json.loads(json.dumps(document)), MAX_NESTING, "", dump_plain)
     return pack_frame(body)
 
 
 def decode_message(data: bytes) -> tuple[RunnerMessageType, dict[str, Any]]:
-    """The type and the payload of a message. Raises ValueError."""
+    """Decode a payload of a frame to the message's type and payload. Raises ValueError."""
     decoded = _json.loads(data)
     if not isinstance(decoded, dict):
         raise ValueError("Runner message must be a JSON object")
@@ -68,7 +69,7 @@ def decode_message(data: bytes) -> tuple[RunnerMessageType, dict[str, Any]]:
 async def read_message(
     reader: asyncio.StreamReader,
 ) -> tuple[RunnerMessageType, dict[str, Any]] | None:
-    """The next message; None at the end of the stream between two frames.
+    """Read the next message; return None if the stream ends between two frames.
 
     Raises:
         ValueError: the header or the payload is wrong.
@@ -91,7 +92,7 @@ async def read_message(
 async def write_message(
     writer: asyncio.StreamWriter, message_type: RunnerMessageType, payload: dict[str, Any]
 ) -> None:
-    """Sends a message and waits while the transport is over its high-water mark.
+    """Send a message, and wait while the transport is over its high-water mark.
 
     Raises what encode_message() raises.
     """
@@ -107,9 +108,9 @@ _theirs: dict[str, Any] = {}
 
 
 def install() -> None:
-    """Puts this codec into rrq, into the modules that have imported rrq's own as well.
+    """Replace rrq's codec by this one, also in modules of rrq that have imported it already.
 
-    Raises ImportError if there is no rrq.
+    Raises ImportError if rrq is not installed.
     """
     import rrq.protocol
 
@@ -119,13 +120,13 @@ def install() -> None:
 
 
 def uninstall() -> None:
-    """Puts rrq's own codec back."""
+    """Undo install(): put rrq's own codec back."""
     _replace(_OURS, _theirs)
     _theirs.clear()
 
 
 def _replace(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Functions are imported by name, so every module of rrq may hold them."""
+    """Replace functions in every module of rrq, because modules import them by name."""
     for module_name, module in list(sys.modules.items()):
         if module_name.partition(".")[0] == "rrq":
             for name, function in new.items():

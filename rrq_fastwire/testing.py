@@ -1,4 +1,4 @@
-"""Runs handlers in tests: a runner and a client in one process, without ports and without Redis.
+"""Run handlers in tests: a runner and a client in one process, without ports and without Redis.
 
 Requests and answers are real frames, so a result that cannot be sent fails as it would in
 production.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run_job", "running"]
 
-# How long handlers that are cancelled at the end, and answers, may take.
+# How long cancelled handlers and the last answers may take at the end of a test.
 _GRACE_SECONDS = 1.0
 
 
@@ -41,7 +41,7 @@ async def running(
     middleware: Sequence[Middleware] = (),
     on_error: Callable[[BaseException, Any], object] | None = None,
 ) -> AsyncGenerator[RunnerClient]:
-    """Runs a runner with some handlers, and gives a client that is connected to it.
+    """Start a runner with some handlers, and yield a client that is connected to it.
 
     Usage:
         async with running({"greet": greet}) as client:
@@ -74,7 +74,7 @@ async def running(
 
 
 async def _connect(end: socket.socket, stream: MessageStream) -> None:
-    """Lets a stream use one end of a socket pair, which is a pair of TCP sockets on Windows."""
+    """Connect a stream to one end of a socket pair, which on Windows is a pair of TCP sockets."""
     loop = asyncio.get_running_loop()
     end.setblocking(False)
     if end.family == socket.AF_INET:
@@ -97,11 +97,11 @@ async def run_job(
     threads: int | None = None,
     middleware: Sequence[Middleware] = (),
 ) -> ExecutionOutcome:
-    """Runs one job in a runner of its own, and returns its outcome.
+    """Run one job in a runner of its own, and return its outcome.
 
     Arguments:
-        handler: the function of the job. It gets this package's ExecutionRequest, in which its
-            __name__ is the name of the function.
+        handler: the handler of the job. It gets this package's ExecutionRequest, whose
+            `function_name` is the handler's `__name__`.
         params, timeout, job_id, attempt, queue_name, trace_context, correlation_context: those of
             RunnerClient.execute().
         lifespan, threads, middleware: those of serve().

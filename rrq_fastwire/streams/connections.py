@@ -19,11 +19,11 @@ __all__ = ["open_connection", "open_unix_connection", "start_server", "start_uni
 async def open_connection(
     host: str, port: int, *, max_frame_size: int = MAX_FRAME_SIZE, **options: Any
 ) -> MessageStream:
-    """Connects to a runner, or whatever else speaks the protocol, over TCP.
+    """Connect over TCP to a runner, or to any other peer that speaks the protocol.
 
     Arguments:
-        max_frame_size: the most bytes of payload that a frame of the peer may declare.
-        options: more of `loop.create_connection()`'s arguments.
+        max_frame_size: the largest payload that the peer may send in a frame, in bytes.
+        options: further arguments of `loop.create_connection()`.
 
     Raises OSError.
     """
@@ -37,7 +37,14 @@ async def open_connection(
 async def open_unix_connection(
     path: str, *, max_frame_size: int = MAX_FRAME_SIZE, **options: Any
 ) -> MessageStream:
-    """Connects to a Unix socket; else as open_connection(), by `create_unix_connection()`."""
+    """Connect to a Unix socket.
+
+    Arguments:
+        max_frame_size: as for open_connection().
+        options: further arguments of `loop.create_unix_connection()`.
+
+    Raises OSError.
+    """
     loop = asyncio.get_running_loop()
     _, stream = await loop.create_unix_connection(
         lambda: MessageStream(max_frame_size=max_frame_size), path, **options
@@ -53,13 +60,13 @@ async def start_server(
     max_frame_size: int = MAX_FRAME_SIZE,
     **options: Any,
 ) -> asyncio.Server:
-    """Listens for connections over TCP.
+    """Listen for connections over TCP.
 
     Arguments:
         on_stream: an async function that is called with the MessageStream of each connection, in a
-            task of its own. The stream is closed when it returns.
-        max_frame_size: the most bytes of payload that a frame of a peer may declare.
-        options: more of `loop.create_server()`'s arguments.
+            task of its own. The stream is closed when the function returns.
+        max_frame_size: the largest payload that a peer may send in a frame, in bytes.
+        options: further arguments of `loop.create_server()`.
 
     Raises OSError.
     """
@@ -71,7 +78,14 @@ async def start_server(
 async def start_unix_server(
     on_stream: OnStream, path: str, *, max_frame_size: int = MAX_FRAME_SIZE, **options: Any
 ) -> asyncio.Server:
-    """Listens on a Unix socket; else as start_server(), by `loop.create_unix_server()`."""
+    """Listen for connections on a Unix socket.
+
+    Arguments:
+        on_stream, max_frame_size: as for start_server().
+        options: further arguments of `loop.create_unix_server()`.
+
+    Raises OSError.
+    """
     return await asyncio.get_running_loop().create_unix_server(
         lambda: MessageStream(on_stream, max_frame_size=max_frame_size), path, **options
     )

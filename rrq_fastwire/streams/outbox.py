@@ -13,18 +13,18 @@ if TYPE_CHECKING:
 
 __all__ = ["HIGH_WATER", "Outbox"]
 
-# Bytes received and not asked for yet, above which reading pauses until all of them are taken;
-# and bytes sent and not given to the transport yet, above which drain() waits.
+# In bytes. Above this much received data that is not yet taken, reading pauses until all of it is.
+# Above this much sent data that the transport does not have yet, drain() waits.
 HIGH_WATER = 64 * 1024
 
-# Frames are joined into one write up to this size, and larger ones are not copied.
+# Small frames are joined into writes of up to this many bytes; a larger frame is not copied.
 _LARGEST_JOINED = 256 * 1024
 
 _CLOSED = "the connection is closed"
 
 
 class Outbox(asyncio.BufferedProtocol):
-    """What is sent over one connection."""
+    """Send messages over one connection, in as few writes as possible."""
 
     __slots__ = (
         "__weakref__",
@@ -46,19 +46,19 @@ class Outbox(asyncio.BufferedProtocol):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._lost: ConnectionError | None = None  # why, if it was not closed here
+        self._lost: ConnectionError | None = None  # why the connection was lost, if it was
         self._unsent: deque[bytes] = deque()  # frames that the transport does not have yet
         self._unsent_size = 0
-        self._frame_size = 1  # of the last frame: how many more there is room for
+        self._frame_size = 1  # of the last frame: an estimate of the next ones
         self._hold_writes = False  # _deliver() is running, and calls _write() at its end
         self._held_back = False  # there may be messages to deliver once drain() would not wait
         self._write_due = False  # the loop is about to call _write()
         self._write_paused = False  # the transport holds more than it should
         self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # in drain()
-        self._woken = 0  # how many of them are about to go on
+        self._woken = 0  # how many of these calls are about to continue
 
     async def send(self, message: RunnerMessage) -> None:
-        """Sends one message; waits first while the peer is slow to take what was sent before.
+        """Send one message. First wait, if the peer is slow to read earlier messages.
 
         Raises EncodeError, and ConnectionError if the connection is closed or lost.
         """
@@ -66,11 +66,11 @@ class Outbox(asyncio.BufferedProtocol):
         self.send_nowait(message)
 
     def send_nowait(self, message: RunnerMessage, *, flush: bool = False) -> None:
-        """Sends one message without waiting: it is encoded now.
+        """Encode one message now, and send it without waiting for the peer.
 
         Arguments:
-            flush: write it now, and not at the end of the event loop iteration. It makes no
-                difference while deliver() handles a read, at the end of which all is written.
+            flush: write it now, instead of at the end of the event loop iteration. While deliver()
+                handles a read, this has no effect: everything is written at the end of the read.
 
         Raises EncodeError, and ConnectionError if the connection is closed or lost.
         """
@@ -89,16 +89,16 @@ class Outbox(asyncio.BufferedProtocol):
             self._loop.call_soon(self._write_what_is_due)
 
     def flush(self) -> None:
-        """Writes now what was sent, and not at the end of a read or of the loop's iteration."""
+        """Write now what was sent, not only at the end of the read or event loop iteration."""
         self._write()
 
     @property
     def congested(self) -> bool:
-        """Whether drain() would wait, because the peer is slow to take what was sent."""
+        """Whether drain() would wait, because the peer is slow to read."""
         return self._write_paused or self._unsent_size > HIGH_WATER
 
     async def drain(self) -> None:
-        """Waits while more is on its way to the peer than should be, in the order of the calls.
+        """Wait while too much data waits for the peer. Calls return in their order.
 
         Raises ConnectionError if the connection is closed or lost.
         """
@@ -125,11 +125,11 @@ class Outbox(asyncio.BufferedProtocol):
                 self._wake_senders()
 
     def _wake_senders(self) -> None:
-        """Wakes as many calls of drain() as there is room for, in their order.
+        """Wake as many calls of drain() as there is room for, in their order.
 
-        Each takes as much as the last frame did, as far as one can know. If it takes more, the
-        others wait on; if less, the last one to go on wakes more. So each is woken about once,
-        where waking all of them at each write would take quadratic time.
+        The estimate is that each will send a frame as large as the last one. If they send more,
+        the other calls keep waiting; if less, the last one to continue wakes more. So each call is
+        woken about once. Waking all of them at each write would take quadratic time.
         """
         most: float
         if self.is_closing():
@@ -159,14 +159,14 @@ class Outbox(asyncio.BufferedProtocol):
                 self._on_room()
 
     def _on_room(self) -> None:
-        """Called where `_held_back` was set, once drain() would not wait."""
+        """Continue the delivery of messages, which paused while drain() would have waited."""
         raise NotImplementedError
 
     def _write_some(self) -> None:
-        """Gives the next frames to the transport: small ones joined, a large one as it is.
+        """Pass the next frames to the transport: small ones joined, a large one uncopied.
 
-        The transport keeps what the peer does not take, in a copy where CPython is older than 3.12.
-        So it gets no more once it asks to pause, and the other frames are held once.
+        The transport keeps what the peer does not read, before CPython 3.12 as a copy. So once it
+        has asked to pause, further frames stay here.
         """
         unsent = self._unsent
         if self._unsent_size <= _LARGEST_JOINED:
@@ -181,9 +181,9 @@ class Outbox(asyncio.BufferedProtocol):
                 pieces.append(unsent.popleft())
             frames = b"".join(pieces)
             self._unsent_size -= size
-        # A memoryview, because asyncio slices what the kernel does not take. And not writelines():
-        # that of CPython 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 never asks the protocol to pause
-        # (CVE-2024-12254).
+        # A memoryview, because asyncio slices off what the kernel has accepted, which would copy
+        # bytes. Not writelines(), which in CPython 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 never asks
+        # the protocol to pause (CVE-2024-12254).
         self.transport.write(frames if len(frames) <= HIGH_WATER else memoryview(frames))
 
     def pause_writing(self) -> None:
@@ -196,14 +196,14 @@ class Outbox(asyncio.BufferedProtocol):
     def _closing_error(self) -> ConnectionError:
         if self._lost is None:
             return ConnectionResetError(_CLOSED)
-        return self._lost.with_traceback(None)  # raised often, it would keep all that it saw
+        return self._lost.with_traceback(None)  # else each raise would add to the traceback
 
     def is_closing(self) -> bool:
         """Whether the connection is closed, or about to be: nothing can be sent."""
         return self.transport.is_closing()
 
     def close(self) -> None:
-        """Closes the connection, once what was sent before has been handed over."""
+        """Close the connection, once everything sent before has been passed to the kernel."""
         if not self.is_closing():
             while self._unsent:
                 self._write_some()

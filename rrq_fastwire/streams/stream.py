@@ -23,8 +23,8 @@ __all__ = ["MessageStream"]
 class MessageStream(Outbox):
     """One connection: `async for message in stream` receives, `await stream.send(message)` sends.
 
-    It is made by open_connection(), start_server() and their like. `async with stream` closes it
-    at the end. One task may receive at a time; any number may send.
+    open_connection(), start_server() and their variants create it. `async with stream` closes it at
+    the end. One task may receive at a time; any number may send.
 
     Iteration ends when the peer ends the stream between two frames.
 
@@ -59,13 +59,13 @@ class MessageStream(Outbox):
         self._task: asyncio.Task[None] | None = None  # runs on_stream
         self._closed = self._loop.create_future()
         self._decoder = MessageDecoder(max_frame_size)
-        # Called at every read: a method that calls the decoder's would cost a call more.
+        # Called at each read. A method that calls the decoder's would cost one more call.
         self.get_buffer = self._decoder.get_buffer  # type: ignore[assignment,method-assign]
-        self._receiver: asyncio.Future[None] | None = None  # set when there is something for it
+        self._receiver: asyncio.Future[None] | None = None  # done when there is something to take
         self._on_message: Callable[[RunnerMessage], object] | None = None  # given to deliver()
         self._delivery_due = False  # the loop is about to call _continue_delivery()
-        self._failure: Exception | None = None  # of a message or of _on_message(), for deliver()
-        self._suspended = False  # too much is undelivered: reading is paused
+        self._failure: Exception | None = None  # what deliver() has to raise
+        self._suspended = False  # reading is paused, because too much has not been taken
         self._eof = False
 
     def __repr__(self) -> str:
@@ -85,7 +85,7 @@ class MessageStream(Outbox):
             await self._more()
 
     def receive_nowait(self) -> RunnerMessage | None:
-        """The next message if it has arrived, else None. Raises MessageError and FrameError."""
+        """Return the next message; None if it has not arrived. Raises MessageError, FrameError."""
         try:
             message = next(self._decoder, None)
         except FrameError:
@@ -101,7 +101,7 @@ class MessageStream(Outbox):
             self.transport.resume_reading()
 
     async def _more(self) -> None:
-        """Waits for more bytes, when what has arrived is taken. Raises what ends the iteration."""
+        """Wait for more bytes. Raises StopAsyncIteration, or why nothing more will arrive."""
         self._refuse_second_receiver()
         if self._has_ended():
             raise StopAsyncIteration
@@ -112,7 +112,7 @@ class MessageStream(Outbox):
             raise RuntimeError("another task is already receiving from this stream")
 
     def _has_ended(self) -> bool:
-        """Whether nothing more will arrive. Raises if that is not the peer's orderly end."""
+        """Return whether nothing more will arrive. Raises if the peer did not end in order."""
         if self._eof:
             self._decoder.feed_eof()
             return True
@@ -142,10 +142,10 @@ class MessageStream(Outbox):
     def eof_received(self) -> bool:
         self._eof = True
         self._hand_on()
-        return True  # what is still to be sent can be
+        return True  # keep the transport open: what is still to be sent can be sent
 
     def _hand_on(self) -> bool:
-        """Sees to it that what has arrived is taken. Returns whether it has to wait for that."""
+        """Deliver what has arrived, or wake the receiver. Return whether data must wait here."""
         if self._on_message is not None:
             return self._delivery_due or self._deliver()
         if self._receiver is not None and not self._receiver.done():
@@ -156,21 +156,24 @@ class MessageStream(Outbox):
     # Delivering
 
     async def deliver(self, on_message: Callable[[RunnerMessage], object]) -> None:
-        """Calls a function with each message, from the callback in which its bytes arrive.
+        """Call a function with each message, from the callback in which its bytes arrive.
 
-        It costs less than iterating, because no task is woken for that. What the function sends
+        This costs less than iteration, because no task has to be woken. What the function sends
         leaves in one write when all messages of a read are handled, or at flush(). Messages are
         held back while drain() would wait.
 
-        It returns where iterating would end, and raises what that would raise, or what the function
-        raises; after a MessageError, calling it again goes on.
+        Returns when iteration would end. Raises what iteration would raise, and what the function
+        raises. After a MessageError, call this again to get the later messages.
+
+        Arguments:
+            on_message: a plain function of one argument, the message.
         """
         self._refuse_second_receiver()
         self._on_message = on_message
         try:
             while True:
                 if self._failure is None:
-                    # Not now: the function is always called outside of tasks.
+                    # Not now, because the function is always called outside of tasks.
                     self._deliver_soon()
                     await self._wait_as_receiver()
                 if self._failure is not None:
@@ -195,10 +198,10 @@ class MessageStream(Outbox):
             self._deliver()
 
     def _deliver(self) -> bool:
-        """Calls the function of deliver() with what has arrived, and writes what it sends.
+        """Call the function of deliver() with what has arrived, and write what it sends.
 
-        Wakes deliver() when there is something to raise, or the end is reached. Returns whether
-        messages are held back.
+        Wakes deliver() when there is something to raise, or at the end of the stream. Returns
+        whether messages are held back.
         """
         on_message = self._on_message
         if on_message is None or self._failure is not None:
@@ -228,7 +231,7 @@ class MessageStream(Outbox):
             self._write()
 
     def _hold_back(self) -> bool:
-        """Holds messages back while the transport has more than it should, unless it is closing."""
+        """Hold messages back until the transport has room, unless it is closing."""
         self._held_back = not self.is_closing()
         return self._held_back
 
@@ -247,7 +250,7 @@ class MessageStream(Outbox):
                 {
                     "message": "unhandled exception in on_stream",
                     "exception": error,
-                    "protocol": self,  # not the task, in whose context this runs already
+                    "protocol": self,  # not the task: this already runs in its context
                 }
             )
         finally:
@@ -255,7 +258,7 @@ class MessageStream(Outbox):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if exc is not None and not isinstance(exc, ConnectionError):
-            # ETIMEDOUT, for one, is a TimeoutError. A caller with a timeout would take it for that.
+            # ETIMEDOUT is a TimeoutError, which a caller would mistake for its own timeout.
             exc = ConnectionAbortedError(f"the connection is lost: {exc}")
         self._lost = exc
         self._closed.set_result(None)
@@ -265,13 +268,13 @@ class MessageStream(Outbox):
         self._wake_senders()
 
     def abort(self) -> None:
-        """Closes the connection at once, whatever is still to be handed over."""
-        # asyncio's own abort() fails on a transport that has closed after a wait.
+        """Close the connection at once, and drop what is not sent yet."""
+        # asyncio's own abort() fails on a transport that has closed in the meantime.
         if not self._closed.done():
             self.transport.abort()
 
     async def wait_closed(self) -> None:
-        """Waits until the connection is closed and everything is handed over, or it is lost."""
+        """Wait until the connection is lost, or is closed and everything is sent."""
         await asyncio.shield(self._closed)
 
     async def __aenter__(self) -> Self:
