@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-# The reference's data, if it is next to the checkout. The suite does not need it.
+# The conformance data of the reference, if it is next to the checkout. The suite runs without, too.
 CONFORMANCE := $(wildcard ../shared/conformance)
 
 # These tests start processes that use orjson in any case, or do not depend on the JSON library.
@@ -22,7 +22,7 @@ SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
-# Many tests wait for other processes, so that two at a time take about half as long.
+# Many tests wait for other processes, so two at a time take about half as long.
 TWO_AT_A_TIME := --numprocesses=2 --dist=worksteal
 READY := $(VENV)/ready
 
@@ -46,13 +46,13 @@ $(READY): pyproject.toml setup.py rrq_fastwire/_generic.py $(wildcard rrq_fastwi
 	@RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## run 20,000 jobs in rrq-runner and in this runner, side by side
+demo: $(READY)  ## compare rrq-runner with this runner over 20,000 jobs
 	@$(RUN)/python -m rrq_fastwire demo
 
-test-quick: $(READY)  ## run the tests that take least, in about two minutes
+test-quick: $(READY)  ## run the fast tests, in about two minutes
 	$(PYTEST) $(TWO_AT_A_TIME) tests $(patsubst %,--ignore-glob='tests/%.py',$(SLOW))
 
-test: test-checkout test-json  ## run the suite: both implementations, and again with the standard library's json
+test: test-checkout test-json  ## run the suite over both implementations, and again with the standard library's json
 
 test-checkout: $(READY)
 	$(PYTEST) $(TWO_AT_A_TIME) tests benchmarks --benchmark-disable $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
@@ -73,7 +73,8 @@ test-newest:  ## run the suite with the newest dependencies, pre-releases includ
 	RRQ_FASTWIRE_PURE=0 build/newest/bin/python -m pip install --quiet --pre '.[cli,e2e,test]'
 	$(call suite,newest,$(TWO_AT_A_TIME))
 
-# Its event loop begins to read where newer patch releases do not. The codec does not use one.
+# Debian's patch release of Python has an asyncio that starts to read from a connection even if that
+# is paused at once. The codec does not use asyncio.
 test-debian: PYTHON := /usr/bin/python3
 test-debian:  ## run the suite, without the codec's tests, with Debian's own python3
 	$(call fresh,debian)
@@ -88,7 +89,7 @@ test-threads:  ## run the codec's tests in eight threads at once
 	-build/threads/bin/python -m pip install --quiet --only-binary=:all: orjson
 	$(call suite,threads,--parallel-threads=8 -m 'not hypothesis' $(CODEC) $(patsubst %,--ignore=%,$(SLOW_OR_SPAWNING)))
 
-test-no-compiler: $(READY)  ## build the package where there is no compiler
+test-no-compiler: $(READY)  ## test the build of the package without a compiler
 	$(PYTEST) tests/test_build.py
 
 # Python's own allocator would hide overruns. Leaks are not reported, because Python itself has some.
@@ -123,8 +124,8 @@ test-examples: $(READY)  ## run the property tests with many more examples
 	$(PYTEST) $(CODEC) -m hypothesis --hypothesis-profile=fuzz --timeout=0
 
 # The extension is compiled by clang in build/fuzz, instrumented for libFuzzer and the sanitizers, and
-# Atheris instruments the Python code. What the fuzzer has learnt stays in build/corpus for the next run.
-# An input that fails is written to build/findings.
+# Atheris instruments the Python code. The inputs that the fuzzer collects stay in build/corpus for the
+# next run. An input that fails is written to build/findings.
 HARNESSES ?= decode_frame message_decoder encode_frame connection cli_decode
 FUZZ_FLAGS := $(SANITIZERS),fuzzer-no-link
 FUZZ_ASAN := detect_leaks=0:malloc_context_size=4:quarantine_size_mb=16
@@ -152,7 +153,7 @@ fuzz: build/fuzz/ready  ## fuzz with each of HARNESSES for SECONDS=60, under the
 	    grep -E 'inline 8-bit|DONE|^Done' $$log; \
 	done
 
-# Assertions in CPython and its own allocator's checks. There are no wheels of orjson for this Python.
+# This Python has CPython's assertions and the checks of its allocator. orjson has no wheels for it.
 test-debug: PYTHON := /usr/bin/python3-dbg
 test-debug:  ## run the codec's tests with Debian's debug build of CPython, in development mode
 	$(call fresh,debug)
@@ -162,14 +163,15 @@ test-debug:  ## run the codec's tests with Debian's debug build of CPython, in d
 	cd build/debug && PYTHONMALLOC=debug RRQ_FASTWIRE_PURE=0 \
 	    bin/python -X dev -m pytest --no-orjson --timeout=900 $(CODEC)
 
-valgrind: $(READY)  ## run all kinds of calls of the compiled codec under valgrind's memcheck
+valgrind: $(READY)  ## run calls of every kind of the compiled codec under valgrind's memcheck
 	PYTHONMALLOC=malloc RRQ_FASTWIRE_PURE=0 valgrind --quiet --error-exitcode=1 --num-callers=30 \
 	    --suppressions=tests/codec/valgrind.supp $(RUN)/python tests/codec/calls.py
 
-# Generated code converts between signed and unsigned without saying so, and stores what nothing reads.
+# Cython's generated code has implicit conversions between signed and unsigned, and dead stores. So
+# the checks for those run only on the header.
 INCLUDES = -isystem $$($(RUN)/python -c 'import sysconfig; print(sysconfig.get_path("include"))') -Irrq_fastwire/_c
 ANALYZED := frames codec _generic
-analyze: $(READY)  ## look for mistakes in the compiled code with Cython, gcc and clang, without running it
+analyze: $(READY)  ## analyze the compiled code statically, with Cython, gcc and clang
 	mkdir -p build/analyze
 	for source in _c/frames.pyx _c/codec.pyx _generic.py; do \
 	    $(RUN)/cython -3 -Wextra --warning-errors -o build/analyze/$$(basename $${source%.*}).c \
@@ -199,7 +201,7 @@ wheels-cross: sdist  ## build wheels for aarch64 and musl, and test those that r
 	mkdir -p build/cross
 	$(RUN)/python .ci/cross.py dist/*.tar.gz build/cross $(CODEC)
 
-audit: $(READY)  ## look for known vulnerabilities in what .venv has installed; needs the network
+audit: $(READY)  ## check the packages in .venv for known vulnerabilities; needs the network
 	$(RUN)/pip-audit --skip-editable
 
 release-check: $(READY)  ## check that TAG=v1.2.3 can be released
@@ -232,7 +234,7 @@ bench-codec: $(READY)
 	-$(RUN)/python -m benchmarks.check --json build/check.json
 	$(RUN)/python -m benchmarks.report --codec build/benchmark.json build/check.json
 
-# They exit with 1 if a row falls short of its aim, which the report shows as well.
+# The measurements exit with 1 if a row falls short of its aim. That is ignored: the report shows it.
 BENCH_PYTHONS ?= 3.11 3.13
 bench-runners: $(READY) $(BENCH_PYTHONS:%=build/bench-%/ready)  ## measure the runners on CPython 3.11 and 3.13; ROUNDS=1 is a quick try
 	rm -f build/bench-*.json
@@ -254,11 +256,11 @@ bench-check: $(READY)  ## compare speed with the ratios to reach; exits with 1 i
 bench-instructions: $(READY)  ## count instructions with valgrind, and compare with the stored counts
 	$(RUN)/python -m benchmarks.instructions
 
-pictures: $(READY)  ## run the commands that the pages show, and draw what they print
+pictures: $(READY)  ## draw the output of commands that README.md and the documentation show
 	$(RUN)/python -m benchmarks.pictures
 
-# The pages need few packages: an environment of their own is ready in a minute. The pure
-# implementation has the docstrings, and needs no compiler.
+# The documentation needs few packages, so an environment of its own is ready in a minute. The pure
+# implementation has the same docstrings as the compiled one, and needs no compiler.
 DOCS := build/docs-venv/bin
 build/docs-venv/ready: pyproject.toml
 	@$(PYTHON) -m venv build/docs-venv
@@ -274,10 +276,10 @@ else
 	@echo 'Not checked: links to other sites. With a network, run make docs ONLINE=1.'
 endif
 
-docs-pictures: docs  ## look at the pages in Chromium, at two widths, light and dark; writes build/docs-pictures
+docs-pictures: docs  ## check the pages in Chromium, at two widths, light and dark; writes build/docs-pictures
 	@$(DOCS)/python -m pip install --quiet playwright
 	@$(DOCS)/python docs/pictures.py build/docs build/docs-pictures
 
-clean:  ## remove what the other targets have made
+clean:  ## remove everything that the other targets have made
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks *.egg-info
 	find rrq_fastwire tests benchmarks -name '*.so' -delete -o -name '__pycache__' -prune -exec rm -rf {} +

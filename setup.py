@@ -1,8 +1,9 @@
-"""Builds the compiled implementation, and archives that are the same bytes at any time.
+"""Build the compiled implementation, and reproducible archives.
 
-Everything else is in pyproject.toml. RRQ_FASTWIRE_PURE=1 leaves the compiled implementation out,
-and =0 makes a failed compilation fatal. Unset, the package is built without it where it cannot be
-compiled, and the name of the wheel says so, because pip shows nothing else of a build.
+Everything else is in pyproject.toml. RRQ_FASTWIRE_PURE=1 leaves out the compiled implementation,
+and =0 makes a failed compilation an error. If the variable is unset and the compilation fails, the
+package is built without the compiled implementation. The name of the wheel then says so, because
+pip shows nothing else of a build.
 """
 
 import gzip
@@ -29,9 +30,9 @@ if choice not in ("", "0", "1"):
 if sys.platform == "win32":
     compile_args, link_args = ["/Brepro"], ["/Brepro"]
 else:
-    # A frame passes through much code, of Python and the JSON library most of all. Functions that
-    # start at a line of the instruction cache need fewer of its lines.
-    # -O3 inlines more; its vector loops are for longer texts than ids.
+    # Each frame runs through much code, mostly of Python and the JSON library, so space in the
+    # instruction cache is short. Functions that are aligned to its lines take fewer of them.
+    # -O3 inlines more. Its vectorized loops are off: they pay only for texts longer than ids.
     compile_args = ["-O3", "-fno-tree-vectorize", "-fno-plt", "-falign-functions=64"]
     compile_args += [f"-ffile-prefix-map={os.getcwd()}=."]
     link_args = ["-Wl,-S,-x"] if sys.platform == "darwin" else ["-Wl,--strip-all"]
@@ -112,9 +113,9 @@ if choice == "0" or (not choice and sys.implementation.name == "cpython"):
 
 
 def readme_for_pypi():
-    """README.md with links that begin with the project's address, if pyproject.toml has one.
+    """Return README.md, with absolute links if pyproject.toml has the project's address.
 
-    PyPI shows it as the project's page, where relative links lead nowhere.
+    PyPI shows the README as the project's page, where relative links lead nowhere.
     """
     urls = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"].get("urls")
     text = Path("README.md").read_text(encoding="utf-8")

@@ -1,7 +1,7 @@
 """Build wheels for other machines and C libraries from the sdist, inspect them and test them.
 
     make wheels-cross
-    python .ci/cross.py dist/rrq_fastwire-1.0.tar.gz dist tests/test_frames.py ...
+    python .ci/cross.py dist/rrq_fastwire-1.0.tar.gz build/cross tests/codec
 
 zig is the C compiler. apt-get fetches Debian's arm64 build of the running Python version without
 installing it, and qemu-aarch64 (in Debian's qemu-user) runs the codec's tests with it.
@@ -53,15 +53,16 @@ def unpack_debian(folder, *packages):
 
 
 def build(platform, sdist, out):
-    """Build a wheel with the headers of the running Python.
+    """Build a wheel with the headers of the running Python, and return its path.
 
-    pyconfig.h of another machine differs, but on 64-bit Linux not in anything that this code or
-    Python.h uses.
+    The pyconfig.h of another machine differs. But on 64-bit Linux, nothing that this code or
+    Python.h uses is different.
     """
     target = PLATFORMS[platform]
     zig = f"{Path(ziglang.__file__).parent}/zig cc -target {target}"
-    # zig calls musl libc.so, and other systems call it libc.musl-x86_64.so.1. The wheel need not
-    # name it: the process that loads the module has it, and musl's symbols have no versions.
+    # zig calls musl libc.so, and other systems call it libc.musl-x86_64.so.1. So the modules do not
+    # name it. They need not, because the process that loads them has it, and musl's symbols have no
+    # versions.
     no_libc = "-nostdlib" if "musl" in target else ""
     settings = {
         "RRQ_FASTWIRE_PURE": "0",
@@ -77,12 +78,13 @@ def build(platform, sdist, out):
 
 
 def symbols(elf, *, undefined):
+    """Return the names of the dynamic symbols that a module needs, or of those that it defines."""
     found = elf.get_section_by_name(".dynsym").iter_symbols()
     return {s.name for s in found if s.name and (s["st_shndx"] == "SHN_UNDEF") == undefined}
 
 
 def look_into(wheel, platform, root):
-    """The machine and the platform that a wheel is for, and what is wrong with it."""
+    """Return the machine and the platform that a wheel is for, and what is wrong with it."""
     show = [sys.executable, "-m", "auditwheel", "show", "--json", wheel]
     tag = json.loads(subprocess.run(show, check=True, stdout=subprocess.PIPE).stdout)["overall_tag"]
     wrong = [] if tag == platform else [f"auditwheel says {tag}"]
@@ -102,7 +104,7 @@ def look_into(wheel, platform, root):
 
 
 def run_tests(tests, wheel, platform, source, root, folder):
-    """Install a wheel and run tests. Returns how many ran and how many passed."""
+    """Install a wheel, run tests, and return how many ran and how many passed."""
     python = sys.executable
     folder.mkdir()
     if platform.endswith("aarch64"):

@@ -1,6 +1,6 @@
-"""Compare the README's table of wheels with cibuildwheel's configuration.
+"""Check that the README's table of wheels matches cibuildwheel's configuration.
 
-With --write, write the table instead.
+With --write, correct the table instead.
 """
 
 import re
@@ -29,7 +29,7 @@ def identifiers(platform):
 
 
 def described(system):
-    """A system such as "manylinux" in words. Its build image names the C library's version."""
+    """Describe a system such as "manylinux". Its build image has the C library's version."""
     if system in ("macosx", "win"):
         return {"macosx": "macOS", "win": "Windows"}[system]
     library = {"manylinux": "glibc", "musllinux": "musl"}[system]
@@ -38,7 +38,7 @@ def described(system):
 
 
 def table(names):
-    """Names such as cp314t-manylinux_x86_64 as a Markdown table."""
+    """Return a Markdown table of wheels, from names such as cp314t-manylinux_x86_64."""
     systems = {}
     for name in names:
         version, system, machine = re.fullmatch(r"cp3(\d+t?)-([a-z]+)_(\w+)", name).groups()

