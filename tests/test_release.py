@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -85,3 +87,15 @@ def assert_verdict(tmp_path, tag, refused, *, changes=SECTION, urls=URLS):
     )
     assert done.returncode == (0 if refused is None else 1)
     assert (refused or f"{tag} can be released") in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("workflow", ["analysis", "wheels"])
+def test_a_change_of_compiled_source_starts_the_workflow(workflow):
+    sources = re.findall(r'"(rrq_fastwire/\S+\.pyx?)"', (ROOT / "setup.py").read_text())
+    assert len(sources) == 3
+    text = (ROOT / ".github" / "workflows" / f"{workflow}.yml").read_text()
+    patterns = re.findall(r"^      - (\S+)$", text.partition("permissions:")[0], re.MULTILINE)
+    missed = [
+        source for source in sources if not any(fnmatch(source, pattern) for pattern in patterns)
+    ]
+    assert missed == []
