@@ -23,7 +23,7 @@ class FastwireError(Exception):
 
 
 class FrameError(FastwireError, ValueError):
-    """The stream of frames is broken and cannot go on: close the connection.
+    """The stream of frames is broken and cannot continue: close the connection.
 
     A decoder that has raised this error raises it again at every later call.
     """

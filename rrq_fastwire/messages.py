@@ -54,7 +54,10 @@ _SUCCESS = OutcomeStatus.SUCCESS  # faster than the attribute of the Enum
 
 
 class OutcomeType(StrEnum):
-    """How a job ended, and so how the orchestrator goes on: `status` and `error.type` together."""
+    """How a job ended, from the `status` and `error.type` of a response.
+
+    It decides whether the orchestrator runs the job again.
+    """
 
     SUCCESS = "success"
     FAILURE = "failure"
