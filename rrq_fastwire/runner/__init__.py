@@ -1,4 +1,4 @@
-"""The runner: runs the jobs that the orchestrator sends, in the place of rrq's own."""
+"""The runner, a replacement of rrq-runner: it runs the jobs that the orchestrator sends."""
 
 from importlib import import_module
 
@@ -21,8 +21,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
-    # The command imports asyncio and rrq itself, once it watches its parent. And current_job()
-    # costs something for each job once it is imported.
+    # Imported on first use, because the command must watch its parent before it imports asyncio and
+    # rrq, and because current_job() adds a cost to each job once it is imported.
     if name in _MODULES:
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""What the runner takes from an installed rrq, pydantic included: imported only where rrq is."""
+"""What the runner uses of rrq and its pydantic. Imported only if rrq is installed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ __all__ = [
     "stock_request",
 ]
 
-# In pydantic's JSON mode a model's field of any type is written like this, and so is
-# ExecutionOutcome.result by the stock runner.
+# In pydantic's JSON mode this converts a value like a model's field of type Any. The stock runner's
+# ExecutionOutcome.result is such a field.
 _jsonable = TypeAdapter(Any).dump_python
 
-# What model_validate() calls, at three quarters of its price.
+# What model_validate() calls. To call it directly takes three quarters of the time.
 _validated = TypeAdapter(StockRequest).validator.validate_python
 
 
 def stock_request(request: ExecutionRequest) -> StockRequest:
-    """The request as rrq's handlers know it. Its params are a copy, one level deep."""
+    """Convert a request to rrq's class. Its `params` are a shallow copy."""
     context = request.context
     return _validated(
         {
@@ -58,15 +58,15 @@ def stock_request(request: ExecutionRequest) -> StockRequest:
 
 
 def span(request: Any) -> RunnerSpan | None:
-    """The configured telemetry's span for a request; None where rrq's default does nothing."""
+    """Return the telemetry span of a request; None with rrq's default, which does nothing."""
     telemetry = get_telemetry()
     return None if type(telemetry) is Telemetry else telemetry.runner_span(request)
 
 
 def as_stock_writes(outcome: ExecutionOutcome) -> None:
-    """Turns what is in an outcome into JSON's types as the stock runner does, by pydantic.
+    """Convert the values in an outcome to JSON's types as the stock runner does, by pydantic.
 
-    Raises whatever pydantic, or a value's own code, does.
+    Raises whatever pydantic or a value's own code raises.
     """
     outcome.result = _jsonable(outcome.result, mode="json")
     if outcome.error is not None:

@@ -1,4 +1,4 @@
-"""Who may connect, how many at a time, and how long a message may take to arrive."""
+"""Limits of connections: who may connect, how many, and how long a message may take to arrive."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ if TYPE_CHECKING:
 
 __all__ = ["Admission", "parse_networks"]
 
-# A message is late if it is incomplete each time that its connection is looked at. So an event loop
-# that is blocked for long, and looks once after that, does not make it late.
+# A message is late if it is still incomplete after this many checks, spread over the timeout. With
+# a single check, it would be late whenever the event loop was blocked for long.
 _LOOKS = 4
 
 
 def parse_networks(texts: Iterable[str]) -> list[Network]:
-    """The networks of "10.1.0.0/16", or of single addresses. Raises ValueError."""
+    """Parse networks such as "10.1.0.0/16", or single addresses. Raises ValueError."""
     return [ip_network(text.strip()) for text in texts]
 
 
 class Admission:
-    """Gives connections to the runner, refuses and counts those that are not allowed.
+    """Pass connections to the runner; refuse and count those that exceed a limit.
 
     Arguments:
-        allow_from: the networks that may connect, and loopback; None admits all.
-        max_connections: how many connections there may be at a time.
-        max_frame_size: the most bytes of payload that a message may announce.
-        header_timeout: seconds until the first message is complete, and also one that has begun
-            when others connect; 0 is no limit.
+        allow_from: the networks that may connect, besides loopback; None admits every address.
+        max_connections: the most connections at a time.
+        max_frame_size: the largest payload that a frame header may declare, in bytes.
+        header_timeout: seconds until the first message of a connection must be complete. A later
+            message that is incomplete when another client connects has as long. 0 is no limit.
 
     Attributes:
         refused: how many connections were refused or closed, by reason.
-        is_held: whether connections are not read for the moment, so that no message is late.
-        on_refused: called with the reason of each.
+        is_held: whether reading is paused, so that no message counts as late.
+        on_refused: called with the reason of each refusal.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Admission:
         self._timer: asyncio.TimerHandle | None = None
 
     def serve(self, on_stream: OnStream, *, is_new: bool = True) -> OnStream:
-        """What a server is to call with each connection, so that on_stream() gets those admitted.
+        """Return a function for a server to call, which passes admitted connections to on_stream().
 
         Arguments:
-            is_new: whether a first message is to be waited for.
+            is_new: whether the connections are new, so that a first message must arrive in time.
         """
 
         async def admitted(stream: MessageStream) -> None:
@@ -86,7 +86,7 @@ class Admission:
             if self._header_timeout:
                 self._watch_those_that_have_begun()
                 if is_new:
-                    # This is after deliver() has begun, and before it delivers the first message.
+                    # The callback runs after deliver() has begun and before the first message.
                     asyncio.get_running_loop().call_soon(self._watch, stream)
             try:
                 await on_stream(stream)
@@ -105,7 +105,7 @@ class Admission:
 
     def _is_allowed(self, stream: MessageStream) -> bool:
         peer: Any = stream.transport.get_extra_info("peername")
-        if not peer:  # it has gone away already
+        if not peer:  # it has closed the connection already
             return False
         address = ip_address(peer[0])
         address = getattr(address, "ipv4_mapped", None) or address
@@ -116,7 +116,7 @@ class Admission:
         self.refused[reason] += 1
         self.on_refused(reason)
         count = self.refused[reason]
-        # Who makes connections in order to fill the log does not succeed.
+        # Log only refusals 1, 2, 4, 8, ..., so that refused connections cannot fill the log.
         if count & (count - 1) == 0:
             peer: Any = stream.transport.get_extra_info("peername") or ("?",)
             text = "%s: connection refused (%s); %d so far"
@@ -126,22 +126,26 @@ class Admission:
     # Messages that do not arrive
 
     def _watch(self, stream: MessageStream) -> None:
-        """Waits for the next message of a connection."""
+        """Watch a connection until its next message."""
         if stream in self._streams and stream not in self._watches:
             self._watches[stream] = _Watch(stream, self._forget)
             self._look_later()
 
     def _forget(self, stream: MessageStream) -> None:
-        """A timer costs each iteration of asyncio's event loop: there is none for nothing."""
+        """Stop watching a connection.
+
+        The timer stops with the last one, because it costs time in each event loop iteration.
+        """
         self._watches.pop(stream, None)
         if not self._watches and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _watch_those_that_have_begun(self) -> None:
-        """Called with each new connection: without one, a message may take the time that it takes.
+        """Watch connections whose next message is incomplete. Called for each new connection.
 
-        Nothing else would be worth a timer, and there are no more connections for it to hold.
+        Until another client connects, an incomplete message does no harm, and a timer would cost
+        time.
         """
         now = asyncio.get_running_loop().time()
         if now < self._next_search:
@@ -157,7 +161,7 @@ class Admission:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
 
     def _look(self) -> None:
-        """Closes connections whose message is late."""
+        """Close the connections whose message is late."""
         self._timer = None
         for stream, watch in list(self._watches.items()):
             if not watch.is_waiting():
@@ -169,22 +173,22 @@ class Admission:
         self._look_later()
 
     def stop(self) -> None:
-        """Ends the timer."""
+        """Stop the timer."""
         self._watches.clear()
         if self._timer is not None:
             self._timer.cancel()
 
 
 class _Watch:
-    """Waits for the next message of a stream, in the place of what deliver() was given.
+    """Notice the next message of a stream, by replacing the function given to deliver().
 
-    Only a connection that is waited for pays for it, and only until its next message.
+    With that message, the function is put back. So other messages cost nothing more.
 
     Arguments:
-        done: called with the stream when a message has come.
+        done: called with the stream when a message has arrived.
 
     Attributes:
-        looks: how often the message was found to be missing.
+        looks: how many checks have found that the message is missing.
     """
 
     def __init__(self, stream: MessageStream, done: Callable[[MessageStream], object]) -> None:
@@ -204,5 +208,8 @@ class _Watch:
         on_message(message)
 
     def is_waiting(self) -> bool:
-        """Whether no message has come since. One that is not valid ends deliver(), too."""
+        """Return whether the message is still missing.
+
+        After an invalid message it is not: that ends deliver(), which removes the function.
+        """
         return self._stream._on_message == self._take

@@ -1,4 +1,4 @@
-"""What becomes of answers: the record of how a job ended, and what is sent if encoding fails."""
+"""Log how jobs end, and replace answers that cannot be encoded."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["log_end", "send_instead"]
 
-# Characters of why an answer could not be sent.
+# The longest text of why an answer could not be sent, in characters.
 _LONGEST_REASON = 1000
 
 
@@ -26,7 +26,12 @@ def log_end(
     outcome: ExecutionOutcome,
     error: BaseException | None,
 ) -> None:
-    """Logs how a job has ended: one record."""
+    """Log how a job has ended, in one record.
+
+    Arguments:
+        outcome: the answer of the job.
+        error: what the handler raised, or None.
+    """
     subject = connection.name, describe(job.job_id), describe(job.function_name)
     message = None if outcome.error is None else outcome.error.message
     if outcome.status is OutcomeStatus.RETRY:
@@ -42,7 +47,16 @@ def log_end(
 def send_instead(
     connection: Connection, outcome: ExecutionOutcome, name: str, reason: BaseException
 ) -> ExecutionOutcome:
-    """Sends what could not be encoded: as rrq writes it, or why that does not help."""
+    """Send another answer for one that could not be encoded, and return it.
+
+    Values are converted as rrq does it. If that does not help, the answer is an error with the
+    reason.
+
+    Arguments:
+        outcome: the answer that could not be encoded.
+        name: the function of the job.
+        reason: why it could not be encoded.
+    """
     send = connection.stream.send_nowait
     too_large = isinstance(reason, PayloadTooLargeError)
     if isinstance(reason, EncodeError) and not too_large:
@@ -54,7 +68,7 @@ def send_instead(
             reason = error
     subject = "result" if outcome.error is None else "error"
     text = f"{subject} of {describe(name)} cannot be sent: {text_of(reason, name)}"
-    # What other code's exceptions say may itself be unfit, or long.
+    # The text of another library's exception may be long, or hold a lone surrogate.
     text = text[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
     job_id = describe(outcome.job_id)
     log(logging.WARNING, "%s: job %s: %s", connection.name, job_id, text)
@@ -66,6 +80,6 @@ def send_instead(
     )
     try:
         send(instead)
-    except (EncodeError, ConnectionError) as error:  # ids of 16 MiB; the peer has gone away
+    except (EncodeError, ConnectionError) as error:  # ids of 16 MiB; the connection is closed
         log(logging.WARNING, "%s: a request cannot be answered: %s", connection.name, error)
     return instead

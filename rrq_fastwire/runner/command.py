@@ -1,4 +1,4 @@
-"""The command `rrq-fastwire-runner`: its arguments, and what it says if it cannot start."""
+"""The command `rrq-fastwire-runner`: from its arguments to the end of the process."""
 
 from __future__ import annotations
 
@@ -29,11 +29,17 @@ __all__ = ["main"]
 
 
 def main(argv: list[str] | None = None) -> None:
-    """`rrq-fastwire-runner`: serves the handlers of a settings object."""
+    """Run the command `rrq-fastwire-runner`: serve the handlers of a settings object.
+
+    Arguments:
+        argv: the arguments without the program's name; None takes those of the process.
+
+    Raises SystemExit if it cannot start.
+    """
     parser = option_parser()
     options = parser.read(argv, os.environ)
     guard = Guard(options.grace, drain=options.drain, watch_parent=options.parent_watch)
-    # A second Ctrl-C kills while asyncio and the interpreter wait for threads.
+    # So that a second Ctrl-C kills the process while asyncio and Python wait for threads.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     handover = None
@@ -43,10 +49,10 @@ def main(argv: list[str] | None = None) -> None:
         if os.name != "posix":
             parser.error("--max-jobs, --max-rss and --reload need POSIX")
         handover = Handover()
-    # Registered first, it is called last: after what the settings and their libraries register.
+    # Registered first, so called last: after what the settings and their libraries register.
     atexit.register(_at_exit, handover)
 
-    # Imported here, because it takes long: the parent is watched by now.
+    # Imported only here, because it takes long, and the guard watches the parent by now.
     import asyncio
 
     from .server import parse_tcp_socket
@@ -73,7 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.exit(2, f"{parser.prog}: {error}\n")
     serving = _serve(options, module_name, attribute, host, port, guard, handover, watcher)
     try:
-        # A signal handler of the user's own may raise KeyboardInterrupt.
+        # The user's own signal handler may raise KeyboardInterrupt.
         with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as loop:
             loop.run(serving)
     except StartError as error:
@@ -97,7 +103,7 @@ async def _serve(
     handover: Handover | None,
     watcher: Watcher | None,
 ) -> None:
-    """Imports the settings, in the event loop as rrq-runner does, and serves their handlers."""
+    """Import the settings, in the event loop as rrq-runner does, and serve their handlers."""
     from .server import make_runner
     from .settings import StartError, load, load_handlers
 
@@ -166,14 +172,14 @@ async def _listen(
         raise StartError(f"cannot serve {error}; choose another --metrics") from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
-        advice = ", or end what listens there" if error.errno == errno.EADDRINUSE else ""
+        advice = ", or stop what listens there" if error.errno == errno.EADDRINUSE else ""
         raise StartError(
             f"cannot listen on {options.tcp_socket}: {reason}; choose another --tcp-socket{advice}"
         ) from error
 
 
 def _check(options: argparse.Namespace, port: int) -> None:
-    """Raises ValueError if options contradict each other, or need what is not installed."""
+    """Raise ValueError if options contradict each other, or need a package that is missing."""
     from .server import parse_metrics_socket
 
     if options.allow_remote and not options.allow_from:
@@ -182,7 +188,7 @@ def _check(options: argparse.Namespace, port: int) -> None:
             " --allow-from 10.1.0.0/16"
         )
     if options.allow_from and not options.allow_remote:
-        raise ValueError("--allow-from has no meaning without --allow-remote")
+        raise ValueError("--allow-from needs --allow-remote")
     if options.metrics is not None:
         _require("--metrics", ".metrics", "metrics")
         try:
@@ -192,7 +198,7 @@ def _check(options: argparse.Namespace, port: int) -> None:
 
 
 def _require(option: str, module: str, extra: str) -> None:
-    """Imports what an option needs. Raises ValueError if it is not installed."""
+    """Import a module that an option needs. Raises ValueError if it needs a missing package."""
     try:
         import_module(module, __package__)
     except ImportError as error:
@@ -200,9 +206,9 @@ def _require(option: str, module: str, extra: str) -> None:
 
 
 def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
-    """What makes the event loop of an option; None for asyncio's own.
+    """Return the function that makes the event loop of `--loop`; None for asyncio's own.
 
-    Raises ValueError if it is not installed.
+    Raises ValueError if uvloop is demanded but not installed.
     """
     if name != "asyncio":
         try:
@@ -218,11 +224,11 @@ def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
 
 
 def _at_exit(handover: Handover | None) -> None:
-    # Python itself flushes stdout when the guard cannot run any more, and it may be a full pipe.
-    with suppress(AttributeError, OSError, ValueError):  # there is none, or it is closed
+    # Stdout may be a full pipe. Python would flush it only when the guard cannot run any more.
+    with suppress(AttributeError, OSError, ValueError):  # stdout is missing or closed
         sys.stdout.flush()
     if handover is not None:
         handover.replace_process()
-    # Python looks for garbage in all that was imported: most of the time that the end takes.
+    # Otherwise Python searches everything imported for garbage, which takes most of the shutdown.
     if sys.implementation.name == "cpython":
         gc.freeze()

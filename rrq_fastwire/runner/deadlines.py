@@ -1,4 +1,4 @@
-"""The deadlines of jobs."""
+"""Watch the deadlines of jobs."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 __all__ = ["Deadlines"]
 
 
-# How much earlier a job that is alone on its connection is answered. If the orchestrator sees its
-# deadline first, it ends the runner's process. Measured, 2 ms is too little.
+# How long before its deadline a job is answered that is alone on its connection. If the
+# orchestrator's own timer is first, it ends the runner's process. Measured: 2 ms is too short.
 _EARLY_SECONDS = 0.005
 
 
@@ -24,21 +24,21 @@ class Deadlines:
     """One timer for the deadlines of all jobs.
 
     Arguments:
-        passed: called with each job that is not answered by its deadline, or, if its connection has
-            no other jobs then, 5 ms before.
+        passed: called with each job that is not answered at its deadline; 5 ms before the deadline
+            if its connection has no other jobs then.
     """
 
     def __init__(self, passed: Callable[[Job], None]) -> None:
         self._passed = passed
-        # When to look at a job, a number that is never the same, the job, and its deadline.
+        # The time of the next check, a unique number, the job, and its deadline, in loop.time().
         self._heap: list[tuple[float, int, Job, float]] = []
         self._count = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
-        # Jobs that were answered in time stay in the heap, until it is as long as this.
+        # Jobs that were answered in time stay in the heap until it has this many entries.
         self._crowded = 256
 
     def add(self, job: Job, seconds: float) -> None:
-        """Watches over a job whose deadline is some seconds away."""
+        """Watch a job whose deadline is this many seconds away."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         entry = deadline - _EARLY_SECONDS, next(self._count), job, deadline
@@ -51,6 +51,7 @@ class Deadlines:
             self._set_timer(loop)
 
     def stop(self) -> None:
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()
 
@@ -70,7 +71,7 @@ class Deadlines:
                 heapq.heappush(heap, (deadline, number, job, deadline))
             else:
                 due.append((deadline, number, job))
-        for _, _, job in sorted(due):  # those that were looked at early may be out of order
+        for _, _, job in sorted(due):  # jobs that were checked early may be out of order
             self._passed(job)
         if heap:
             self._set_timer(loop)

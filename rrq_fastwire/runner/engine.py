@@ -1,7 +1,7 @@
 """The engine: connections, their requests, the handlers that run, and the deadlines.
 
-A request becomes a task, and gets one answer. Whatever a handler returns, raises or makes of its
-cancellation, the answer is one that the orchestrator accepts, and the other jobs go on.
+Each request runs under a task and gets exactly one answer. Whatever a handler returns, raises or
+does when it is cancelled, the orchestrator accepts the answer, and the other jobs continue.
 """
 
 from __future__ import annotations
@@ -59,24 +59,26 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-# How long an answer waits to be written together with others, where it is not part of a read. So
-# handlers that block one after another do not hold back each other's answers.
+# While a connection has other jobs, an answer outside of a read is written at once only if the last
+# such write is longer ago than this. Otherwise it leaves together with others. So handlers that
+# block one after another do not hold back each other's answers.
 _ANSWER_WAITS_SECONDS = 0.001
 
-# How long handlers run up to their first waits, one after another, before the event loop does what
-# else is due. And how long one of them may take, so that answers are not written before the next
-# run of the same function: a write of its own costs as much as several short jobs.
+# How long handlers may run up to their first waits, one after another, before other callbacks of
+# the event loop run. And how long one handler may take before its function counts as slow. Before a
+# slow function runs, the answers that are ready are written. Before others that would not pay: a
+# write costs as much as several short jobs.
 _ITERATION_SECONDS = 0.005
 _SHORT_SECONDS = 0.002
 
 
 class Job:
-    """A request in the works.
+    """A request whose handler has not ended.
 
     Attributes:
         connection: where its answer goes; None once it is answered.
-        task: what runs the handler, if that waits for something; None before it begins.
-        overtaken: the answer, if the handler was not waited for.
+        task: the task that runs the handler, if the handler waits for something; else None.
+        overtaken: the answer, if it was sent before the handler ended.
     """
 
     __slots__ = (
@@ -98,11 +100,13 @@ class Job:
 
 
 class Connection:
-    """A stream, the jobs that it waits for, by request_id, and its name in the log.
+    """A stream and its unanswered jobs.
 
     Attributes:
         hung_up: whether requests are ignored, because the answers could not be sent.
-        flushed: when an answer was last written at once.
+        flushed: when an answer was last written at once, in time.monotonic().
+        jobs: the unanswered jobs, by `request_id`.
+        name: the peer's name in the log.
     """
 
     __slots__ = ("flushed", "hung_up", "jobs", "loop", "name", "stream")
@@ -118,7 +122,7 @@ class Connection:
 
 
 class Runner:
-    """Runs handlers for any number of connections, each given to on_stream().
+    """Run handlers for any number of connections, each passed to on_stream().
 
     Arguments: those of serve().
     """
@@ -155,12 +159,12 @@ class Runner:
         self._spent = 0.0  # seconds that handlers took up to their first waits since then
         self._is_ending = False
         self._deadlines = Deadlines(self._overdue)
-        self._cancelled: dict[asyncio.Task[None], Job] = {}  # answered, and not at their end yet
+        self._cancelled: dict[asyncio.Task[None], Job] = {}  # answered, but still running
 
     # Receiving
 
     async def on_stream(self, stream: MessageStream) -> None:
-        """Serves one connection, until its end."""
+        """Serve one connection until it ends."""
         connection = Connection(stream)
         self._connections.add(connection)
         log(logging.DEBUG, "%s: connected", connection.name)
@@ -186,7 +190,7 @@ class Runner:
             self._hang_up(connection)
 
     def _take(self, connection: Connection, message: RunnerMessage) -> None:
-        """Starts the handler of a request, or refuses it; does what a cancel demands."""
+        """Start the handler of a request, or refuse the request; carry out a cancel."""
         if type(message) is not ExecutionRequest:
             if type(message) is CancelRequest:
                 self._cancel(message)
@@ -226,7 +230,7 @@ class Runner:
             self._send(connection, outcome, "a request")
 
     def _cancel(self, cancel: CancelRequest) -> None:
-        """Cancels one request, or all of a job, on whichever connections."""
+        """Cancel one request, or all requests of a job, on any connection."""
         if cancel.protocol_version != PROTOCOL_VERSION:
             return
         for connection in self._connections:
@@ -242,11 +246,11 @@ class Runner:
     # Running
 
     def _start(self, connection: Connection, job: Job, request: ExecutionRequest) -> None:
-        """Runs a handler up to its first wait. After 5 ms of this, further jobs are postponed."""
+        """Run a handler up to its first wait. After 5 ms of this, further jobs are postponed."""
         name = job.function_name
         was_slow = self._is_slow.get(name, True)
         if was_slow:
-            # It may keep the event loop for long, and these answers are ready.
+            # It may block the event loop for long, so send the answers that are ready.
             for each in self._connections:
                 each.stream.flush()
         began = monotonic()
@@ -270,19 +274,19 @@ class Runner:
             loop.call_soon(self._resume, loop)
 
     def _resume(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Starts jobs that were postponed, in a new iteration of the event loop."""
+        """Start jobs that were postponed, in a new iteration of the event loop."""
         self._pausing, self._spent = False, 0.0
         try:
             while self._postponed and not self._pausing and not self._is_ending:
                 job, request = self._postponed.popleft()
-                if job.connection is not None:  # else it was cancelled meanwhile
+                if job.connection is not None:  # else it was cancelled in the meantime
                     self._start(job.connection, job, request)
         finally:
             if self._postponed and not self._is_ending:
                 self._pause(loop)
 
     async def _run(self, connection: Connection, job: Job, request: Any) -> None:
-        """Runs the handler of a job, and answers."""
+        """Run the handler of a job, and answer."""
         name, deadline = job.function_name, request.context.deadline
         try:
             if deadline is not None and deadline.timestamp() <= time.time():
@@ -315,14 +319,14 @@ class Runner:
             elif not is_cancellation(error):
                 log_end(connection, job, outcome, error)
             if self._on_error is not None:
-                # Not now: the answer leaves when this read has been handled.
+                # Not now, because the answer leaves only when this read has been handled.
                 told = self._on_error, job, outcome, error, request
                 connection.loop.call_soon(report, *told)
         else:
             self._answer(job, outcome)
 
     async def _traced(self, span: RunnerSpan, job: Job, handler: AsyncHandler, request: Any) -> Any:
-        """Runs a handler within a span of telemetry, which is told how the job ended."""
+        """Run a handler within a telemetry span, and report to the span how the job ended."""
         start = monotonic()
         failed: BaseException | None = None
         result = None
@@ -343,23 +347,23 @@ class Runner:
         self._overtake(job, timeout(job, TIMED_OUT))
 
     def _overtake(self, job: Job, outcome: ExecutionOutcome) -> None:
-        """Answers a job that has not ended, and cancels its handler, whatever that makes of it."""
+        """Answer a job whose handler has not ended, and cancel the handler."""
         job.overtaken = outcome
         self._answer(job, outcome)
         if job.task is None:
-            return  # it has not begun, and will not
+            return  # the handler has not begun, and will not
         self._cancelled[job.task] = job
         job.task.add_done_callback(self._cancelled.pop)
         try:
             job.task.cancel()
-        except BaseException as error:  # of what the handler waits for
+        except BaseException as error:  # raised by what the handler waits for
             job_id, name = describe(job.job_id), describe(job.function_name)
             log(logging.WARNING, "job %s: %s cannot be cancelled", job_id, name, error=error)
 
     def _answer(
         self, job: Job, outcome: ExecutionOutcome, error: BaseException | None = None
     ) -> None:
-        """Sends the answer to a job, unless it has one, and logs it.
+        """Send the answer to a job, unless it has one already, and log it.
 
         Arguments:
             error: what the handler raised.
@@ -371,7 +375,7 @@ class Runner:
         del connection.jobs[job.request_id]
         sent = self._send(connection, outcome, job.function_name)
         if error is not None or (
-            sent is outcome  # else it is logged why it could not be sent
+            sent is outcome  # else send_instead() has logged why not
             and (sent.status is not OutcomeStatus.SUCCESS or LOGGER.isEnabledFor(logging.DEBUG))
         ):
             log_end(connection, job, outcome, error)
@@ -379,7 +383,7 @@ class Runner:
     def _send(
         self, connection: Connection, outcome: ExecutionOutcome, name: str
     ) -> ExecutionOutcome:
-        """Sends what has come of the function `name`, and returns what was sent."""
+        """Send an outcome of the function `name`, and return the outcome that was sent."""
         flush = not connection.jobs
         if not flush:
             now = monotonic()
@@ -388,7 +392,7 @@ class Runner:
         try:
             connection.stream.send_nowait(outcome, flush=flush)
         except ConnectionError:
-            pass  # the peer has gone away
+            pass  # the peer has closed the connection
         except BaseException as error:
             return send_instead(connection, outcome, name, error)
         return outcome
@@ -396,21 +400,21 @@ class Runner:
     # Ending
 
     def begin_end(self) -> None:
-        """Starts no more jobs. A signal handler may call this."""
+        """Start no more jobs. A signal handler may call this."""
         self._is_ending = True
 
     def _hang_up(self, connection: Connection) -> None:
-        """Cancels the jobs of a connection, and closes it once it has their answers."""
+        """Cancel and answer the jobs of a connection, and close it."""
         connection.hung_up = True
         for job in list(connection.jobs.values()):
             self._overtake(job, cancelled(job))
         connection.stream.close()
 
     async def stop(self, grace: float) -> None:
-        """Cancels and answers everything, closes the connections, and waits for the handlers.
+        """Cancel and answer all jobs, close the connections, and wait for the handlers.
 
         Arguments:
-            grace: seconds that handlers have to end, and peers to take their answers.
+            grace: seconds that handlers have to end, and peers to read their answers.
         """
         self.begin_end()
         await let_accepted_connections_arrive()

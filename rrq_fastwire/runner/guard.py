@@ -1,7 +1,7 @@
-"""Ends the process by force, and when its parent goes away.
+"""End the process by force if it does not end in time, and end it when its parent ends.
 
 This module is imported before anything that takes long, so that the parent is watched from the
-start. What SIGTERM does is the business of process.py.
+start. process.py handles SIGTERM.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from contextlib import suppress
 
 __all__ = ["DEFAULT_GRACE", "Guard"]
 
-# A worker has two seconds to end all of its runner processes, one after another. This is enough for
-# fifty of them that do not end by themselves.
+# A worker has two seconds to end all its runner processes, one after another. With this grace, that
+# is enough for fifty processes that have to be ended by force.
 DEFAULT_GRACE = 0.02
 
-# How often the guard looks whether the parent is alive, and how long the handlers have if it is
-# not: together less than a second.
+# How often the guard checks whether the parent is alive, and how long the handlers have to end if
+# it is not. Together they are less than a second.
 _PARENT_POLL_SECONDS = 0.2
 _ORPHAN_GRACE_SECONDS = 0.6
 
-# What remains when the event loop is closed, such as threads and atexit functions, has this long.
+# How long threads and atexit functions may take once the event loop is closed.
 _EXIT_SECONDS = 0.1
 
-# How long the last line may take: stderr may be a pipe that is full.
+# How long writing the last line may take: stderr may be a full pipe.
 _LAST_LINE_SECONDS = 0.01
 
 _LAST_LINE = (
     b"rrq-fastwire-runner: ended by force: a handler, or what it left running, did not end\n"
 )
 
-# A process that is to be replaced has this long instead of the grace, and of the time after that:
-# no orchestrator waits for its end.
+# In a process that is to be replaced, this is used for _EXIT_SECONDS and as the shortest grace: no
+# orchestrator waits for its end.
 _RENEWAL_SECONDS = 5.0
 
 # What the main thread sends to the guard.
@@ -50,16 +50,16 @@ if TYPE_CHECKING:
 
 
 class Guard:
-    """A thread that ends the process in any case, once the process has begun to end.
+    """A thread that ends the process by force if it takes too long to end by itself.
 
-    The thread exists from the start and takes no lock: handlers may hold any of them, and a signal
-    handler may interrupt the code that starts a thread.
+    The thread runs from the start, because a signal handler, which may interrupt any code, cannot
+    safely start one. It takes no lock, because handlers may hold any lock.
 
     Arguments:
-        grace: seconds from begin_end() until the event loop should be closed.
-        watch_parent: whether to end the process when its parent goes away: as SIGTERM does, but
-            within a second.
-        drain: seconds from begin_end() that come before the grace, or less: see is_drained().
+        grace: seconds from begin_end() until the event loop must be closed.
+        watch_parent: whether to end the process when its parent ends: as SIGTERM does, but within a
+            second.
+        drain: seconds between begin_end() and the start of the grace; is_drained() cuts them short.
     """
 
     def __init__(self, grace: float, *, watch_parent: bool, drain: float = 0.0) -> None:
@@ -72,21 +72,21 @@ class Guard:
         threading.Thread(target=self._run, name="rrq-fastwire-guard", daemon=True).start()
 
     def begin_end(self) -> None:
-        """Starts the grace. Signal handlers may call this, and more than once."""
+        """Start the drain and then the grace. Signal handlers may call this, and more than once."""
         self._writer.send(_ENDING)
 
     def is_drained(self) -> None:
-        """Says that the jobs have ended, or were given up: the grace starts."""
+        """Tell the guard that the drain is over, so that the grace starts."""
         self._writer.send(_DRAINED)
 
     def begin_renewal(self, handover: Handover) -> None:
-        """As begin_end(), for a process that is to be replaced in the end, by force if need be."""
+        """Do what begin_end() does, but replace the process at its end, by force if need be."""
         self._handover = handover
         self._drain, self._grace = 0.0, max(self._grace, _RENEWAL_SECONDS)
         self._writer.send(_ENDING)
 
     def loop_is_closed(self) -> None:
-        """Says that the grace was enough. Only what Python does at its end remains."""
+        """Tell the guard that the event loop is closed, so that only Python's own end remains."""
         self._writer.send(_CLOSED)
 
     def _run(self) -> None:
@@ -96,7 +96,7 @@ class Guard:
                 self._receives(_DRAINED, self._drain)
         else:
             grace = min(self._grace, _ORPHAN_GRACE_SECONDS)
-            # The main thread, which made this, has to wake up: it runs the signal handlers.
+            # Signal the main thread, which made this object: it has to wake to run signal handlers.
             signal.pthread_kill(self._starter, signal.SIGTERM)
         if self._receives(_CLOSED, grace):
             time.sleep(_EXIT_SECONDS if self._handover is None else _RENEWAL_SECONDS)
@@ -108,7 +108,7 @@ class Guard:
         os._exit(0)
 
     def _is_told_to_end(self) -> bool:
-        """Waits for begin_end(); False if the parent goes away before."""
+        """Wait for begin_end(). Return False if the parent ends first."""
         parent = self._parent
         if parent is None:
             return self._receives(_ENDING, None)
@@ -120,7 +120,7 @@ class Guard:
         return True
 
     def _receives(self, message: bytes, seconds: float | None) -> bool:
-        """Waits for a message, and passes over others."""
+        """Wait for a message, and skip others. Return False if it does not come in time."""
         while select.select((self._reader,), (), (), seconds)[0]:
             if self._reader.recv(1) == message:
                 return True
@@ -128,10 +128,10 @@ class Guard:
 
 
 def _was_adopted_by(parent: int) -> bool:
-    """Whether the process that started this one ended before it could be asked for.
+    """Return whether this process was started by another one, which has ended already.
 
-    A process has the session of the one that started it, unless it leads one of its own. Who adopts
-    orphans has another, as a rule: init, or a subreaper such as systemd.
+    A process is in the session of the one that started it, unless it leads a session of its own.
+    The process that adopts orphans, init or a subreaper such as systemd, is usually in another.
     """
     if sys.platform != "linux" or parent == 0:  # 0 is a parent outside of the PID namespace
         return False

@@ -1,4 +1,4 @@
-"""Finds the handlers of jobs, and puts around them what the runner's options ask for."""
+"""Find the handlers of jobs, and wrap them as the runner's options demand."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ __all__ = ["HandlerFinder"]
 
 
 class HandlerFinder:
-    """Finds the handler of a function's name.
+    """Find the handler of a function by its name.
 
-    Without options it is the mapping or the registry that is asked, and nothing else is done for a
-    job.
+    Without options, `find` is the method of the mapping or registry itself, so that a job costs
+    nothing more.
 
     Arguments: those of serve().
 
     Attributes:
-        names: the names of the functions that there are at the start.
-        find: the function that gives a handler, or None if there is none of that name.
+        names: the names of the functions that are registered at the start.
+        find: the function that returns the handler of a name, or None if there is none.
     """
 
     def __init__(
@@ -52,11 +52,11 @@ class HandlerFinder:
         for name in self.names:
             handler = find(name)
             if not callable(handler):
-                raise TypeError(f"the handler {name!r} is not async: it cannot be called at all")
+                raise TypeError(f"the handler {name!r} is not callable")
             if threads is None and is_not_async(handler):
                 raise TypeError(
                     f"the handler {name!r} is not async: define it with async def, or run it in a"
-                    " thread by --threads, which is threads= of serve()"
+                    " thread with --threads (threads= of serve())"
                 )
         if threads is not None:
             from .threads import ThreadPool
@@ -78,13 +78,13 @@ class HandlerFinder:
         self.find = find
 
     def stop(self) -> None:
-        """Ends the threads that the options have brought, as far as they are idle."""
+        """End the threads that the options have started; a busy one ends after its handler."""
         for stop in self._stops:
             stop()
 
 
 def _in_threads(run: Callable[[Handler, Any], Awaitable[Any]], find: Find) -> Find:
-    """Finds handlers, and runs those that are not async by `run`."""
+    """Return a `find` whose handlers are run by `run` if they are not async."""
     known: dict[str, tuple[Handler, AsyncHandler]] = {}
 
     def found(name: str) -> AsyncHandler | None:
@@ -101,7 +101,7 @@ def _in_threads(run: Callable[[Handler, Any], Awaitable[Any]], find: Find) -> Fi
 
 
 def _within(middleware: Middleware, find: Find) -> Find:
-    """Finds handlers, and calls them through a middleware."""
+    """Return a `find` whose handlers are called through a middleware."""
 
     def found(name: str) -> AsyncHandler | None:
         handler = find(name)
@@ -115,7 +115,10 @@ def _call(middleware: Middleware, handler: AsyncHandler, request: Any) -> Awaita
 
 
 def is_not_async(handler: object) -> bool:
-    """Whether awaiting it cannot work. Callable objects and compiled functions may be async."""
+    """Return whether a call of `handler` certainly cannot be awaited.
+
+    Callable objects and compiled functions may be async, so the answer for them is False.
+    """
     handler = inspect.unwrap(
         handler,  # type: ignore[arg-type]
         stop=lambda each: inspect.iscoroutinefunction(each) or not inspect.isfunction(each),

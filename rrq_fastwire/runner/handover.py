@@ -1,8 +1,8 @@
-"""Replaces the process by a new one that has its sockets, its id and its command line.
+"""Replace the process by a new one that has its sockets, its process id and its command line.
 
-An orchestrator does not notice it. If the process ended instead, the orchestrator would start
-another, but would meanwhile fail the jobs that it sends: a job fails if its connection is closed or
-cannot be made. POSIX only.
+An orchestrator does not notice. If the process ended instead, the orchestrator would start another
+one, but jobs that it sends in the meantime would fail: a job fails if its connection is closed or
+cannot be opened. POSIX only.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ _VARIABLE = "RRQ_FASTWIRE_RUNNER_SOCKETS"
 
 
 class Handover:
-    """What a process has got from the one that it replaces, and leaves to the one after it.
+    """What a process inherits from the one that it replaces, and passes on to the next one.
 
-    To be made before the settings are imported, which may change the directory or the environment.
+    Create it before the settings are imported, which may change the directory or the environment.
 
     Attributes:
-        listener: the socket that listens, if this process replaces another.
-        connections: the connections of that one.
+        listener: the inherited socket that listens; None if this process replaces no other.
+        connections: the inherited sockets of connections.
     """
 
     def __init__(self) -> None:
@@ -46,35 +46,35 @@ class Handover:
         self.connections = sockets[1:]
 
     def keep(self, descriptors: Iterable[int]) -> None:
-        """Keeps sockets open for the next process, whatever this one does with them.
+        """Keep sockets open for the next process, even if this one closes them.
 
         Arguments:
-            descriptors: the listener's, and those of the connections.
+            descriptors: the file descriptors of the listening socket and of the connections.
         """
         self._kept += [socket.socket(fileno=os.dup(descriptor)) for descriptor in descriptors]
         self._is_due = True
 
     def keep_inherited(self) -> None:
-        """Leaves to the next process what this one was given, and has not used."""
+        """Pass on to the next process the sockets that this one inherited and has not used."""
         if self.listener is not None:
             self._kept = [self.listener, *self.connections]
         self._is_due = True
 
     def is_due(self) -> bool:
-        """Whether the process is to be replaced when it has ended all that it did."""
+        """Return whether the process is to be replaced at its end."""
         return self._is_due
 
     def abandon(self) -> None:
-        """Ends the process after all."""
+        """Close the kept sockets, so that the process ends instead of being replaced."""
         self._is_due = False
         for each in self._kept:
             each.close()
         self._kept.clear()
 
     def replace_process(self) -> None:
-        """Starts the next process in the place of this one, if that is due.
+        """Start the next process in place of this one, if that is due.
 
-        Returns only if it is not, or fails. Any thread may call this.
+        Returns only if it is not due, or if it fails. Any thread may call this.
         """
         if not self._is_due:
             return

@@ -1,4 +1,4 @@
-"""`current_job()`: the job that runs, for logging filters and libraries."""
+"""`current_job()`: the job that the calling code is part of, for logging filters and libraries."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ tracking.remember = _request.set
 
 
 class CurrentJob:
-    """The job that runs here.
+    """The job that the calling code is part of.
 
     Attributes:
-        request: what its handler got.
+        request: the request, as the handler got it.
     """
 
     __slots__ = ("request",)
@@ -45,7 +45,7 @@ class CurrentJob:
 
     @property
     def attempt(self) -> int:
-        """The number of the attempt, from 1 on."""
+        """The number of the attempt, starting at 1."""
         attempt: int = self.request.context.attempt
         return attempt
 
@@ -57,17 +57,17 @@ class CurrentJob:
 
     @property
     def seconds_left(self) -> float | None:
-        """Seconds until the deadline, less than 0 after it; None if there is none."""
+        """Seconds until the deadline, negative after it; None if there is no deadline."""
         deadline = self.deadline
         return None if deadline is None else deadline.timestamp() - time.time()
 
 
 def current_job() -> CurrentJob | None:
-    """The job that runs here; None outside of jobs, and under rrq-runner.
+    """Return the job that the calling code is part of; None outside of jobs and under rrq-runner.
 
-    Tasks and threads that a handler starts have the job of the handler, if the thread gets a copy
-    of the context, as with asyncio.to_thread(). Jobs that began before this module was imported
-    have none: import it when the program starts.
+    Tasks that a handler starts belong to its job, and so do threads that get a copy of the context,
+    as with asyncio.to_thread(). Import this at the start of the program: jobs that began before the
+    import are not known.
     """
     request = _request.get(None)
     return None if request is None else CurrentJob(request)

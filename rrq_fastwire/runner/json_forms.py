@@ -1,7 +1,7 @@
-"""The JSON forms of values that JSON does not have, where rrq is not installed.
+"""JSON forms of values such as datetimes and sets, for use without rrq.
 
-They are those of pydantic's JSON mode, by which rrq writes results. This module is imported for the
-first result that needs it.
+They are the forms of pydantic's JSON mode, which rrq uses for results. This module is imported for
+the first result that needs it.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ _TEXTS = (
 
 
 def as_stock_writes(outcome: ExecutionOutcome) -> None:
-    """Turns what is in an outcome into JSON's types, as far as a form is known for it."""
+    """Convert the values in an outcome to JSON's types, as far as a form is known."""
     outcome.result = _form(outcome.result, MAX_NESTING)
     if outcome.error is not None:
         outcome.error.details = _form(outcome.error.details, MAX_NESTING)
 
 
 def _form(value: Any, levels: int) -> Any:
-    """A value in JSON's types. What has no form stays, so that encoding names its path.
+    """Convert a value to JSON's types. A value without a form stays, so that encoding names it.
 
     Arguments:
         levels: how many containers may be nested in one another.
@@ -72,9 +72,9 @@ def _form(value: Any, levels: int) -> Any:
     if isinstance(value, dict):
         return {_key(key): _form(item, levels - 1) for key, item in value.items()}
     if isinstance(value, _ARRAYS):
-        # An iterator may be endless. One item over the limit is one that encoding refuses.
+        # An iterator may be endless. It is cut one item over the limit, which encoding rejects.
         return [_form(item, levels - 1) for item in islice(value, MAX_ITEMS + 1)]
-    if callable(getattr(type(value), "model_dump", None)):  # a model of pydantic
+    if callable(getattr(type(value), "model_dump", None)):  # a pydantic model
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
@@ -83,7 +83,7 @@ def _form(value: Any, levels: int) -> Any:
 
 
 def _text(value: Any) -> str | None:
-    """The text that stands for a value; None if none does."""
+    """Return the text that stands for a value; None if there is none."""
     if isinstance(value, (datetime, time)):
         return re.sub(r"\+00:00$", "Z", value.isoformat())
     if isinstance(value, date):
@@ -100,7 +100,7 @@ def _text(value: Any) -> str | None:
 
 
 def _duration(value: timedelta) -> str:
-    """A duration of ISO 8601, in which a year has 365 days."""
+    """Write an ISO 8601 duration, in which a year has 365 days."""
     sign, value = ("-", -value) if value < timedelta(0) else ("", value)
     years, days = divmod(value.days, 365)
     minutes, seconds = divmod(value.seconds, 60)
@@ -114,7 +114,7 @@ def _duration(value: timedelta) -> str:
 
 
 def _key(key: Any) -> Any:
-    """An object's key as text; as it is if it has no form, so that encoding names its type."""
+    """Convert a key to text. A key without a form stays, so that encoding names its type."""
     if isinstance(key, Enum):
         return _key(key.value)
     if isinstance(key, bool):

@@ -1,4 +1,4 @@
-"""What a runner enters before it listens, and leaves after its last answer."""
+"""The lifespan: a context manager that spans from before a runner listens to its last answer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 __all__ = ["entered", "lifespan_value", "run_within"]
 
-# Set in the task that listens. Connections, and so jobs, have a copy of its context.
+# Set in the task that listens. Connections, and so jobs, get a copy of its context.
 _value: ContextVar[Any] = ContextVar("rrq_fastwire_lifespan", default=None)
 
 
 def lifespan_value() -> Any:
-    """What the lifespan of this runner yielded; None without a lifespan, as under rrq-runner."""
+    """Return what the runner's lifespan yielded; None without a lifespan, as under rrq-runner."""
     return _value.get()
 
 
@@ -36,9 +36,9 @@ class _NotALifespanError(TypeError):
 
 
 class _Entered:
-    """A lifespan that is entered, and left in any case as if nothing had been raised.
+    """Enter a lifespan, and leave it without passing an exception on to it.
 
-    So a lifespan needs no `finally` to see the end of a runner that is cancelled.
+    So a lifespan needs no `finally` to clean up after a runner that is cancelled.
     """
 
     def __init__(self, lifespan: Lifespan) -> None:
@@ -46,7 +46,7 @@ class _Entered:
         self._token: Token[Any] | None = None
 
     async def enter(self) -> None:
-        """Enters it. Raises _NotALifespanError, and whatever it raises."""
+        """Enter the lifespan. Raises _NotALifespanError, and whatever the lifespan raises."""
         if not _is_manager(self._manager) and callable(self._manager):
             self._manager = self._manager()
         if not _is_manager(self._manager):
@@ -58,7 +58,7 @@ class _Entered:
         self._token = _value.set(await manager.__aenter__())
 
     async def leave(self) -> None:
-        """Leaves it. What it raises is logged and raised."""
+        """Leave the lifespan. What it raises is logged and raised again."""
         assert self._token is not None
         with suppress(ValueError):  # a test's fixture may be left in another context
             _value.reset(self._token)
@@ -75,7 +75,10 @@ def _is_manager(candidate: object) -> bool:
 
 @asynccontextmanager
 async def entered(lifespan: Lifespan) -> AsyncGenerator[None]:
-    """Enters a lifespan. Raises TypeError if it is none, and whatever it raises."""
+    """Run a `with` block within a lifespan.
+
+    Raises TypeError if the object is not a lifespan, and whatever the lifespan raises.
+    """
     within = _Entered(lifespan)
     await within.enter()
     try:
@@ -85,7 +88,7 @@ async def entered(lifespan: Lifespan) -> AsyncGenerator[None]:
 
 
 async def run_within(lifespan: Lifespan, serving: Callable[[], Awaitable[None]]) -> None:
-    """Runs `serving` within a lifespan, for the command.
+    """Run `serving` within a lifespan, for the command.
 
     Raises StartError if the lifespan cannot be entered, and SystemExit if it fails at its end.
     """

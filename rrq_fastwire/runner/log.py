@@ -1,7 +1,7 @@
 """The runner's log.
 
-Its logger is `rrq_fastwire.runner`. The parent of `rrq_fastwire` is rrq's own logger `rrq.runner`:
-so the level and the handlers that are configured for that one, or for `rrq`, apply here as well.
+The runner logs to `rrq_fastwire.runner`. The parent of `rrq_fastwire` is rrq's own logger
+`rrq.runner`, so levels and handlers that are configured for `rrq.runner` or `rrq` apply here, too.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ _RRQ = logging.getLogger("rrq.runner")
 def _place_below_rrq() -> None:
     package = logging.getLogger("rrq_fastwire")
     package.parent = _RRQ
-    package.setLevel(package.level)  # makes loggers forget which levels are enabled
+    package.setLevel(package.level)  # clears the caches of which levels are enabled
 
 
 _place_below_rrq()
 
 
 def log(level: int, message: str, *values: object, error: BaseException | None = None) -> None:
-    """Logs a message, with the traceback of an error.
+    """Log a message, with the traceback of an error if there is one.
 
-    What a filter, a handler or the code of a value raises is printed to stderr: it concerns no job.
+    If a logging filter, a logging handler or a value's own code raises, the traceback is printed to
+    stderr. It must not affect a job.
     """
     try:
         exc_info = None if error is None else (type(error), error, error.__traceback__)

@@ -1,7 +1,7 @@
-"""Metrics for Prometheus, by prometheus-client: imported only if they are asked for.
+"""Metrics for Prometheus, by prometheus-client. Imported only if metrics are asked for.
 
-They are registered with prometheus-client's own registry, so that metrics of handlers are served
-beside them. A thread serves them, even while a handler keeps the event loop.
+They are in prometheus-client's default registry, so that metrics that the handlers define are
+served with them. A thread serves them, even while a handler blocks the event loop.
 """
 
 from __future__ import annotations
@@ -39,23 +39,23 @@ RECEIVED = Counter("rrq_fastwire_received_bytes", "Bytes that orchestrators have
 SENT = Counter("rrq_fastwire_sent_bytes", "Bytes of answers.")
 LAG = Histogram(
     "rrq_fastwire_event_loop_lag_seconds",
-    "How late the event loop calls a timer, which is looked at twice a second.",
+    "How late the event loop calls a timer, measured twice a second.",
     buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10),
 )
 
 _LAG_SECONDS = 0.5
 
-# Those that are measured: a program may serve more than one.
+# The runners that are measured: a program may serve more than one.
 _RUNNERS: set[ObservedRunner] = set()
 IN_FLIGHT.set_function(lambda: sum(runner.count_waiting() for runner in tuple(_RUNNERS)))
 
-# In the place of the name of a function without a handler: anyone who enqueues jobs chooses names,
-# and each would be a time series.
+# The label of all functions without a handler. Producers choose the names of functions, and each
+# name would become a time series.
 UNKNOWN = "(unknown)"
 
 
 class MeasuredStream(MessageStream):
-    """A connection of which the bytes are counted."""
+    """A connection whose bytes are counted."""
 
     def buffer_updated(self, nbytes: int) -> None:
         RECEIVED.inc(nbytes)
@@ -67,7 +67,7 @@ class MeasuredStream(MessageStream):
 
 
 class Metrics:
-    """Measures a runner, and serves that over HTTP until stop().
+    """Measure a runner, and serve the metrics over HTTP until stop().
 
     Arguments:
         host, port: where to listen.
@@ -87,7 +87,7 @@ class Metrics:
         self._timer = self._loop.call_soon(self._look_soon)
 
     def refuse(self, reason: str) -> None:
-        """Counts a connection that was refused."""
+        """Count a connection that was refused or closed, by the reason."""
         CONNECTIONS_REFUSED.labels(reason).inc()
 
     def _observe(self, name: str, outcome: ExecutionOutcome, seconds: float | None) -> None:
@@ -113,10 +113,10 @@ class Metrics:
         self._look_soon()
 
     def stop(self) -> None:
-        """Ends the server, and its thread."""
+        """End the HTTP server and its thread."""
         self._timer.cancel()
         _RUNNERS.discard(self._runner)
-        # It takes the server half a second to notice that it is to end.
+        # In a thread, because the server takes up to half a second to end.
         threading.Thread(target=_end_server, args=(self._server,), daemon=True).start()
 
 

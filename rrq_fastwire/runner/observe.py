@@ -1,6 +1,6 @@
-"""A runner that says how each job ends: for metrics, and for recycling after a number of jobs.
+"""A runner that reports how each job ends: for metrics, and for a restart after some jobs.
 
-It is a class of its own, so that a runner without observers does nothing for it.
+It is a class of its own, so that a runner without observers has no cost.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
     from .. import ExecutionOutcome, RunnerMessage
     from .engine import Connection, Job
 
-    # Called with the function, the outcome that was sent, and the seconds since the request came,
-    # which are None for a request that was refused.
+    # Called with the function's name, the outcome that was sent, and the seconds since the request
+    # arrived; None instead of seconds for a request that was refused.
     Observer: TypeAlias = Callable[[str, ExecutionOutcome, float | None], object]
 
 __all__ = ["ObservedRunner"]
 
 
 class ObservedRunner(Runner):
-    """Calls observers with each answer that is sent.
+    """Call observers with each answer that is sent.
 
     Attributes:
-        observers: what to call.
+        observers: the functions to call.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.observers: list[Observer] = []
-        self._began = 0.0  # when the request came that is being taken
-        self._starts: dict[Job, float] = {}  # the same, of jobs that wait
-        self._answering: float | None = None  # the same, of the job that is being answered
+        self._began = 0.0  # when the request that _take() handles arrived
+        self._starts: dict[Job, float] = {}  # when the requests of unanswered jobs arrived
+        self._answering: float | None = None  # when the request that _answer() answers arrived
 
     def is_known(self, function_name: str) -> bool:
-        """Whether there is a handler of that name."""
+        """Return whether the function has a handler."""
         return self._find(function_name) is not None
 
     def count_waiting(self) -> int:
-        """How many jobs have begun and are not answered. Any thread may call this."""
+        """Return how many jobs have begun and are not answered. Any thread may call this."""
         return len(self._starts)
 
     def _take(self, connection: Connection, message: RunnerMessage) -> None:

@@ -29,10 +29,10 @@ REQUIRED = object()
 
 
 class OptionParser(argparse.ArgumentParser):
-    """Reads options from the command line, and those that it lacks from the environment.
+    """Read options from the command line and, if they are not given there, from the environment.
 
-    What is wrong is said in one line. The variable of `--tcp-socket` is
-    RRQ_FASTWIRE_RUNNER_TCP_SOCKET.
+    Errors take one line. The variable of `--tcp-socket` is RRQ_FASTWIRE_RUNNER_TCP_SOCKET, and so
+    on.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -42,12 +42,16 @@ class OptionParser(argparse.ArgumentParser):
     def option(
         self, group: argparse._ArgumentGroup, name: str, *, default: Any, help: str, **options: Any
     ) -> None:
-        """Adds an option. A default of REQUIRED makes it one that has to be given."""
+        """Add an option. The default REQUIRED makes it one that must be given."""
         action = group.add_argument(name, help=help, **options)
         self._defaults_by_action[action] = default
 
     def read(self, argv: Sequence[str] | None, environ: Mapping[str, str]) -> argparse.Namespace:
-        """The values of all options. Ends the process if they are wrong."""
+        """Return the values of all options. Raises SystemExit if they are wrong.
+
+        Arguments:
+            argv: the arguments without the program's name; None takes those of the process.
+        """
         options = self.parse_args(argv)
         missing = []
         for action, default in self._defaults_by_action.items():
@@ -89,15 +93,15 @@ class OptionParser(argparse.ArgumentParser):
 
 
 def option_parser() -> OptionParser:
-    """The parser of all options of the runner."""
+    """Return the parser of all options of the runner."""
     parser = OptionParser(
         prog="rrq-fastwire-runner",
         usage="%(prog)s --settings MODULE.ATTR --tcp-socket HOST:PORT [OPTION...]",
-        description="Runs RRQ jobs, in the place of rrq-runner.",
-        epilog=f"Each option can also be an environment variable: --tcp-socket is"
-        f" {_VARIABLE}TCP_SOCKET, and an option without a value is 1 or 0. The command line comes"
-        " first. Example: rrq-fastwire-runner --settings myapp.runner.settings"
-        " --tcp-socket 127.0.0.1:9000",
+        description="Run RRQ jobs, in place of rrq-runner.",
+        epilog="Each option can also be set by an environment variable, such as"
+        f" {_VARIABLE}TCP_SOCKET for --tcp-socket; the value of an option that takes none is 1 or"
+        " 0. The command line takes precedence. Example: rrq-fastwire-runner --settings"
+        " myapp.runner.settings --tcp-socket 127.0.0.1:9000",
     )
     option = parser.option
 
@@ -114,22 +118,22 @@ def option_parser() -> OptionParser:
         "--native-messages",
         default=False,
         action="store_true",
-        help="give handlers rrq_fastwire's requests: the same attributes, and cheaper",
+        help="pass rrq_fastwire's own requests to handlers: the same attributes, less CPU",
     )
     option(
         group,
         "--loop",
         default="auto",
         choices=("auto", "asyncio", "uvloop"),
-        help="the event loop; auto is uvloop where it is installed (default: auto)",
+        help="the event loop; auto takes uvloop if it is installed (default: auto)",
     )
     option(
         group,
         "--lifespan",
         default=None,
         metavar="MODULE.ATTR",
-        help="an async context manager, or a function that returns one: entered before the socket"
-        " listens, and left after the last answer",
+        help="an async context manager, or a function that returns one: entered before the runner"
+        " listens, and left after its last answer",
     )
     option(
         group,
@@ -147,8 +151,8 @@ def option_parser() -> OptionParser:
         nargs="?",
         const=0.1,
         metavar="SECONDS",
-        help="name in the log, once, each handler that keeps the event loop for longer than this,"
-        " and the line where it does (default: off; 0.1 without a number)",
+        help="log a warning, once for each handler, if it blocks the event loop for longer than"
+        " this, with the line that blocks (default: off; 0.1 without a number)",
     )
     option(
         group,
@@ -156,15 +160,16 @@ def option_parser() -> OptionParser:
         default=(),
         action="append",
         metavar="MODULE.ATTR",
-        help="an async function of the request and the next function to call with it; repeatable,"
-        " the first is the outermost. The variable has several with commas between them",
+        help="an async function that is called with the request and with the next function to call;"
+        " repeatable, the first is the outermost. In the environment variable, separate several by"
+        " commas",
     )
     option(
         group,
         "--on-error",
         default=None,
         metavar="MODULE.ATTR",
-        help="a function of an exception for which a job failed, and of the request",
+        help="a function that is called with the exception and the request of a failed job",
     )
 
     group = parser.add_argument_group("connections")
@@ -173,14 +178,14 @@ def option_parser() -> OptionParser:
         "--tcp-socket",
         default=REQUIRED,
         metavar="HOST:PORT",
-        help="where to listen: a loopback address",
+        help="the address to listen on: a loopback one, unless --allow-remote is given",
     )
     option(
         group,
         "--allow-remote",
         default=False,
         action="store_true",
-        help="listen on other addresses than loopback, too; needs --allow-from",
+        help="allow --tcp-socket to be an address other than loopback; needs --allow-from",
     )
     option(
         group,
@@ -189,7 +194,7 @@ def option_parser() -> OptionParser:
         type=_networks,
         metavar="CIDR,...",
         help="with --allow-remote: the networks that may connect, such as 10.1.0.0/16,10.2.3.4;"
-        " loopback always may",
+        " loopback is always allowed",
     )
     option(
         group,
@@ -205,8 +210,8 @@ def option_parser() -> OptionParser:
         default=MAX_FRAME_SIZE,
         type=_frame_size,
         metavar="BYTES",
-        help="close a connection that announces a larger message (default: 16M, which is also the"
-        " most that the protocol allows)",
+        help="close a connection that announces a larger message (default: 16M, the limit of the"
+        " protocol)",
     )
     option(
         group,
@@ -214,19 +219,20 @@ def option_parser() -> OptionParser:
         default=DEFAULT_HEADER_TIMEOUT,
         type=_seconds,
         metavar="SECONDS",
-        help="close a connection whose first message takes longer to arrive or, when others"
-        f" connect, a message that has begun (default: {DEFAULT_HEADER_TIMEOUT:g}; 0 is no limit)",
+        help="close a connection whose first message takes longer to arrive; a later message that"
+        " is incomplete when another client connects has as long (default:"
+        f" {DEFAULT_HEADER_TIMEOUT:g}; 0 is no limit)",
     )
 
-    group = parser.add_argument_group("the end")
+    group = parser.add_argument_group("shutdown")
     option(
         group,
         "--drain",
         default=0.0,
         type=_seconds,
         metavar="SECONDS",
-        help="at SIGTERM, take no new jobs and let those that run end for this long, before they"
-        " are cancelled (default: 0). For runners that are started externally",
+        help="at SIGTERM, take no new jobs, and give running jobs this long to end before they are"
+        " cancelled (default: 0). For runners that the orchestrator does not start itself",
     )
     option(
         group,
@@ -234,9 +240,9 @@ def option_parser() -> OptionParser:
         default=DEFAULT_GRACE,
         type=_seconds,
         metavar="SECONDS",
-        help="how long cancelled handlers, and threads, may go on at the end (default:"
+        help="how long to wait at the end for cancelled handlers and for threads (default:"
         f" {DEFAULT_GRACE}). A worker that shuts down ends its runners one after another, and has"
-        " two seconds for all of them once its own worker_shutdown_grace_period_seconds is over:"
+        " two seconds for all of them after its worker_shutdown_grace_period_seconds:"
         " keep pool_size * (grace + 0.02) below 2, or jobs stay ACTIVE until their lock expires",
     )
     option(
@@ -245,7 +251,7 @@ def option_parser() -> OptionParser:
         default=True,
         dest="parent_watch",
         action="store_false",
-        help="do not end when the parent process does (for service managers)",
+        help="keep running when the parent process ends (for service managers)",
     )
 
     group = parser.add_argument_group("recycling (POSIX)")
@@ -255,8 +261,8 @@ def option_parser() -> OptionParser:
         default=None,
         type=_count,
         metavar="N",
-        help="start anew after N jobs, or up to 10%% earlier, so that a pool does not do it at"
-        " once. Connections are kept",
+        help="restart after N jobs, or up to 10%% fewer, so that the processes of a pool do not"
+        " restart at the same time. Connections stay open",
     )
     option(
         group,
@@ -264,8 +270,8 @@ def option_parser() -> OptionParser:
         default=None,
         type=_size,
         metavar="BYTES",
-        help="start anew when the process has more resident memory than this, such as 500M, or up"
-        " to 10%% less (Linux)",
+        help="restart when the resident memory of the process exceeds this, such as 500M, or up to"
+        " 10%% less (Linux)",
     )
 
     group = parser.add_argument_group("monitoring and development")
@@ -274,16 +280,16 @@ def option_parser() -> OptionParser:
         "--metrics",
         default=None,
         metavar="HOST:PORT",
-        help="serve metrics for Prometheus there, at /metrics; a PORT of +N is N above the port of"
-        " --tcp-socket. Needs the extra 'metrics'",
+        help="serve metrics for Prometheus at this address, under /metrics; a PORT of +N is N above"
+        " the port of --tcp-socket. Needs the extra 'metrics'",
     )
     option(
         group,
         "--reload",
         default=False,
         action="store_true",
-        help="start anew when a Python file in the folder of the settings changes (POSIX). Needs"
-        " the extra 'reload'",
+        help="restart when a Python file in the folder of the settings changes (POSIX). Needs the"
+        " extra 'reload'",
     )
     group.add_argument("-h", "--help", action="help", help="show this help and exit")
     group.add_argument(
@@ -349,7 +355,7 @@ def _frame_size(text: str) -> int:
 
 
 def _networks(text: str) -> tuple[str, ...]:
-    # Checked here, so that the environment variable is named; used by admission.py.
+    # Checked here, so that errors name the environment variable. admission.py parses it again.
     from .admission import parse_networks
 
     try:

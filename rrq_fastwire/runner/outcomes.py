@@ -1,4 +1,4 @@
-"""What a handler returned or raised, and the outcome that is sent for it."""
+"""Convert what a handler returned or raised to the outcome that is sent."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ __all__ = [
     "timeout",
 ]
 
-# The types of most results, which are no outcome: isinstance() is slow with pydantic's classes.
+# The types of most results. They are checked first, because isinstance() is slow with pydantic's
+# classes.
 RESULTS = frozenset((dict, list, str, int, float, bool, type(None)))
 
 # What a handler can return instead of a result.
@@ -51,7 +52,7 @@ def cancelled(job: Job) -> ExecutionOutcome:
 
 
 def returned(outcome: Any, job: Job) -> ExecutionOutcome:
-    """The answer where a handler returned an outcome: a copy, with the request's ids."""
+    """Return the answer for an outcome that a handler returned: a copy with the request's ids."""
     try:
         error = outcome.error
         if error is not None:
@@ -66,14 +67,14 @@ def returned(outcome: Any, job: Job) -> ExecutionOutcome:
             error=error,
             retry_after_seconds=outcome.retry_after_seconds,
         )
-    except Exception as error:  # made without validation, or something that poses as an outcome
+    except Exception as error:  # built without validation, or an object that poses as an outcome
         name = job.function_name
         text = f"outcome of {describe(name)} cannot be sent: {text_of(error, name)}"
         return ExecutionOutcome.failure(job.job_id, job.request_id, text)
 
 
 def failure(job: Job, error: BaseException) -> ExecutionOutcome:
-    """What an exception amounts to that a handler raised, even where its own code fails."""
+    """Return the outcome for an exception of a handler, even if the exception's own code raises."""
     try:
         return _raised(job, error)
     except BaseException as second:
@@ -99,7 +100,7 @@ def _raised(job: Job, error: BaseException) -> ExecutionOutcome:
 
 
 def _delay(seconds: Any) -> Any:
-    """A retry's delay, turned into a number as rrq's outcome does it; as it is, if it is none."""
+    """Convert the delay of a retry to a number, as rrq does it; return it unchanged if it fails."""
     try:
         return seconds if seconds is None or type(seconds) is int else float(seconds)
     except Exception:
@@ -107,7 +108,7 @@ def _delay(seconds: Any) -> Any:
 
 
 def text_of(error: BaseException, name: str) -> str:
-    """What an exception says that came of the function `name`, even where its own code fails."""
+    """Return the text of an exception of the function `name`, even if its `__str__` raises."""
     try:
         text = str(error)
     except BaseException as second:
@@ -130,7 +131,7 @@ def report(
     error: BaseException,
     request: Any,
 ) -> None:
-    """Tells on_error of an exception, unless it is a cancellation or asks for a retry."""
+    """Call on_error with an exception, unless that is a cancellation or asks for a retry."""
     if is_cancellation(error):
         if job.overtaken is None or job.overtaken.status is not OutcomeStatus.TIMEOUT:
             return
@@ -153,7 +154,14 @@ def report_to_span(
     error: BaseException | None,
     overtaken: ExecutionOutcome | None,
 ) -> None:
-    """Tells telemetry how a job ended."""
+    """Report to a telemetry span how a job ended.
+
+    Arguments:
+        name: the function of the job.
+        seconds: how long its handler ran.
+        error: what the handler raised, or None.
+        overtaken: the answer, if it was sent before the handler ended.
+    """
     if overtaken is not None and overtaken.error is not None:
         message = overtaken.error.message
         if overtaken.status is OutcomeStatus.TIMEOUT:

@@ -1,4 +1,4 @@
-"""What SIGTERM and SIGINT do to the runner's process, and to those that its handlers fork."""
+"""Handle SIGTERM and SIGINT in the runner's process, and in those that its handlers fork."""
 
 from __future__ import annotations
 
@@ -21,26 +21,28 @@ __all__ = ["ending_signals"]
 
 _NUMBERS = int(signal.SIGTERM), int(signal.SIGINT)
 
-# What the signals did before _on_signal() took their place.
+# The signal handlers that _on_signal() has replaced, by number.
 _before: dict[int, SignalHandler] = {}
 
-# Called with a signal's number, and with what a handler of the user's own raised.
+# Called with a signal's number, and with what the user's own signal handler raised, or None.
 _listeners: list[Callable[[int, BaseException | None], None]] = []
 
-# The signal that has begun the end, if it has come.
+# The signal that began the shutdown, once it has arrived.
 _received: list[int] = []
 
 
 @contextmanager
 def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]:
-    """Gives an event that SIGTERM and SIGINT set; the second of them kills the process.
+    """Yield an event that SIGTERM and SIGINT set; the second signal kills the process.
 
-    A signal that is ignored stays so. A signal handler of the user's own is called, and decides:
-    the event is set if it raises SystemExit or KeyboardInterrupt. That is raised at the end of the
-    context, and not in the midst of a job.
+    A signal that is ignored stays ignored. A signal handler of the user's own is called, and
+    decides: the event is set only if that raises SystemExit or KeyboardInterrupt, which is raised
+    again at the end of the context, not in the middle of a job. Outside of the main thread, signals
+    are not handled.
 
     Arguments:
-        signalled: called with the number of the first, even while a handler keeps the event loop.
+        signalled: called with the number of the first signal, even while a handler blocks the event
+            loop.
     """
     ended = asyncio.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -73,7 +75,7 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
 
 
 def _take_signals() -> None:
-    # Not loop.add_signal_handler(), which waits for the loop.
+    # Not loop.add_signal_handler(), which has to wait for the event loop.
     for number in _NUMBERS:
         before = signal.getsignal(number)
         if before is signal.SIG_DFL or callable(before):
@@ -83,7 +85,7 @@ def _take_signals() -> None:
 
 def _give_signals_back() -> None:
     for number, before in _before.items():
-        if signal.getsignal(number) in (_on_signal, signal.SIG_DFL):  # and no handler's own
+        if signal.getsignal(number) in (_on_signal, signal.SIG_DFL):  # else a job has replaced it
             signal.signal(number, before)
     _before.clear()
     _received.clear()
@@ -103,8 +105,9 @@ def _on_signal(received: int, frame: FrameType | None) -> None:
             raised = error
         else:
             return
-    # The second signal may have come already, and Python is about to call this function for it.
-    # It would find SIG_DFL instead, ignore the signal, and print that to stderr.
+    # SIG_DFL is set later, by _let_the_system_kill(). If a second signal has arrived already,
+    # Python is about to call this function for it. If it found SIG_DFL instead, it would ignore the
+    # signal and print a message to stderr.
     _received.append(received)
     for listener in _listeners:
         listener(received, raised)
@@ -113,20 +116,20 @@ def _on_signal(received: int, frame: FrameType | None) -> None:
 def _let_the_system_kill() -> None:
     """Make the next signal kill even while C code runs, in which Python calls no signal handler."""
     for number in _before:
-        signal.signal(number, signal.SIG_DFL)  # first calls _on_signal() for what has come
+        signal.signal(number, signal.SIG_DFL)  # calls _on_signal() first, if a signal is pending
 
 
 def _is_pythons_own(handler: Callable[..., Any]) -> bool:
-    """Whether it is Python's own for SIGINT: raise KeyboardInterrupt, or cancel the main task."""
+    """Return whether it is Python's own handler of SIGINT, or asyncio's, which cancels the task."""
     if isinstance(handler, partial):
         handler = handler.func
     module = getattr(handler, "__module__", None)
     return handler is signal.default_int_handler or module == "asyncio.runners"
 
 
-# Children that a handler forks have the signal handlers that were in force before, so that
-# Process.terminate() of multiprocessing ends them at once. The signals are blocked meanwhile: a
-# child would lose one that comes before it has those handlers.
+# Processes that a job's handler forks get the previous signal handlers back, so that
+# Process.terminate() of multiprocessing ends them at once. The signals are blocked during the fork,
+# because a child would lose a signal that arrives before it has those signal handlers.
 
 _mask = threading.local()
 

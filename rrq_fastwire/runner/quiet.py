@@ -1,4 +1,4 @@
-"""Brings a runner to rest: before it ends (--drain), and before it starts anew (--max-jobs)."""
+"""Bring a runner to rest, before it ends (--drain) or restarts (--max-jobs and others)."""
 
 from __future__ import annotations
 
@@ -14,42 +14,44 @@ if TYPE_CHECKING:
 
 __all__ = ["drain", "hold", "let_accepted_connections_arrive", "release"]
 
-# How often it is looked at whether there is still something to do.
+# How often to check whether jobs and answers are done.
 _POLL_SECONDS = 0.005
 
-# Event loop iterations that this takes: four with asyncio.
+# How many event loop iterations an accepted connection may need to reach on_stream(). asyncio needs
+# four.
 _ITERATIONS_TO_ACCEPT = 5
 
 
 async def let_accepted_connections_arrive() -> None:
-    """Waits until connections that asyncio has accepted have reached on_stream()."""
+    """Wait until connections that asyncio has accepted have reached on_stream()."""
     for _ in range(_ITERATIONS_TO_ACCEPT):
         await asyncio.sleep(0)
 
 
 async def drain(runner: Runner, seconds: float) -> None:
-    """Takes no more requests, and waits for the jobs that run, for some seconds at most.
+    """Take no more requests, and wait for the running jobs, for this many seconds at most.
 
-    A connection is closed as soon as its last job is answered, so that an orchestrator sends its
-    next request to another runner. One that it sends before is ignored: its job runs again.
+    A connection is closed as soon as its last job is answered, so that the orchestrator sends its
+    next request to another runner. A request that arrives before that is ignored, and the
+    orchestrator runs its job again.
     """
     await let_accepted_connections_arrive()
     running = sum(len(connection.jobs) for connection in runner._connections)
     if running:
-        log(logging.INFO, "draining: %d jobs may end within %g s", running, seconds)
+        log(logging.INFO, "draining: %d running jobs have %g s to end", running, seconds)
     for connection in list(runner._connections):
-        # Requests are read all the same. If a socket is closed with unread bytes, the kernel resets
+        # Requests are read all the same: if a socket is closed with unread bytes, the kernel resets
         # the connection, and answers that the peer has not received are lost.
         connection.hung_up = True
         for job in connection.jobs.values():
             if job.task is not None:
-                # In the next iteration: an orchestrator takes longer to send another request.
+                # Called in the next iteration, before an orchestrator can send another request.
                 job.task.add_done_callback(partial(_close_if_done, connection))
     end = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < end:
         for connection in list(runner._connections):
             _close_if_done(connection)
-        if not runner._connections:  # each is there until its peer has been given all answers
+        if not runner._connections:  # each stays there until its answers are sent
             return
         await asyncio.sleep(_POLL_SECONDS)
     left = sum(len(connection.jobs) for connection in runner._connections)
@@ -62,7 +64,7 @@ def _close_if_done(connection: Connection, _: object = None) -> None:
 
 
 def hold(runner: Runner) -> bool:
-    """Stops reading between two messages, and returns whether every connection is at rest."""
+    """Pause reading where no message is incomplete; return whether every connection is idle."""
     at_rest = True
     for connection in runner._connections:
         stream = connection.stream
@@ -81,7 +83,7 @@ def _pause(connection: Connection) -> None:
 
 
 def release(runner: Runner) -> None:
-    """Reads again what hold() has stopped."""
+    """Resume the reading that hold() has paused."""
     for connection in runner._connections:
         stream = connection.stream
         if not (stream.is_closing() or stream._suspended):

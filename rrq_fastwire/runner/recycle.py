@@ -1,4 +1,4 @@
-"""When a runner is to start anew: after a number of jobs, or with too much memory."""
+"""Decide when a runner is to restart: after a number of jobs, or with too much memory."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ _POLL_SECONDS = 1.0
 
 
 def resident_bytes() -> int:
-    """The resident memory of this process; Linux only."""
+    """Return the resident memory of this process in bytes; Linux only."""
     return int(_MEMORY.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def with_jitter(limit: int) -> int:
-    """A number up to a tenth below a limit, so that the processes of a pool differ."""
+    """Return a random number up to a tenth below `limit`, so that processes of a pool differ."""
     return random.randint(limit - limit // 10, limit)
 
 
 class Recycling:
-    """Sees to it that `due` is called once, with the reason, when a limit is reached.
+    """Set the result of `due`, which is the reason, when a limit is reached.
 
     Arguments:
-        max_jobs: the jobs after which that is, or None.
-        max_rss: the bytes of resident memory from which on it is, or None.
+        max_jobs: how many jobs the runner runs at most, or None.
+        max_rss: how much resident memory the process may have, in bytes, or None.
 
-    Raises LimitError if max_rss cannot be kept.
+    Raises LimitError if `max_rss` cannot be kept.
     """
 
     def __init__(self, *, max_jobs: int | None = None, max_rss: int | None = None) -> None:
@@ -58,7 +58,7 @@ class Recycling:
             self._look()
 
     def count(self, _name: str, _outcome: ExecutionOutcome, seconds: float | None) -> None:
-        """Counts an answer, as an observer of a runner."""
+        """Count an answer. This is an observer of the runner."""
         if seconds is None or self._jobs_left is None:
             return
         self._jobs_left -= 1
@@ -77,5 +77,6 @@ class Recycling:
             self.due.set_result(reason)
 
     def stop(self) -> None:
+        """Stop the timer."""
         if self._timer is not None:
             self._timer.cancel()

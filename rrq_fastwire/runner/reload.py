@@ -1,4 +1,4 @@
-"""Notices that the source of the settings changes, by watchfiles: imported only for `--reload`."""
+"""Notice changes in the source of the settings, by watchfiles. Imported only for `--reload`."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Watcher"]
 
-# How often watchfiles gives control back. It only then watches for the first time.
+# How often watchfiles yields without a change. It watches from its first yield on.
 _TICK_MILLISECONDS = 50
 
 
 class Watcher:
-    """Watches the Python files of a folder, from before the settings are imported.
+    """Watch the Python files of a folder. Create it before the settings are imported.
 
     Arguments:
         module_name: the module of the settings. The folder is that of its top-level package, or the
-            current directory if there is none.
+            current directory if that cannot be found.
 
     Attributes:
-        changed: gets the name of the first file that changes.
+        changed: its result is the name of the first file that changes.
     """
 
     def __init__(self, module_name: str) -> None:

@@ -1,4 +1,4 @@
-"""Ends a runner when it is to start anew, at a moment when it has nothing to do."""
+"""End a runner that is to restart, at a moment when it is idle."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Renewal"]
 
-# How often it is looked at whether the runner is idle.
+# How often to check whether the runner is idle.
 _POLL_SECONDS = 0.005
 
-# How long new requests may wait for those that run to end, before they are read again, and how long
-# it takes then until the next attempt. A request that waits comes nearer to its deadline.
+# How long new requests wait for running jobs to end before they are read after all, because their
+# deadlines come nearer; and how long it is then until the next attempt.
 _HOLD_SECONDS = 1.0
 _REST_SECONDS = 5.0
 
 
 class Renewal:
-    """Waits until one of the reasons to start anew is given, and then until the runner is idle.
+    """Wait for a reason to restart, and then until the runner is idle.
 
     Arguments:
         due: futures whose results are reasons.
-        handover: keeps the sockets for the next process; None where there is none.
-        server: what listens.
-        listen: makes another server of a listening socket.
+        handover: keeps the sockets for the next process; None if there will not be one.
+        server: the server that listens.
+        listen: returns another server for a listening socket.
     """
 
     def __init__(
@@ -54,13 +54,13 @@ class Renewal:
         self._listener: socket.socket | None = None
 
     async def wait(self, runner: Runner, admission: Admission) -> None:
-        """Returns when the runner can be stopped: it is idle, and accepts nothing.
+        """Return when the runner can be stopped: it is idle and accepts nothing.
 
-        Requests and connections that come meanwhile wait in the kernel. Where jobs run for longer
-        than a second, they are taken after that second, and it tries again later.
+        Requests and connections that arrive while it becomes idle wait in the kernel. If jobs run
+        for longer than a second, the waiting ones are accepted, and it tries again later.
         """
         done, _ = await asyncio.wait(self._due, return_when=asyncio.FIRST_COMPLETED)
-        log(logging.INFO, "starting anew once idle: %s", done.pop().result())
+        log(logging.INFO, "restarting once idle: %s", done.pop().result())
         while True:
             admission.is_held = True
             await self._stop_accepting()
@@ -86,12 +86,12 @@ class Renewal:
             )
 
     async def _stop_accepting(self) -> None:
-        """Closes the server, but not its socket: the kernel goes on to accept connections."""
+        """Close the server, but not its socket, so that the kernel still accepts connections."""
         loop = asyncio.get_running_loop()
         (listener,) = self._server.sockets
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
-        # Where a server of asyncio is closed, it drops what it has accepted just before. Without
-        # its reader, it accepts nothing. uvloop has no reader there, and drops nothing.
+        # When a server of asyncio is closed, it drops connections that it has just accepted.
+        # Without its reader, it accepts none. A server of uvloop has no reader, and drops none.
         with suppress(RuntimeError):
             loop.remove_reader(listener.fileno())
         await let_accepted_connections_arrive()
@@ -107,7 +107,7 @@ class Renewal:
         return True
 
     def close(self) -> None:
-        """Closes what listens."""
+        """Close the server and its socket."""
         self._server.close()
         if self._listener is not None:
             self._listener.close()

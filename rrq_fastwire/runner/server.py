@@ -1,4 +1,4 @@
-"""`serve()`: listens on a TCP socket, and runs the jobs that come in until it is told to end."""
+"""`serve()`: listen on a TCP socket, and run the jobs that arrive until told to end."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ _logger = logging.getLogger(__package__)
 
 
 class MetricsSocketError(OSError):
-    """Metrics cannot be served where they should be. The text says why."""
+    """Metrics cannot be served at their address. The text says why."""
 
 
 def parse_tcp_socket(tcp_socket: str, *, allow_remote: bool = False) -> tuple[str, int]:
-    """The host and port of "host:port"; an IPv6 address stands in brackets.
+    """Split "host:port" into host and port; an IPv6 address stands in brackets.
 
     Arguments:
         allow_remote: whether addresses other than loopback are accepted.
@@ -84,7 +84,10 @@ def parse_tcp_socket(tcp_socket: str, *, allow_remote: bool = False) -> tuple[st
 
 
 def parse_metrics_socket(metrics: str, tcp_port: int) -> tuple[str, int]:
-    """The host and port of "host:port"; a port of "+N" is N above that of the runner.
+    """Split "host:port" into host and port; a port of "+N" is N above the runner's port.
+
+    Arguments:
+        tcp_port: the runner's port.
 
     Raises ValueError.
     """
@@ -116,46 +119,52 @@ async def serve(
     max_rss: int | None = None,
     metrics: str | None = None,
 ) -> None:
-    """Runs the jobs that come in on a TCP socket, until SIGTERM, SIGINT or its own cancellation.
+    """Run the jobs that arrive on a TCP socket, until SIGTERM, SIGINT or cancellation.
 
-    At the end what runs is cancelled and answered, and the connections are closed; a second signal
-    kills the process. Signals are seen to only in the main thread.
+    At the end, running jobs are cancelled and answered, and the connections are closed. A second
+    signal kills the process. Signals are handled only in the main thread.
 
     Arguments:
         handlers: a mapping of names to async functions of one argument, the request, or an
-            `rrq.registry.Registry` of them. What they return is the result, or an
-            ExecutionOutcome, this package's or rrq's, in which the ids do not matter. Handlers that
-            never wait may share a task, so none should keep its current_task() beyond the job.
+            `rrq.registry.Registry` of such functions. A handler returns the result of the job, or
+            an ExecutionOutcome of this package or of rrq, whose ids are replaced by the request's.
+            Handlers that never wait may share a task, so a handler should not keep its
+            current_task() beyond the job.
         tcp_socket: "host:port" to listen on.
-        max_in_flight: requests of one connection that run at a time; more are told to be busy.
+        max_in_flight: the most requests of one connection that run at a time. Further requests are
+            answered at once with an error.
         native_messages: whether the handlers of a Registry get this package's ExecutionRequest
-            instead of rrq's. A mapping's always do.
-        allow_remote: whether to listen on other addresses than loopback.
-        allow_from: the networks, such as "10.1.0.0/16", that may connect then; loopback always may.
-        max_connections: how many connections there may be; more are refused.
-        max_frame_size: the most bytes of payload that a message may announce.
-        header_timeout: seconds that the first message of a connection, and when others connect also
-            one that has begun, may take to arrive before it is closed; 0 is no limit.
-        grace: seconds that cancelled handlers are given at the end; `rrq-fastwire-runner --help`
-            says how it relates to the worker's.
+            instead of rrq's. The handlers of a mapping always do.
+        allow_remote: whether `tcp_socket` may be another address than loopback. Needs `allow_from`.
+        allow_from: the networks that may connect then, such as "10.1.0.0/16"; loopback always may.
+        max_connections: the most connections at a time; further ones are refused.
+        max_frame_size: the largest message that a connection may announce, in bytes of payload.
+        header_timeout: seconds until the first message of a connection must have arrived, or the
+            connection is closed. A later message that is incomplete when another client connects
+            has as long. 0 is no limit.
+        grace: seconds to wait at the end for cancelled handlers; `rrq-fastwire-runner --help` says
+            how this relates to the worker's shutdown.
         lifespan: an async context manager, or a function that returns one. It is entered before the
-            socket listens, and left after the last answer. lifespan_value() gives what it yields.
-        threads: how many threads run the handlers that are not async; None refuses those.
-        slow_callback: a handler that keeps the event loop for more seconds than this is named in
-            the log, once, with the line where it did.
-        middleware: async functions of the request and of the next function to call with it. The
-            first is the outermost.
-        on_error: a function that is called with the exception for which a job failed or timed out,
+            runner listens, and left after its last answer. lifespan_value() returns what it yields.
+        threads: how many threads run the handlers that are not async; None refuses such handlers.
+        slow_callback: seconds. A handler that blocks the event loop for longer is logged once, with
+            the line that blocks; None logs nothing.
+        middleware: async functions that are called with the request and with the next function to
+            call. The first is the outermost.
+        on_error: a function that is called with the exception of a job that failed or timed out,
             and with the request.
-        drain: seconds at the end in which no new jobs are taken, and those that run may end.
-        max_jobs: the jobs, or up to 10 % fewer, after which it returns when it is idle.
-        max_rss: the bytes of resident memory of the process, or up to 10 % less, from which on it
-            returns when it is idle; Linux only.
+        drain: seconds at the end in which no new jobs are taken and running jobs may end.
+        max_jobs: after this many jobs, or up to 10 % fewer, this returns as soon as it is idle.
+        max_rss: if the resident memory of the process exceeds this many bytes, or up to 10 % less,
+            this returns as soon as it is idle; Linux only.
         metrics: "host:port" where metrics for Prometheus are served; needs prometheus-client.
 
-    Raises ValueError for a wrong `tcp_socket` or number, TypeError for a handler that is not async
-    and for other arguments that cannot be used, ImportError without prometheus-client if that is
-    needed, OSError if a socket cannot be listened on, and what the lifespan raises.
+    Raises:
+        ValueError: `tcp_socket` or a number is wrong.
+        TypeError: a handler is not async, or another argument cannot be used.
+        ImportError: `metrics` is given, but prometheus-client is not installed.
+        OSError: a socket cannot be listened on.
+        Exception: what the lifespan raises.
     """
     if allow_remote and not allow_from:
         raise ValueError("allow_remote needs allow_from: the networks that may connect")
@@ -195,7 +204,7 @@ async def serve(
 
 
 def make_runner(handlers: Handlers, *, observed: bool, **options: Any) -> Runner:
-    """A runner; one that can be observed only if that is needed, because that costs something."""
+    """Return a runner. It can be observed only if that is needed, because that has a cost."""
     if observed:
         from .observe import ObservedRunner
 
@@ -218,13 +227,13 @@ async def run_server(
     handover: Handover | None = None,
     changed: Future[str] | None = None,
 ) -> None:
-    """Serves a runner until a signal or its own cancellation ends it, or it is to start anew.
+    """Serve a runner until a signal, a cancellation or a reason to restart ends it.
 
     Arguments:
-        runner: what make_runner() gave; an observed one for max_jobs and metrics.
-        guard: is told what the process is about to do.
-        handover: the sockets of the process before, and for the next one.
-        changed: gets a result when the source has changed.
+        runner: a runner of make_runner(); for `max_jobs` and `metrics`, one that can be observed.
+        guard: is told how far the end of the process has come.
+        handover: the sockets of the previous process, and those for the next one.
+        changed: is done when the source has changed.
     """
     told_to_end = has_ended = False
 
@@ -287,7 +296,7 @@ def _measure(
     admission: Admission,
     stack: contextlib.ExitStack,
 ) -> type[MessageStream]:
-    """Measures a runner, and returns the class of connections to measure. Raises OSError."""
+    """Measure a runner, and return the class for its connections. Raises MetricsSocketError."""
     from .metrics import MeasuredStream, Metrics
 
     try:
@@ -306,7 +315,7 @@ def _due(
     changed: Future[str] | None,
     stack: contextlib.ExitStack,
 ) -> list[asyncio.Future[str]]:
-    """The futures of which one is done when the runner is to start anew. Raises LimitError."""
+    """Return futures, one of which is done when the runner is to restart. Raises LimitError."""
     due = [] if changed is None else [asyncio.wrap_future(changed)]
     if max_jobs is not None or max_rss is not None:
         from .recycle import Recycling
@@ -330,7 +339,7 @@ async def _listen(
     admission: Admission,
     stream_class: type[MessageStream],
 ) -> asyncio.Server:
-    """Listens; on a socket that listens already, if there is one. Raises OSError."""
+    """Listen on an address, or on a socket that listens already. Raises OSError."""
     on_stream, size = admission.serve(runner.on_stream), admission.max_frame_size
 
     def make_stream() -> MessageStream:
@@ -348,7 +357,7 @@ async def _take_over(
     admission: Admission,
     stream_class: type[MessageStream],
 ) -> None:
-    """Serves the connections of the process before."""
+    """Serve the connections of the previous process."""
     on_stream, size = admission.serve(runner.on_stream, is_new=False), admission.max_frame_size
     for connection in handover.connections:
         await asyncio.get_running_loop().connect_accepted_socket(
@@ -357,7 +366,7 @@ async def _take_over(
 
 
 async def _first(*waits: Coroutine[Any, Any, object]) -> None:
-    """Waits for the first of several, and raises what it raises."""
+    """Wait for the first of several coroutines, raise what it raises, and cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

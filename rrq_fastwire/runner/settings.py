@@ -1,4 +1,4 @@
-"""Imports what the command line names, such as the settings, and explains what fails."""
+"""Import what the command line names, such as the settings, and explain failures."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class StartError(Exception):
     """The runner cannot start. The text says what to do.
 
     Attributes:
-        details: the traceback of what the settings' code raised; empty if it did not run.
+        details: the traceback of what the user's code raised; empty if that code did not run.
     """
 
     def __init__(self, text: str, details: str = "") -> None:
@@ -35,9 +35,12 @@ class StartError(Exception):
 
 
 def split_path(path: str, option: str = "--settings") -> tuple[str, str]:
-    """The module and the attribute of "module.attr" or "module:attr".
+    """Split "module.attr" or "module:attr" into module and attribute.
 
-    Raises ValueError if it has another form.
+    Arguments:
+        option: the option that has the value, for the error.
+
+    Raises ValueError if `path` has another form.
     """
     module_name, separator, attribute = path.partition(":")
     if not separator:
@@ -48,7 +51,7 @@ def split_path(path: str, option: str = "--settings") -> tuple[str, str]:
 
 
 def load(path: tuple[str, str], option: str) -> Any:
-    """The attribute of the module that an option of the command line names. Raises StartError."""
+    """Import the attribute of a module that a command-line option names. Raises StartError."""
     module_name, attribute = path
     try:
         return getattr(importlib.import_module(module_name), attribute)
@@ -57,10 +60,7 @@ def load(path: tuple[str, str], option: str) -> Any:
 
 
 def load_handlers(module_name: str, attribute: str) -> Handlers:
-    """The handlers of an object in a module: a PythonRunnerSettings, or a mapping.
-
-    Raises StartError.
-    """
+    """Import the handlers of a PythonRunnerSettings or a mapping. Raises StartError."""
     settings = load((module_name, attribute), "--settings")
     if HAS_RRQ and isinstance(settings, rrq.PythonRunnerSettings):
         registry: Registry = settings.registry
@@ -83,7 +83,7 @@ def _advice(error: Exception, module_name: str, attribute: str, option: str) -> 
 
 
 def details(error: Exception) -> str:
-    """What Python would print of an exception, without the frames that led to the user's code."""
+    """Format an exception as Python does, without the frames that led to the user's code."""
     lines = traceback.format_exception(type(error), error, _trimmed(error.__traceback__))
     return "".join(lines)
 

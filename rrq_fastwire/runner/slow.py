@@ -1,4 +1,4 @@
-"""Warns of handlers that keep the event loop, with the line where they do."""
+"""Warn of handlers that block the event loop, with the line that blocks."""
 
 from __future__ import annotations
 
@@ -25,26 +25,27 @@ __all__ = ["SlowHandlers"]
 
 
 class SlowHandlers:
-    """Logs a warning, once per function, if a handler runs for too long without waiting.
+    """Log a warning, once for each function, if a handler runs for too long without waiting.
 
-    A thread looks where the handler is. Without it, only the end of such a step would be known.
+    A thread finds out the line at which the handler is while it runs. The event loop's own thread
+    could only notice afterwards.
 
     Arguments:
-        seconds: how long a handler may keep the event loop.
+        seconds: how long a handler may block the event loop.
     """
 
     def __init__(self, seconds: float) -> None:
         if not seconds > 0:
             raise ValueError(f"slow_callback must be more than 0 seconds, got {seconds!r}")
         self._seconds = seconds
-        # The name of the function that runs, since when, and the thread that runs it.
+        # The name of the function that runs, when this step began, and the thread that runs it.
         self._step: tuple[str, float, int] | None = None
         self._told: dict[str, object] = {}
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="rrq-fastwire-slow", daemon=True).start()
 
     def watching(self, find: Find) -> Find:
-        """Finds handlers, and watches over them."""
+        """Return a `find` whose handlers are watched."""
 
         def found(name: str) -> AsyncHandler | None:
             handler = find(name)
@@ -53,7 +54,7 @@ class SlowHandlers:
         return found
 
     def stop(self) -> None:
-        """Ends the thread."""
+        """End the thread."""
         self._stopped.set()
 
     def _watched(self, name: str, handler: AsyncHandler, request: Any) -> Awaitable[Any]:
@@ -61,7 +62,7 @@ class SlowHandlers:
 
     @coroutine
     def _run(self, name: str, steps: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """Runs a coroutine, and takes the time of each of its steps."""
+        """Run a coroutine, and time each of its steps from one wait to the next."""
         error: BaseException | None = None
         thread = threading.get_ident()
         while True:
@@ -88,13 +89,13 @@ class SlowHandlers:
             name, began, thread = step
             if name not in self._told and monotonic() - began > self._seconds:
                 stack = _stack_of_handler(sys._current_frames().get(thread))
-                if self._step is step:  # and so what was found is of this step
+                if self._step is step:  # else the stack may be that of a later step
                     self._tell(name, f", here:\n{stack}".rstrip("\n"))
 
     def _tell(self, name: str, place: str) -> None:
         mark = object()
         if self._told.setdefault(name, mark) is mark:
-            text = "%s kept the event loop for more than %g s, and delays other jobs%s"
+            text = "%s has blocked the event loop for more than %g s, which delays other jobs%s"
             log(logging.WARNING, text, describe(name), self._seconds, place)
 
 
@@ -103,7 +104,7 @@ async def _awaiting(handler: AsyncHandler, request: Any) -> Any:
 
 
 def _stack_of_handler(frame: FrameType | None) -> str:
-    """The lines that a handler is in, as in a traceback, without those that led to it."""
+    """Format the handler's part of a stack, as in a traceback."""
     lines: list[tuple[FrameType, int]] = []
     while frame is not None and frame.f_code is not _awaiting.__code__:
         lines.append((frame, frame.f_lineno))

@@ -1,4 +1,4 @@
-"""The installed rrq, or None: `rrq` is the module of what the runner takes from it."""
+"""Use rrq if it is installed: `rrq` is the module `_rrq`, or None."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ else:
     try:
         from . import _rrq as rrq
     except ModuleNotFoundError as error:
-        if error.name not in ("rrq", "pydantic"):  # which comes with rrq
+        if error.name not in ("rrq", "pydantic"):  # rrq requires pydantic
             raise
         rrq = None
 
@@ -20,7 +20,10 @@ HAS_RRQ: bool = rrq is not None
 
 
 def as_stock_writes(outcome: ExecutionOutcome) -> None:
-    """Turns what is in an outcome into JSON's types as rrq-runner does. Raises what that raises."""
+    """Convert the values in an outcome to JSON's types as rrq-runner does.
+
+    Raises whatever a value's own code, or pydantic, raises.
+    """
     if HAS_RRQ:
         rrq.as_stock_writes(outcome)
     else:

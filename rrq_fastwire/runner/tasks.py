@@ -1,4 +1,4 @@
-"""Starts handlers at once, under tasks, so that what does not wait is answered in the same read."""
+"""Start handlers at once, under tasks, so that one that does not wait is answered in its read."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ __all__ = ["TaskStarter"]
 
 
 def _makes_tasks(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether the event loop has to make the tasks: it has a task factory, or is nest_asyncio's.
+    """Return whether the event loop has to make the tasks.
 
-    There a handler can run the event loop itself. In the callback of a read, the loop could not
-    call the same callback again.
+    It has to if it has a task factory, or is patched by nest_asyncio. With nest_asyncio a handler
+    can run the event loop itself, which does not work within the callback of a read: the event loop
+    cannot call that callback again before it returns.
     """
     return loop.get_task_factory() is not None or hasattr(loop, "_nest_patched")
 
@@ -28,15 +29,15 @@ def _makes_tasks(loop: asyncio.AbstractEventLoop) -> bool:
 if sys.version_info >= (3, 12):
 
     class TaskStarter:
-        """Starts coroutines under asyncio's eager tasks."""
+        """Start coroutines under asyncio's eager tasks."""
 
         def start(
             self, loop: asyncio.AbstractEventLoop, steps: Coroutine[Any, Any, None], name: str
         ) -> asyncio.Task[None] | None:
-            """Runs a coroutine up to its first wait, under a task, in its own copy of the context.
+            """Run a coroutine up to its first wait, under a task, in its own copy of the context.
 
-            Returns the task if the coroutine waits, else None. Where the event loop has to make
-            the task, the coroutine may not have begun. Not to be called from within a task.
+            Returns the task if the coroutine waits, else None. If the event loop has to make the
+            task, the coroutine may not have begun. Do not call this from within a task.
 
             Arguments:
                 loop: the running event loop. Looking it up is a system call on Python 3.11.
@@ -56,10 +57,10 @@ else:
     from typing import Any, cast
 
     class TaskStarter:
-        """Starts coroutines under a task in reserve, which takes over one that waits.
+        """Start coroutines under a task in reserve, which takes over a coroutine that waits.
 
-        It replaces eager tasks on Python 3.11, which has none. The difference: coroutines that do
-        not wait see the same task, one after another.
+        This replaces eager tasks, which Python 3.11 does not have. The difference: coroutines that
+        do not wait see the same task, one after another.
         """
 
         def __init__(self) -> None:
@@ -68,7 +69,7 @@ else:
         def start(
             self, loop: asyncio.AbstractEventLoop, steps: Coroutine[Any, Any, None], name: str
         ) -> asyncio.Task[None] | None:
-            """Does what the method for Python 3.12 does, with the task in reserve."""
+            """Do what the method for Python 3.12 does, with the task in reserve."""
             if _makes_tasks(loop):
                 task = loop.create_task(steps, name=name)
                 return None if task.done() else task
@@ -78,7 +79,7 @@ else:
             task = relay.task
             task.set_name(name)
             context = copy_context()
-            # Documented for event loops and tasks of other makers.
+            # asyncio documents these two functions for other implementations of tasks.
             asyncio._enter_task(loop, task)
             try:
                 waits_for = context.run(steps.send, None)
@@ -97,7 +98,7 @@ else:
                 self._reserve.task.cancel()
 
     class _Relay:
-        """What a task in reserve runs: nothing, and then the rest of a coroutine that has begun."""
+        """The coroutine of a task in reserve: it waits, and then runs the rest of another one."""
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self._loop = loop
@@ -105,11 +106,11 @@ else:
             self._context: Context | None = None  # set by take_over(), with the next two
             self._steps: Any = None
             self._waits_for: Any = None
-            self._is_told = False  # whether the task knows what the steps wait for
+            self._is_told = False  # whether the task has got what the steps wait for
             self.task: asyncio.Task[None] = asyncio.Task(self, loop=loop)  # type: ignore[arg-type]
 
         def is_cancelled(self) -> bool:
-            """Whether a coroutine that did not wait has cancelled the task."""
+            """Return whether a coroutine that did not wait has cancelled the task."""
             if self._idle is not None:
                 return self._idle.done()
             return self.task._must_cancel  # type: ignore[attr-defined,no-any-return]
@@ -117,7 +118,7 @@ else:
         def take_over(
             self, context: Context, steps: Coroutine[Any, Any, None], waits_for: object
         ) -> None:
-            """Goes on in the next iteration with a coroutine that has yielded what it waits for."""
+            """Continue a coroutine, which has yielded what it waits for, in the next iteration."""
             self._context, self._steps, self._waits_for = context, steps, waits_for
             if asyncio.isfuture(waits_for):
                 waits_for._asyncio_future_blocking = False  # others may wait for it meanwhile
@@ -130,10 +131,11 @@ else:
                 return self._yield(self._idle)
             if not self._is_told:
                 self._is_told = True
-                # A future refers to what it raises, and so to the frames of the handler.
+                # Drop the reference: a future refers to what it raises, and so to the handler's
+                # frames.
                 waits_for, self._waits_for = self._waits_for, None
-                # What waits for the next iteration has that now, if the task was in reserve. A new
-                # task has been due before other callbacks that the steps have asked for.
+                # None stands for the next iteration. If the task was in reserve, this is it. A new
+                # task runs before other callbacks that the steps have asked for, so it waits.
                 if waits_for is not None or self._idle is None:
                     return self._yield(waits_for)
             return self._context.run(self._steps.send, None)
@@ -154,16 +156,16 @@ else:
             return value
 
     def _accepts_cancellation(waits_for: Any, error: BaseException) -> bool:
-        """Cancel what the task does not know yet, as the task would itself.
+        """Cancel what the coroutine waits for, as its task would if the task knew it already.
 
-        Returns whether that accepts the cancellation, so that it raises it later.
+        Returns whether the cancellation is accepted, so that waiting for it raises that later.
         """
         if not asyncio.isfuture(waits_for):
             return False
         try:
             return waits_for.cancel(*error.args)
-        except Exception:  # of a future of another kind
+        except Exception:  # raised by a future of another library
             return True
 
-    # So that a task accepts it.
+    # A task accepts only coroutines.
     cast(Any, Coroutine).register(_Relay)

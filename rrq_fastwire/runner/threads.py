@@ -1,4 +1,4 @@
-"""Runs handlers that block in threads, which never hold the event loop or the process."""
+"""Run handlers that block in threads, which delay neither the event loop nor the process's end."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["ThreadPool"]
 
 
 class ThreadPool:
-    """Runs functions in at most `size` threads, which are started when they are needed.
+    """Run functions in at most `size` threads, which are started when they are needed.
 
-    Not a ThreadPoolExecutor: the interpreter waits for the threads of one when it ends. These are
-    daemon threads. A function that goes on after its job was answered keeps its thread.
+    These are daemon threads. A ThreadPoolExecutor would not do, because the interpreter waits for
+    its threads at the end. A function that continues after its job was answered keeps its thread.
     """
 
     def __init__(self, size: int) -> None:
@@ -33,16 +33,16 @@ class ThreadPool:
         self._size = size
         self._places = asyncio.Semaphore(size)
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        # Only the event loop's thread counts.
+        # Only the event loop's thread changes these two.
         self._started = 0
         self._busy = 0
 
     async def run(self, function: Callable[[Any], Any], request: Any) -> Any:
-        """Calls a function with a request in a thread, in a copy of this context.
+        """Call a function with a request in a thread, in a copy of this context.
 
-        If cancelled, it does not wait for the function.
+        If cancelled, this does not wait for the function.
         """
-        # The request belongs to the thread from now on.
+        # Read here, because the request belongs to the thread from now on.
         job_id, name = request.job_id, request.function_name
         await self._places.acquire()
         loop = asyncio.get_running_loop()
@@ -57,7 +57,7 @@ class ThreadPool:
                 error = raised
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._end, ended, result, error, job_id, name)
-            # The traceback refers to this frame, and would keep what the function has used.
+            # The traceback refers to this frame. The cycle would keep what the function has used.
             del error
 
         try:
@@ -73,7 +73,7 @@ class ThreadPool:
         except asyncio.CancelledError:
             log(
                 logging.WARNING,
-                "job %s: %s goes on in its thread, which cannot be cancelled; busy threads:"
+                "job %s: %s keeps running in its thread, which cannot be cancelled; busy threads:"
                 " %d of %d",
                 describe(job_id),
                 describe(name),
@@ -86,7 +86,7 @@ class ThreadPool:
                 raise error
             finally:
                 del error, ended
-        # A function that is not async may return the call of one that is.
+        # A function that is not async may return the coroutine of one that is.
         return await result if hasattr(type(result), "__await__") else result
 
     def _start_thread(self) -> None:
@@ -98,7 +98,7 @@ class ThreadPool:
     def _work(self) -> None:
         while (call := self._calls.get()) is not None:
             call()
-            del call  # and with it the request, while this waits for the next
+            del call  # it refers to the request, which is not needed while this waits
 
     def _end(
         self,
@@ -108,7 +108,7 @@ class ThreadPool:
         job_id: str,
         name: str,
     ) -> None:
-        """Hands over how a function has ended, and gives its place to the next."""
+        """Pass on how a function has ended, and give its place to the next one."""
         self._busy -= 1
         self._places.release()
         if not ended.done():
@@ -118,6 +118,6 @@ class ThreadPool:
             log(logging.ERROR, text, describe(job_id), describe(name), error=error)
 
     def stop(self) -> None:
-        """Ends each thread once its function has ended. No function is called after this."""
+        """End each thread once its function has ended. No function is called after this."""
         for _ in range(self._started):
             self._calls.put(None)

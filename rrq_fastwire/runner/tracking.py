@@ -1,4 +1,4 @@
-"""Whether anything asks for current_job(), which job.py provides once it is imported."""
+"""The hook through which job.py learns of each job, once job.py is imported."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-# Called with the request of each job, in the job's own context. Setting a context variable costs,
-# so nothing is called until job.py is imported.
+# Called with the request of each job, in the job's own context. It is None until something imports
+# current_job(), because setting a context variable has a cost.
 remember: Callable[[Any], object] | None = None

@@ -285,7 +285,7 @@ def test_a_port_in_use_gets_one_line_and_status_1(command_for_errors):
     reason = os.strerror(errno.EADDRINUSE)
     assert done.stderr == (
         f"rrq-fastwire-runner: cannot listen on {tcp_socket}: {reason};"
-        " choose another --tcp-socket, or end what listens there\n"
+        " choose another --tcp-socket, or stop what listens there\n"
     )
     assert done.returncode == 1
 

@@ -201,9 +201,9 @@ def test_a_deadline_is_answered_at_once_and_the_thread_keeps_its_place(run, capl
     late, waits, goes_on = run(calling())
     assert (late.status, waits.status) == (OutcomeStatus.TIMEOUT, OutcomeStatus.TIMEOUT)
     assert goes_on.result == "rrq-fastwire-handler-1"
-    warnings = [text for text in caplog.messages if "goes on in its thread" in text]
+    warnings = [text for text in caplog.messages if "keeps running in its thread" in text]
     assert len(warnings) == 1
-    assert "'block' goes on in its thread, which cannot be cancelled" in warnings[0]
+    assert "'block' keeps running in its thread, which cannot be cancelled" in warnings[0]
     assert warnings[0].endswith("busy threads: 1 of 1")
 
 
@@ -366,7 +366,7 @@ def test_threads_that_never_end_do_not_hold_the_process(command, loop, handler):
     assert [peer.receive().error.type for peer in peers] == ["cancelled", "cancelled"]
     assert command.wait(runner) == 0
     assert "ended by force" not in runner.errors()
-    assert runner.errors().count("goes on in its thread") == 2
+    assert runner.errors().count("keeps running in its thread") == 2
 
 
 def test_a_settings_object_of_rrq_may_have_them(command):

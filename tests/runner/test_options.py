@@ -23,7 +23,7 @@ OPTIONS = {
         "--max-frame-size BYTES",
         "--header-timeout SECONDS",
     ],
-    "the end": ["--drain SECONDS", "--grace SECONDS", "--no-parent-watch"],
+    "shutdown": ["--drain SECONDS", "--grace SECONDS", "--no-parent-watch"],
     "recycling (POSIX)": ["--max-jobs N", "--max-rss BYTES"],
     "monitoring and development": ["--metrics HOST:PORT", "--reload", "-h, --help", "--version"],
 }
@@ -114,7 +114,7 @@ WRONG = [
     ("--allow-from", "10.0.0.0/33", "'10.0.0.0/33' does not appear to be an IPv4 or IPv6 network"),
     ("--allow-from", "10.0.0.1/8", "10.0.0.1/8 has host bits set"),
     ("--allow-from", "10.0.0.0/8,", "'' does not appear to be an IPv4 or IPv6 network"),
-    ("--allow-from", "10.0.0.0/8", "--allow-from has no meaning without --allow-remote"),
+    ("--allow-from", "10.0.0.0/8", "--allow-from needs --allow-remote"),
     ("--metrics", "9100", "TCP socket must be in host:port format"),
     ("--metrics", "127.0.0.1:+70000", "TCP socket port out of range"),
 ]

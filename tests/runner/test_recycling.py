@@ -158,7 +158,7 @@ def test_sigterm_ends_it_while_it_waits_for_a_job_before_starting_anew(command):
     runner = command.start("--max-jobs", "1", settings="renewed.handlers")
     peer = command.begin(runner.port, "until_told")
     command.connect(runner.port).ask("kind")
-    until(lambda: "starting anew" in runner.errors(), "the limit is noticed")
+    until(lambda: "restarting" in runner.errors(), "the limit is noticed")
     runner.send_signal(signal.SIGTERM)
     assert peer.receive().type == "cancelled"
     assert command.wait(runner) == 0

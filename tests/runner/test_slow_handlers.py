@@ -62,7 +62,7 @@ async def around(request, call_next):
 
 
 def warnings(caplog):
-    return [record for record in caplog.records if "kept the event loop" in record.getMessage()]
+    return [record for record in caplog.records if "blocked the event loop" in record.getMessage()]
 
 
 def calls(run, *handlers, times=1, timeout=None, limit=LIMIT, **options):
@@ -84,8 +84,8 @@ def test_a_handler_that_blocks_is_named_with_its_lines(run, caplog, handler, opt
     assert record.levelname == "WARNING"
     first, *stack = record.getMessage().splitlines()
     assert first == (
-        f"'{handler.__name__}' kept the event loop for more than 0.05 s, and delays other jobs,"
-        " here:"
+        f"'{handler.__name__}' has blocked the event loop for more than 0.05 s, which delays other"
+        " jobs, here:"
     )
     assert stack[-4].endswith(f"in {handler.__name__}")
     assert stack[-3:-1] == ["    block()", stack[-2]]
@@ -119,7 +119,7 @@ def test_a_handler_that_waits_or_runs_in_a_thread_is_not_named(run, caplog):
 def test_code_that_lets_no_other_thread_run_is_named(run, caplog):
     calls(run, holds_the_interpreter)
     (record,) = warnings(caplog)
-    assert record.getMessage().startswith("'holds_the_interpreter' kept the event loop")
+    assert record.getMessage().startswith("'holds_the_interpreter' has blocked the event loop")
 
 
 async def nested(request):
@@ -217,7 +217,7 @@ def test_a_handler_that_never_goes_on_is_named_while_it_blocks(command, given):
     command.begin(runner.port, "stuck")
     until(lambda: "time.sleep(600)" in runner.errors(), "a warning")
     limit = given[-1] if len(given) == 2 else "0.1"
-    assert f"'stuck' kept the event loop for more than {limit} s" in runner.errors()
+    assert f"'stuck' has blocked the event loop for more than {limit} s" in runner.errors()
 
 
 @pytest.mark.parametrize(
