@@ -1,4 +1,4 @@
-"""The command line: one file a command. Parsing, colours and tables are click's and rich's."""
+"""The command line: a module or package for each command. click parses, rich prints."""
 
 from __future__ import annotations
 
@@ -13,14 +13,17 @@ from . import info
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit status of the process.
 
-    The status is 0 for success, 1 if what was asked for has failed or could not be shown whole, 2
-    for a wrong command line, 130 for Ctrl-C and 1 for a closed pipe. The last two print nothing.
+    The status is 0 for success, 1 if the command has failed or could not show everything, 2 for a
+    wrong command line, 130 for Ctrl-C and 1 for a closed pipe. The last two print nothing.
+
+    Arguments:
+        argv: the arguments without the program's name; None takes those of the process.
     """
-    if sys.stdout is None:  # it was closed before
+    if sys.stdout is None:  # it was closed before the process started
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     arguments = sys.argv[1:] if argv is None else argv
     if arguments[:1] == ["ping"]:
-        # Health checks run it every few seconds, where the extra may not be installed.
+        # Health checks run ping every few seconds, and where the extra may not be installed.
         from . import ping
 
         return ping.main(arguments[1:])
@@ -29,9 +32,9 @@ def main(argv: list[str] | None = None) -> int:
 
         from .commands import commands
 
-        import_module("rich")  # the commands need it, too
+        import_module("rich")  # which the commands need, too
     except ImportError as error:
-        # What tells somebody about the installation works without the extra.
+        # What describes the installation works without the extra.
         if arguments == ["info"]:
             return info.run()
         if arguments == ["--version"]:
@@ -44,17 +47,17 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     except click.ClickException as error:
         message = error.format_message()
-        # Without a command it is the help.
+        # Without a command, the message is the help.
         prefix = "" if message.startswith("Usage:") else "rrq-fastwire: "
         print(f"{prefix}{message}", file=sys.stderr)
         return error.exit_code
     except click.Abort:
         return 130
     except BrokenPipeError:
-        # Python flushes stdout once more at its end.
+        # Python flushes stdout again at its end, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:  # a disk that is full, say
+    except OSError as error:  # such as a full disk
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         print(f"rrq-fastwire: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""`call`: one job, without Redis and without an orchestrator."""
+"""`call`: run one job, without Redis and without an orchestrator."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _parse_params(arguments: list[str]) -> dict[str, Any]:
 @click.command
 @click.argument("arguments", nargs=-1, metavar="HOST:PORT FUNCTION [JSON] [KEY=VALUE]...")
 @click.option(
-    "--deadline", type=Number(), metavar="SECONDS", help="When the job is to time out, from now."
+    "--deadline", type=Number(), metavar="SECONDS", help="Let the job time out after this time."
 )
 @click.option(
     "--attempt",
@@ -52,7 +52,7 @@ def _parse_params(arguments: list[str]) -> dict[str, Any]:
     default=1,
     metavar="N",
     show_default=True,
-    help="Which attempt of the job this is.",
+    help="The number of the attempt.",
 )
 @click.option(
     "--trace", multiple=True, metavar="KEY=VALUE", help="For the trace_context; repeatable."
@@ -67,11 +67,11 @@ def command(
 ) -> int:
     """Run one handler of a runner, and print its result.
 
-    The params are a JSON object, or KEY=VALUE, where a value that is JSON is taken as that and any
-    other as text.
+    The params are a JSON object, or KEY=VALUE arguments. A value that is valid JSON is read as
+    JSON, any other as text.
 
-    The result goes to stdout as JSON. Exits with 0 only for a success; any other outcome is one
-    line on stderr, and the status is 1, as it is if the connection is lost.
+    The result of a success goes to stdout as JSON, and the exit status is 0. Any other outcome is
+    one line on stderr, and the exit status is 1, as it is if the connection is lost.
 
     Example: rrq-fastwire call 127.0.0.1:9000 greet '{"name": "Ada"}' loud=true
     """

@@ -1,4 +1,4 @@
-"""Raw captures: what one side wrote to a connection, as frames with their offsets."""
+"""Read raw captures: what one side wrote to a connection, as frames with their offsets."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Frame(NamedTuple):
     """A frame of a stream.
 
     Attributes:
-        number: from 1.
-        offset: bytes of the stream before its header.
-        payload: its bytes.
+        number: the position in the stream, starting at 1.
+        offset: how many bytes of the stream precede the frame's header.
+        payload: the bytes after the header.
     """
 
     number: int
@@ -29,14 +29,14 @@ class Frame(NamedTuple):
 
 
 class BrokenStreamError(Exception):
-    """A stream cannot be read further; the text gives the offset and the reason."""
+    """A stream cannot be read further. The text gives the offset and the reason."""
 
 
 def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None) -> Iterator[Frame]:
     """Yield the frames of a raw capture, in constant memory.
 
     Arguments:
-        advance: called with the bytes of each read.
+        advance: called with the number of bytes of each read.
 
     Raises BrokenStreamError after the last good frame.
     """

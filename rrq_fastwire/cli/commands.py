@@ -1,4 +1,4 @@
-"""The commands; each has a module or package of its own, imported when the command is used."""
+"""The group of commands. Each has a module or package, which is imported when it is used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MODULES = {
 class _Commands(click.Group):
     """A group that imports a command when it is used, and ends silently at Ctrl-C.
 
-    click itself would write an empty line at Ctrl-C.
+    Without this, click would print an empty line at Ctrl-C.
     """
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -45,7 +45,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="rrq-fastwire %(version)s")
 def commands() -> None:
-    """See and use the wire between RRQ's orchestrator and its runners."""
+    """See and use the protocol between RRQ's orchestrator and its runners."""
 
 
 @commands.command(
@@ -55,7 +55,7 @@ def commands() -> None:
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def run_runner(arguments: tuple[str, ...]) -> None:
-    """Run jobs: what rrq-fastwire-runner does.
+    """Run jobs, as rrq-fastwire-runner does.
 
     Example: rrq-fastwire runner --settings myapp.runner.settings --tcp-socket 127.0.0.1:9000
     """
@@ -68,16 +68,16 @@ def run_runner(arguments: tuple[str, ...]) -> None:
 @click.argument("address", metavar="HOST:PORT")
 @click.option("--timeout", metavar="SECONDS", help="How long to wait for the answer.")
 def run_ping(address: str, timeout: str | None) -> None:
-    """Say whether a runner answers, for health checks.
+    """Check whether a runner answers, for health checks.
 
     Example: rrq-fastwire ping 127.0.0.1:9000
     """
-    # This is for the help of all commands: main() runs ping before it imports click.
+    # Only for the list of commands in the help: main() runs ping before it imports click.
 
 
 @commands.command("info")
 def run_info() -> int:
-    """Say which implementation runs, with what, and where.
+    """Print the version, the implementation and the platform.
 
     Example: rrq-fastwire info
     """
@@ -86,7 +86,7 @@ def run_info() -> int:
 
 @commands.command("demo")
 def run_demo() -> int:
-    """Compare rrq's own runner with this one, by 20,000 jobs.
+    """Compare rrq's own runner with this one over 20,000 jobs.
 
     Example: rrq-fastwire demo
     """

@@ -1,4 +1,4 @@
-"""`decode`: a raw capture, readable."""
+"""`decode`: show the messages in raw captures."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ class Decoded(NamedTuple):
     """A frame and its content: a message, or what is wrong with it.
 
     Attributes:
-        kind: the text of the envelope's type, quotes included; "null" for an invalid message.
-        payload: the text of the envelope's payload, as it stands.
+        kind: the JSON of the envelope's type, quotes included; "null" for an invalid message.
+        payload: the JSON of the envelope's payload, as it is written; "null" likewise.
     """
 
     frame: Frame
@@ -65,20 +65,23 @@ def decoded(frame: Frame) -> Decoded:
     except MessageError as error:
         return Decoded(frame, error, "null", "null")
     except RecursionError:
-        deep = MessageError("nested too deep to be shown", frame.payload)
+        deep = MessageError("nested too deep to show", frame.payload)
         return Decoded(frame, deep, "null", "null")
     return Decoded(frame, message, fields["type"], on_one_line(fields["payload"]))
 
 
 @click.command
 @click.argument("files", nargs=-1, required=True, type=click.File("rb"), metavar="FILE...")
-@click.option("--json", "as_json", is_flag=True, help="An object a line, for `encode` and jq.")
-@click.option("--verbose", is_flag=True, help="Show whole payloads, indented, and offsets as well.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for `encode` and jq.")
+@click.option("--verbose", is_flag=True, help="Also show offsets and whole payloads, indented.")
 @click.option(
-    "--type", "kind", type=click.Choice(["request", "response", "cancel"]), help="Only these."
+    "--type",
+    "kind",
+    type=click.Choice(["request", "response", "cancel"]),
+    help="Show only this type.",
 )
-@click.option("--job", metavar="ID", help="Only messages of this job.")
-@click.option("--function", metavar="NAME", help="Only requests of this function.")
+@click.option("--job", metavar="ID", help="Show only messages of this job.")
+@click.option("--function", metavar="NAME", help="Show only requests of this function.")
 @redact_option
 def command(
     files: tuple[BinaryIO, ...],
@@ -91,17 +94,17 @@ def command(
 ) -> int:
     """Show the messages in raw captures.
 
-    A capture is what one side wrote to a connection; - is stdin. A line is a message: a request
-    with its function, job id, attempt, the time until its deadline and its params; a response with
-    its status, and the result or the reason why the job did not succeed. On a terminal a line is
-    cut to its width, and the id to eight characters.
+    A capture holds what one side wrote to a connection; - is stdin. Each message is one line. A
+    request is shown with its function, job id, attempt, deadline and params; a response with its
+    status, job id and result, or the reason why the job did not succeed. On a terminal, lines are
+    cut to its width, and ids to eight characters.
 
-    A capture does not have the times at which messages passed. The time of a request is when its
-    job was enqueued, in UTC, and +5 min a deadline five minutes after that.
+    A capture does not hold the times at which messages passed. The time of a request is when its
+    job was enqueued, in UTC. A deadline such as +5 min counts from that time.
 
-    With --json each line is {"offset", "length", "type", "payload"}: the bytes before the frame,
-    the bytes of its payload, and what stands in the envelope, unknown fields included. In the place
-    of an invalid payload stands {"error", "path"}.
+    With --json, each line is an object with four keys: "offset" and "length", how many bytes
+    precede the frame and how many its payload has, and "type" and "payload" of the envelope,
+    unknown fields included. An invalid payload is shown as {"error", "path"}.
 
     Exits with 1 if a capture is broken or ends within a frame.
 
@@ -152,7 +155,7 @@ def _json_line(item: Decoded, redact: Redaction) -> str:
 
 
 class _Shown:
-    """Shows the messages of several captures to a reader."""
+    """Print the messages of several captures for a person to read."""
 
     def __init__(self, redaction: Redaction, *, verbose: bool) -> None:
         self._console = Console(highlight=False, soft_wrap=True)
@@ -162,12 +165,12 @@ class _Shown:
         self._date: date | None = None
 
     def file(self, name: str) -> None:
-        """Show which file follows."""
+        """Print the name of the file that follows."""
         self._console.print(Text(name, "bold"))
         self._date = None
 
     def message(self, item: Decoded) -> None:
-        """Show a message, after the date of its job if that differs from the one before."""
+        """Print a message, and before it the date of its job if that has changed."""
         payload = Payload(item.frame.payload, self._redaction)
         time = ""
         if isinstance(item.message, ExecutionRequest):
@@ -197,7 +200,7 @@ class _Shown:
 
 
 def _time_allowed(request: ExecutionRequest) -> str:
-    """Return the time from when a job was enqueued until its deadline."""
+    """Return the time from a job's enqueueing to its deadline, such as "+5 min"."""
     deadline = request.context.deadline
     if deadline is None:
         return ""
@@ -207,7 +210,7 @@ def _time_allowed(request: ExecutionRequest) -> str:
 
 @contextmanager
 def _progress(file: BinaryIO) -> Generator[Callable[[int], object]]:
-    """Show a bar on stderr for a file of known size, unless stdout is a terminal, too."""
+    """Show a progress bar on stderr if the file's size is known and stdout is not a terminal."""
     try:
         size = os.fstat(file.fileno()).st_size
     except (OSError, ValueError):

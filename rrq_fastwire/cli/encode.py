@@ -1,4 +1,4 @@
-"""`encode`: what `decode --json` has written, back to frames."""
+"""`encode`: turn the output of `decode --json` back into frames."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .json_text import members
 def command(file: BinaryIO) -> int:
     """Turn the lines of `decode --json` into frames, on stdout.
 
-    The payloads are written as they stand, in a compact envelope, so that what the orchestrator
-    has written comes out byte for byte.
+    The payloads are written unchanged, in a compact envelope. So frames of the orchestrator come
+    out byte for byte.
 
     Example: rrq-fastwire decode --json capture.bin | rrq-fastwire encode > copy.bin
     """

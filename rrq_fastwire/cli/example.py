@@ -11,26 +11,26 @@ from rrq.runner_settings import PythonRunnerSettings
 
 
 async def noop(request: Any) -> None:
-    """Does nothing."""
+    """Do nothing."""
 
 
 async def echo(request: Any) -> Any:
-    """Gives the params back."""
+    """Return the params."""
     return request.params
 
 
 async def sleep(request: Any) -> None:
-    """Waits for params.seconds."""
+    """Wait for params.seconds seconds."""
     await asyncio.sleep(request.params["seconds"])
 
 
 async def fail(request: Any) -> None:
-    """Raises."""
+    """Raise RuntimeError, with params.message if it is given."""
     raise RuntimeError(request.params.get("message", "this handler always fails"))
 
 
 async def retry(request: Any) -> None:
-    """Asks for a retry, after params.seconds if they are given."""
+    """Ask for a retry, after params.seconds seconds if they are given."""
     raise RetryJob("this handler always asks for a retry", request.params.get("seconds"))
 
 

@@ -1,4 +1,4 @@
-"""Text, times and sizes as a terminal shows them."""
+"""Format text, times and sizes for a terminal."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
 
 def printable(text: str) -> str:
-    """Return text on one line, without characters that a terminal would act on."""
+    """Return text on one line, with control characters as escapes."""
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
 def duration(seconds: float) -> str:
-    """Return a time in one unit or two: "3 h 5 min", "12.3 ms"."""
+    """Return a time in one or two units: "3 h 5 min", "12.3 ms"."""
     if seconds < 1:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 60:
@@ -29,5 +29,5 @@ def duration(seconds: float) -> str:
 
 
 def byte_count(count: int) -> str:
-    """Return a number of bytes in a unit that fits: "311 B", "1.0 MB"."""
+    """Return a number of bytes in a fitting unit: "311 B", "1.0 MB"."""
     return decimal(count).replace("bytes", "B")

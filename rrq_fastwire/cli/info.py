@@ -1,4 +1,4 @@
-"""`info`: which implementation runs, with what, and where."""
+"""`info`: print what is installed and where it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from .. import IMPLEMENTATION, JSON_BACKEND, __version__, _json
 
 
 def run() -> int:
-    """Say which implementation runs, with what, and where."""
+    """Print the version, the implementation, the JSON library and the platform."""
     print(f"rrq-fastwire    {__version__}")
     print(f"implementation  {IMPLEMENTATION}")
     print(f"JSON backend    {JSON_BACKEND} {_json.version}")

@@ -1,4 +1,4 @@
-"""JSON as text: taken apart and laid out without a change to how its values are written."""
+"""Split and indent JSON as text, without changing how its values are written."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import re
 _space = re.compile(r"[ \t\n\r]*")
 _token = re.compile(r'"(?:[^"\\]|\\.)*"|[][{}:,]|[^][{}:,"\s]+')
 
-# Only where a value ends matters: numbers are not converted.
+# Used only to find where a value ends, so numbers are not converted.
 _value_at = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str).raw_decode
 
 
 def members(document: str) -> dict[str, str]:
-    """Return the members of a JSON object, each as it is written there.
+    """Return the members of a JSON object, each value as it is written.
 
-    Raises ValueError for anything else.
+    Raises ValueError if the document is not a JSON object.
     """
     found: dict[str, str] = {}
     at = _skip(document, 0)
@@ -46,7 +46,7 @@ def _skip(document: str, at: int) -> int:
 
 
 def on_one_line(document: str) -> str:
-    """Return JSON without line breaks, which stand only between its tokens."""
+    """Return JSON without line breaks, which can occur only between its tokens."""
     return document.replace("\r", " ").replace("\n", " ")
 
 
@@ -56,7 +56,7 @@ def tokens(document: str) -> list[str]:
 
 
 def indented(document: str, indent: str = "  ") -> str:
-    """Return JSON with a line for each member, each as it is written."""
+    """Return JSON with a line for each member, whose value stays as it is written."""
     parts: list[str] = []
     depth = 0
     found = tokens(document)

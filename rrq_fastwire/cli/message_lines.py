@@ -1,6 +1,6 @@
-"""Messages as `tap` and `decode` print them: one line each, in columns.
+"""Format messages as `tap` and `decode` print them: one line each, in columns.
 
-On a terminal a line is cut to its width, and ids to eight characters. In a file or pipe nothing is
+On a terminal, lines are cut to its width, and ids to eight characters. In a file or pipe nothing is
 cut.
 """
 
@@ -27,16 +27,17 @@ if TYPE_CHECKING:
 _STATUS_STYLES = {"success": "green", "retry": "yellow", "timeout": "red", "error": "red"}
 TO_RUNNER, FROM_RUNNER = "->", "<-"
 
-# Widths of columns on a terminal: an id, "attempt 12" or "123.4 ms", and the least and the most
-# for a name.
+# Widths of columns on a terminal: an id, a note such as "attempt 1" or "123.4 ms", and the least
+# and the most for a name.
 _ID_WIDTH = 8
 _NOTE_WIDTH = 9
 _NAME_WIDTHS = (7, 24)
 
-# What the two names may take of a terminal. Of 80 columns this leaves at least 19 to the content.
+# The share of a terminal's width for the two names together. In 80 columns, this leaves at least 19
+# for the content.
 _NAMES_SHARE = 1 / 4
 
-# Bytes of a longer payload are only counted, since laying it out would hold up the lines after it.
+# Of a payload with more bytes, only their number is shown: formatting it would delay later lines.
 _LONGEST_PAYLOAD = 64 * 1024
 
 _TOO_DEEP = "nested too deep to show"
@@ -48,10 +49,13 @@ class Row(NamedTuple):
     """The columns of one message.
 
     Attributes:
-        word: the function of a request, the status of a response, or what else it is.
+        arrow: the direction of the message.
+        word: the function of a request, the status of a response, or what else the row is about.
+        style: rich's style of `word`.
+        id: the job's id.
         note: the attempt of a request, or the time that a response took.
-        name: the function of a response, or the time that a job has.
-        content: params, result or error; JSON if `is_json`.
+        name: the function of a response, or the time until the deadline of a request.
+        content: the params, result or error; JSON if `is_json`.
     """
 
     arrow: str
@@ -65,7 +69,11 @@ class Row(NamedTuple):
 
 
 class Payload:
-    """The JSON of an envelope's payload, whose parts are laid out without hidden values."""
+    """The JSON of a message's payload, without the values that redaction hides.
+
+    Arguments:
+        frame: the payload of the message's frame.
+    """
 
     def __init__(self, frame: bytes, redaction: Redaction) -> None:
         self._frame = frame
@@ -82,7 +90,7 @@ class Payload:
             return None
 
     def member(self, name: str, default: str) -> str:
-        """Return a member of the payload as JSON, or why it is not shown."""
+        """Return a member of the payload as JSON, `default` if it is missing, or why not."""
         if len(self._frame) > _LONGEST_PAYLOAD:
             return f"{byte_count(len(self._frame))}, too long to show"
         try:
@@ -118,7 +126,8 @@ def response_row(
     """Return the row of a response.
 
     Arguments:
-        request: what it answers, and `seconds`, in which time, if that is known.
+        request: the request that it answers, if that is known.
+        seconds: the time between the two, if that is known.
     """
     status = str(outcome.status)
     succeeded = outcome.status is OutcomeStatus.SUCCESS
@@ -173,7 +182,7 @@ def invalid_row(arrow: str, error: MessageError, redaction: Redaction) -> Row:
 
 
 class MessageLines:
-    """Lays out rows for one console, in columns that grow with the names in them."""
+    """Format rows for one console, in columns that grow with the names in them."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -201,7 +210,7 @@ class MessageLines:
             line.append(f"{row.note:{_NOTE_WIDTH}} ").append(f"{name:{self._names}}  ", "bold")
         content = row.content
         if self._cut:
-            content = content[: 4 * width]  # laying out what is cut off would take time
+            content = content[: 4 * width]  # formatting the rest, which is cut off, would take time
         content = printable(content)
         line.append_text(self._coloured(content) if row.is_json else Text(content))
         if self._cut:
@@ -215,7 +224,7 @@ class MessageLines:
         return self._coloured("\n".join(f"    {printable(line)}" for line in lines))
 
     def _coloured(self, document: str) -> Text:
-        # Finding out what to colour takes three times as long as all the rest.
+        # Skipped if possible, because it takes three times as long as everything else.
         return _colour(document) if self._console.color_system is not None else Text(document)
 
 

@@ -1,4 +1,4 @@
-"""`ping`: whether a runner answers, for health checks. It needs no extra, and starts quickly."""
+"""`ping`: check whether a runner answers. It needs no extra, and starts quickly."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .. import (
     MessageDecoder,
     encode_frame,
 )
+from .address import split_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,16 +25,21 @@ if TYPE_CHECKING:
 
 __all__ = ["main", "ping"]
 
-# No runner runs a request of this version. It answers that at once, from its event loop: whatever
-# handlers there are, none is called, and none has to be free.
+# A runner answers a request of an unknown version at once, from its event loop, with an error. No
+# handler is called.
 _NO_VERSION = "ping"
 
 
 def ping(host: str, port: int, timeout: float) -> float:
-    """The seconds that a runner takes to answer, from before connecting.
+    """Return the seconds that it takes to connect to a runner and get an answer.
 
-    Raises OSError, FastwireError for an answer that is not RRQ's, and TimeoutError, which is an
-    OSError, if there is none in time.
+    Arguments:
+        timeout: the most seconds to wait.
+
+    Raises:
+        TimeoutError: there is no answer in time.
+        OSError: the connection cannot be made, or is lost.
+        FastwireError: the answer is not a message of RRQ's protocol.
     """
     start = time.monotonic()
     request = ExecutionRequest(
@@ -71,14 +77,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
+    try:
+        return split_address(text)
+    except ValueError:
         raise argparse.ArgumentTypeError(
             f"expected HOST:PORT with a port from 1 to 65535, got {text!r}"
-        )
-    return host, int(port)
+        ) from None
 
 
 def _seconds(text: str) -> float:
@@ -92,15 +96,17 @@ def _seconds(text: str) -> float:
 
 
 def main(argv: list[str]) -> int:
-    """Pings, prints one line, and returns the exit status: 0 if there was an answer, else 1."""
+    """Run the command: ping, print one line, and return the exit status."""
     parser = _Parser(
         prog="rrq-fastwire ping",
-        description="Ask a runner for an answer, without running a handler. It comes from the"
-        " event loop, so none comes while a handler blocks that.",
+        description="Check whether a runner answers, without running a handler. The answer comes"
+        " from its event loop, so there is none while a handler blocks that.",
         epilog="Exits with 0 if there is an answer, 1 if there is none in time, 2 for a wrong"
         " command line. Example: rrq-fastwire ping 127.0.0.1:9000 --timeout 2",
     )
-    parser.add_argument("address", type=_address, metavar="HOST:PORT", help="the runner")
+    parser.add_argument(
+        "address", type=_address, metavar="HOST:PORT", help="the address of the runner"
+    )
     parser.add_argument(
         "--timeout",
         type=_seconds,

@@ -1,4 +1,4 @@
-"""A progress bar on stderr, shown only if that is a terminal."""
+"""A progress bar on stderr, shown only if stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def progress_bar(*columns: ProgressColumn, transient: bool = True) -> Progress:
-    """Return a bar that leaves sys.stdout alone.
+    """Return a progress bar that does not redirect sys.stdout.
 
-    By default rich sends what is printed while the bar is shown to the bar's own console. Output
-    that was redirected to a file or a pipe would then end up on the terminal.
+    By default, rich sends everything that is printed during a progress bar to the bar's console. So
+    output for a file or pipe would end up on the terminal.
     """
     return Progress(
         *(columns or Progress.get_default_columns()),

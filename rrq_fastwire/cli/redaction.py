@@ -19,10 +19,10 @@ HIDDEN = "***"
 
 
 class Redaction:
-    """The keys whose values are hidden.
+    """Hide the values of some keys.
 
-    A value is hidden at any depth, in JSON that stands inside a string, and in text such as
-    `card=4111` or `{'card': '4111'}`.
+    A value is hidden at any depth, in JSON within a string, and in text such as `card=4111` or
+    `{'card': '4111'}`.
     """
 
     def __init__(self, keys: frozenset[str] = frozenset()) -> None:
@@ -32,7 +32,7 @@ class Redaction:
         return bool(self.keys)
 
     def document(self, document: str) -> str:
-        """Return JSON without the values of the keys; all else is as it is written."""
+        """Return JSON without the values of the keys. Everything else stays as it is written."""
         if not self.keys:
             return document
         parts: list[str] = []
@@ -65,9 +65,9 @@ class Redaction:
             try:
                 json.loads(text)
             except ValueError:
-                pass  # no JSON, but maybe the repr of a dict
+                pass  # not JSON, but maybe the repr of a dict
             except RecursionError:
-                return HIDDEN  # JSON or not, it may hold values to be hidden
+                return HIDDEN  # nested too deep to search, and it may hold values to hide
             else:
                 return self.document(text)
         return self._pattern.sub(rf"\1{HIDDEN}", text)
@@ -75,15 +75,15 @@ class Redaction:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         keys = "|".join(re.escape(key) for key in sorted(self.keys, key=len, reverse=True))
-        # A key that is no part of a longer word, in quotes or not; and a value in quotes, in
-        # brackets, or up to what usually ends one.
+        # A key, in quotes or not, that is not part of a longer word; then a value in quotes, in
+        # brackets, or up to a character that usually ends a value.
         quote = r"""(?:\\*["'])?"""
         value = r"""\\*"(?:[^"\\]|\\.)*"|\\*'(?:[^'\\]|\\.)*'|\{[^{}]*\}|\[[^][]*\]|[^\s,;&)}\]]+"""
         return re.compile(rf"((?<![\w-]){quote}(?:{keys}){quote}\s*[:=]\s*)(?:{value})")
 
 
 def _after_value(found: list[str], at: int) -> int:
-    """Return where the value that begins at a token has ended."""
+    """Return the index after the value that begins at token `at`."""
     depth = 0
     while at < len(found):
         depth += (found[at] in ("{", "[")) - (found[at] in ("}", "]"))
@@ -94,13 +94,13 @@ def _after_value(found: list[str], at: int) -> int:
 
 
 def redact_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--redact KEY,...`, which gives the command a Redaction."""
+    """Add `--redact KEY,...`, which passes a Redaction to the command."""
     return click.option(
         "--redact",
         metavar="KEY,...",
         default="",
         callback=_split_keys,
-        help="Hide the values of these keys, in strings as well.",
+        help="Hide the values of these keys, also within strings.",
     )(command)
 
 

@@ -1,4 +1,4 @@
-"""A runner in a process of its own, on a free port of loopback."""
+"""Start a runner in a process of its own, on a free port of loopback."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
     from typing import BinaryIO
 
-# What a runner has to start, and to end after SIGTERM.
+# How long a runner may take to start, and to end after SIGTERM.
 _START_SECONDS = 30.0
 _END_SECONDS = 5.0
 
-# What it takes to see that a process has ended.
+# How long it may take to notice that a process has ended.
 _MOMENT_SECONDS = 0.3
 
-# A descriptor: stdout is for what a command prints itself.
+# The runner prints to this file descriptor, because stdout is for the command's own output.
 _STDERR = 2
 
 
@@ -39,8 +39,8 @@ class RunnerProcess:
 
     Attributes:
         client: the connection.
-        port: where it listens on 127.0.0.1.
-        pid: the process that listens, or the one that was started if that is not known.
+        port: the port on 127.0.0.1 where it listens.
+        pid: the id of the process that listens; of the one that was started if that is not known.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class RunnerProcess:
         return cpu_seconds(self.pid)
 
     async def ended(self) -> str | None:
-        """Return how the process has ended, or None if it still runs after a moment."""
+        """Return how the process has ended; None if it still runs after 0.3 seconds."""
         try:
             status = await asyncio.wait_for(self._process.wait(), _MOMENT_SECONDS)
         except TimeoutError:
@@ -65,9 +65,9 @@ class RunnerProcess:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """Return the CPU time of a process so far, or None if it is not known.
+    """Return the CPU time of a process so far in seconds; None if it is not known.
 
-    It comes from Linux's /proc/PID/task/TID/schedstat.
+    It is read from /proc/PID/task/TID/schedstat, so it is known only on Linux.
     """
     nanoseconds = []
     for schedstat in iglob(f"/proc/{pid}/task/*/schedstat"):
@@ -79,9 +79,9 @@ def cpu_seconds(pid: int) -> float | None:
 
 
 def listening_pid(port: int) -> int | None:
-    """Return the process that listens on a TCP port here, or None if it is not known.
+    """Return the id of the process that listens on a local TCP port; None if it is not known.
 
-    It comes from Linux's /proc, which shows a user only their own processes.
+    It is read from /proc of Linux, which shows a user only their own processes.
     """
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -97,16 +97,16 @@ def listening_pid(port: int) -> int | None:
         try:
             if os.readlink(descriptor) in inodes:
                 return int(descriptor.split("/")[2])
-        except OSError:  # it has just been closed, or is another user's
+        except OSError:  # it has just been closed, or belongs to another user
             continue
     return None
 
 
 def free_port(number: int = 1) -> int:
-    """Return the first of some successive TCP ports of loopback on which no process listens.
+    """Return the first of `number` successive TCP ports of loopback on which no process listens.
 
-    They are outside of the range that systems take ports for outgoing connections from. Otherwise
-    such a connection could take the port before it is listened on.
+    They are outside of the range from which systems choose ports for outgoing connections. So no
+    such connection can take a port before the runner listens on it.
     """
     for _ in range(1000):
         first = random.SystemRandom().randrange(10_000, 32_000)
@@ -121,13 +121,14 @@ def free_port(number: int = 1) -> int:
 async def runner_process(
     command: Sequence[str], output: BinaryIO | None = None
 ) -> AsyncGenerator[RunnerProcess]:
-    """Start a runner on a free port of loopback, connect, and end it afterwards.
+    """Start a runner on a free port of loopback, connect to it, and end it afterwards.
 
     Arguments:
-        command: the runner, to which `--tcp-socket HOST:PORT` is added.
-        output: takes what the runner prints. If None, it goes to stderr.
+        command: the command line of the runner. `--tcp-socket HOST:PORT` is added to it.
+        output: the file for what the runner prints; None is stderr.
 
-    Raises RunnerError if it cannot be started, ends, or does not listen within half a minute.
+    Raises RunnerError if the runner cannot be started, or ends before it listens, or does not
+    listen within half a minute.
     """
     port = free_port()
     try:
@@ -155,10 +156,10 @@ async def runner_process(
 
 
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:
-    """Send a signal, if the process is still there.
+    """Send a signal if the process still runs.
 
-    Process.send_signal() asks first whether there is, and of one that has just ended takes the exit
-    status that asyncio waits for.
+    Process.send_signal() first checks that by itself. If the process has just ended, that check
+    takes the exit status, for which asyncio would then wait in vain.
     """
     with suppress(ProcessLookupError):
         os.kill(process.pid, number)

@@ -1,4 +1,4 @@
-"""The runner that a command talks to: one that runs at HOST:PORT, or one that it starts itself."""
+"""The runner that a command talks to: one at HOST:PORT, or one that the command starts itself."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import click
 
 from .. import FastwireError
 from ..client import RunnerClient
+from .address import split_address
 from .runner_process import RunnerError, RunnerProcess, cpu_seconds, listening_pid, runner_process
 
 TYPE_CHECKING = False
@@ -28,7 +29,7 @@ class Target(NamedTuple):
     """A runner that listens.
 
     Attributes:
-        process: it, if the command has started it.
+        process: its process, if the command has started it; else None.
     """
 
     host: str
@@ -36,7 +37,7 @@ class Target(NamedTuple):
     process: RunnerProcess | None
 
     def cpu_seconds(self) -> float | None:
-        """Return the CPU time of the runner so far, or None if it is not known."""
+        """Return the CPU time of the runner so far in seconds; None if it is not known."""
         if self.process is not None:
             return self.process.cpu_seconds()
         pid = listening_pid(self.port) if self.host in _LOCAL else None
@@ -57,10 +58,11 @@ class Target(NamedTuple):
 async def reached(
     where: Target | Sequence[str], output: BinaryIO | None = None
 ) -> AsyncGenerator[Target]:
-    """Give the runner as it is, or start one by its command line and end it afterwards.
+    """Yield a runner that runs already, or start one by its command line and end it afterwards.
 
     Arguments:
-        output: takes what a runner that is started prints. If None, it goes to stderr.
+        where: the runner, or its command line.
+        output: the file for what a runner that is started prints; None is stderr.
     """
     if isinstance(where, Target):
         yield where
@@ -70,15 +72,13 @@ async def reached(
 
 
 def parse_address(text: str) -> Target:
-    """Return the runner at "HOST:PORT", or "[IPv6]:PORT". Raises UsageError."""
-    host, _, port = text.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
+    """Return the runner at "HOST:PORT" or "[IPv6]:PORT". Raises UsageError."""
+    try:
+        return Target(*split_address(text), None)
+    except ValueError:
         raise click.UsageError(
             f"expected HOST:PORT with a port from 1 to 65535, or --runner, got {text!r}"
-        )
-    return Target(host, int(port), None)
+        ) from None
 
 
 def parse_command(text: str) -> list[str]:
@@ -93,19 +93,19 @@ def parse_command(text: str) -> list[str]:
 
 
 def runner_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """`--runner "CMD..."`, in the place of HOST:PORT."""
+    """Add `--runner "CMD..."`, which replaces HOST:PORT."""
     return click.option(
         "--runner",
         metavar='"CMD..."',
         help="Start this runner instead of using HOST:PORT, and stop it at the end;"
-        " --tcp-socket is added.",
+        " --tcp-socket is added to the command.",
     )(command)
 
 
 def split_target(
     arguments: Sequence[str], runner: str | None
 ) -> tuple[Target | list[str], list[str]]:
-    """Return where the runner is, and the arguments after that. Raises UsageError."""
+    """Return the runner, and the arguments after its address. Raises UsageError."""
     if runner is not None:
         return parse_command(runner), list(arguments)
     if not arguments:
@@ -114,7 +114,7 @@ def split_target(
 
 
 class Number(click.types.FloatParamType):
-    """A number from `least` to ten million."""
+    """The type of an option: a number from `least` to ten million."""
 
     def __init__(self, least: float = 0) -> None:
         self.least = least
@@ -144,5 +144,5 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 def reason(error: OSError) -> str:
     """Return the reason that the operating system gives for an error."""
     if error.errno is not None and error.errno > 0:
-        return os.strerror(error.errno)  # asyncio's own text names the address once more
+        return os.strerror(error.errno)  # asyncio's own text would repeat the address
     return error.strerror or str(error)

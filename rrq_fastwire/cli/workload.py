@@ -1,4 +1,4 @@
-"""Send a runner many jobs: the workload of `demo`, `load` and the benchmarks."""
+"""Send many jobs to a runner: the workload of `demo`, `load` and the benchmarks."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def percentile(latencies: Sequence[float], percent: int) -> float:
-    """Return the latency that so many percent of some, which are sorted, do not exceed."""
+    """Return the latency that this percentage of the latencies does not exceed.
+
+    Arguments:
+        latencies: seconds, sorted; at least one.
+    """
     return latencies[math.ceil(len(latencies) * percent / 100) - 1]
 
 
@@ -41,14 +45,14 @@ async def drive(
 
     Arguments:
         clients: connections, used in turn.
-        in_flight: requests in flight at a time, on all connections.
-        timeout: seconds until the deadline of each.
-        requests: how many there are in all; no limit if None.
-        seconds: how long new ones are sent; at least one is sent.
-        rate: requests per second; as many as possible if None. A latency counts from when its
-            request was due, so that a runner that is too slow shows it.
+        in_flight: the number of requests in flight, on all connections together.
+        timeout: seconds until the deadline of each request.
+        requests: the number of requests in all; None is no limit.
+        seconds: how long to send requests, but at least one is sent; None is no limit.
+        rate: requests per second; None sends as many as possible. A latency counts from when its
+            request was due, so that a runner that is too slow has long latencies.
         failures: counts the outcomes that did not succeed, by message.
-        answered: called with the seconds that each answer took.
+        answered: called with the latency of each answer, in seconds.
 
     Raises RunnerError for an outcome other than success if `failures` is None, and what
     RunnerClient.execute() raises except TimeoutError.

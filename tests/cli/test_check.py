@@ -131,7 +131,7 @@ def test_a_runner_that_ends_is_reported():
     status, found, said = check("--runner", runner, "--limit", "5")
     assert status == 1
     assert found["echo"][0] == "pass"
-    assert found["frame of 16 MiB + 1"] == ("FAIL", "a connection beside it was closed, too")
+    assert found["frame of 16 MiB + 1"] == ("FAIL", "another connection was closed, too")
     assert found["cancel by job"] == ("FAIL", "cannot connect: Connection refused")
     assert found["alive at the end"] == ("FAIL", "exit status 7")
     assert "Traceback" not in said

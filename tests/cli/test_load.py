@@ -236,7 +236,7 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
         (["127.0.0.1:9", "f", "--rate", "0"], 2, r".*'--rate'.*"),
         (["127.0.0.1:9", "f", "--rate", "inf"], 2, r".*'--rate'.*"),
         (["127.0.0.1:9", "f", "--in-flight", "x"], 2, r".*'--in-flight'.*"),
-        (["127.0.0.1:9", "f", "--connections", "65"], 2, r"64 in flight are too few for .*"),
+        (["127.0.0.1:9", "f", "--connections", "65"], 2, r"--in-flight 64 is too small for .*"),
         (["127.0.0.1:9", "f", "--params", "1"], 2, r"--params: '1' is not from 2 B to 15 MB"),
         (
             ["127.0.0.1:9", "f", "--params", "1GB"],

@@ -101,7 +101,7 @@ def test_live_shows_a_table_and_no_messages(start, monkeypatch):
         (["--listen", "127.0.0.1:1", "--to", "127.0.0.1"], "expected HOST:PORT"),
         (["--listen", "127.0.0.1:1", "--to", "127.0.0.1:1", "x"], "unexpected argument 'x'; use --wrap"),
         (["--wrap"], "--wrap needs a runner"),
-        (["--wrap", "--", "rrq-runner", "--settings", "x"], "--tcp-socket HOST:PORT after it"),
+        (["--wrap", "--", "rrq-runner", "--settings", "x"], "--tcp-socket HOST:PORT last"),
         (["--wrap", "--", "--tcp-socket", "127.0.0.1:1"], "--wrap needs a runner"),
         (["--wrap", "--", "rrq-runner", "--tcp-socket", "1.2.3.4:5"], "loopback-only"),
         (["--wrap", "--to", "127.0.0.1:1", "--", "x", "--tcp-socket", "127.0.0.1:1"], "--wrap takes"),

@@ -1,1 +1,1 @@
-"""`check`: whether a runner, in any language, keeps to the protocol."""
+"""`check`: check that a runner, in any language, keeps to the protocol."""

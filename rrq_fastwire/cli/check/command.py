@@ -1,4 +1,4 @@
-"""The command `check`: runs the checks in order, each within a time limit, and prints verdicts."""
+"""The command `check`: run the checks in order, each within a time limit, and print verdicts."""
 
 from __future__ import annotations
 
@@ -28,21 +28,24 @@ if TYPE_CHECKING:
 
     from .rules import Check
 
+# The longest text of what a check saw, in characters.
 _SEEN_LENGTH = 200
 
-# Of what the runner prints during one check, only the end is shown.
+# How much of the runner's output during one check is shown: the end.
 _PRINTED_LINES = 20
 _PRINTED_BYTES = 16 * 1024
 
-# Columns of the table where there is no terminal to give their number.
+# The width of the table in columns if the output is not a terminal.
 _PIPE_WIDTH = 160
 
 
 class Verdict(NamedTuple):
-    """What became of a check: "pass", "FAIL" or "found".
+    """The result of a check.
 
     Attributes:
-        printed: the last lines that the runner printed meanwhile, if it was started here.
+        verdict: "pass", "FAIL" or "found".
+        seen: what the runner did.
+        printed: the last lines that the runner printed during the check, if it was started here.
     """
 
     check: Check
@@ -60,17 +63,17 @@ class Verdict(NamedTuple):
     default=10,
     metavar="SECONDS",
     show_default=True,
-    help="What a check may take.",
+    help="The time limit of each check.",
 )
 def command(arguments: tuple[str, ...], runner: str | None, limit: float) -> int:
     """Check that a runner, in any language, keeps to the protocol.
 
-    It must have the handlers echo (returns the params), sleep (waits for params.seconds), fail
-    (raises) and retry (asks for a retry).
+    The runner must have four handlers: echo returns the params, sleep waits for params.seconds,
+    fail raises an error, and retry asks for a retry.
 
-    A check ends with pass, FAIL, or found: the runner differs, and the protocol leaves it open.
-    What a runner that was started by --runner prints is shown for the checks that fail. Exits with
-    1 if one fails.
+    A check ends with pass, FAIL or found. "found" means that the runner differs where the protocol
+    allows it. For each failed check, the output of a runner that --runner has started is shown.
+    Exits with 1 if a check fails.
 
     Example: rrq-fastwire check --runner "node runner.js"
     """
@@ -101,21 +104,21 @@ def command(arguments: tuple[str, ...], runner: str | None, limit: float) -> int
 
 
 async def _check_all(where: Target | list[str], limit: float) -> list[Verdict]:
-    # What the runner prints goes to a file: on the terminal it would tear the progress bar.
+    # The runner prints to a file, because output on the terminal would tear the progress bar.
     with TemporaryDirectory() as folder:
         path = Path(folder) / "output"
         with path.open("wb") as written, path.open("rb") as output:
             try:
                 async with reached(where, written) as target:
                     return await _check_target(target, output, limit)
-            except RunnerError:  # the reason may be there
+            except RunnerError:  # its output may say why
                 sys.stderr.write(output.read().decode(errors="backslashreplace"))
                 raise
 
 
 async def _check_target(target: Target, output: BinaryIO, limit: float) -> list[Verdict]:
     async with await target.connect():
-        pass  # whether there is a runner at all
+        pass  # raises RunnerError if there is no runner at all
     verdicts = []
     with progress_bar(TextColumn("{task.description}"), BarColumn()) as progress:
         task = progress.add_task("", total=len(CHECKS))
@@ -133,6 +136,7 @@ def _last_lines(printed: bytes) -> list[str]:
 
 
 async def judge(check: Check, target: Target, limit: float) -> Verdict:
+    """Run one check, for at most `limit` seconds, and return its verdict."""
     runner = Runner(target)
     try:
         async with asyncio.timeout(limit):

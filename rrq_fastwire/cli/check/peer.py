@@ -1,6 +1,6 @@
-"""Speaks the protocol with the runner under test, and holds its answers against what is accepted.
+"""Speak the protocol with the runner under test, and check its answers.
 
-Each answer must be one that the orchestrator accepts, and may come once.
+The orchestrator must accept each answer, and each answer may come only once.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from typing import Any
 
-# Seconds of a job that is not meant to end by itself, and of one that is; and how long a check
-# listens for an answer that should not come.
+# In seconds: how long a job runs that is not meant to end by itself, and one that is; and how long
+# a check waits for an answer that should not come.
 LONG = 60.0
 SHORT = 0.3
 _QUIET = 0.5
 
 
 class WrongError(Exception):
-    """What a runner did instead of what was expected."""
+    """The runner broke a rule. The text says what it did."""
 
 
 class Request:
-    """A request as the orchestrator writes it, unless it is changed before it is sent.
+    """A request as the orchestrator writes it, unless a check changes it before it is sent.
 
     Attributes:
-        context, fields: what it is made of.
-        raw: the bytes of its payload, if not made of the fields.
+        context, fields: the fields of the context and of the request.
+        raw: the payload to send instead of one made of the fields, or None.
     """
 
     raw: bytes | None = None
@@ -110,9 +110,10 @@ class Peer:
         self._runner = runner
         self._reader = reader
         self.writer = writer
-        self._asked: dict[str, str] = {}  # job ids of what is not answered, by request id
+        self._asked: dict[str, str] = {}  # the job ids of unanswered requests, by request id
 
     def expect(self, request: Request) -> None:
+        """Allow one answer to a request, which is sent by write()."""
         self._asked[request.request_id] = request.job_id
 
     async def write(self, data: bytes) -> None:
@@ -120,7 +121,7 @@ class Peer:
         await self.writer.drain()
 
     async def send(self, *messages: Request | bytes) -> None:
-        """Send requests, and payloads of anything else, in one write."""
+        """Send requests, and payloads of other messages, in one write."""
         for message in messages:
             if isinstance(message, Request):
                 self.expect(message)
@@ -157,11 +158,12 @@ class Peer:
         return outcome
 
     async def answers(self, count: int) -> dict[str | None, ExecutionOutcome]:
-        """Return the next answers by request_id."""
+        """Return the next `count` answers by request_id, in their order."""
         outcomes = [await self.answer() for _ in range(count)]
         return {outcome.request_id: outcome for outcome in outcomes}
 
     async def ask(self, request: Request) -> ExecutionOutcome:
+        """Send a request, and return its answer."""
         await self.send(request)
         outcome = await self.answer()
         if request.raw is None and outcome.request_id != request.request_id:
@@ -186,7 +188,7 @@ class Peer:
         except TimeoutError:
             await self.works()
         else:
-            raise WrongError(f"an answer too many: {summary(outcome)}")
+            raise WrongError(f"an unexpected answer: {summary(outcome)}")
 
     async def works(self) -> None:
         """Check that a job runs over this connection."""
@@ -194,10 +196,10 @@ class Peer:
 
 
 class Runner:
-    """The runner, for the length of one check.
+    """The runner under test, and the connections of one check to it.
 
     Attributes:
-        waits_for: what the check waits for, for the message if it does not come.
+        waits_for: what the check waits for, as the message says if it does not come.
     """
 
     def __init__(self, target: Target) -> None:
@@ -217,14 +219,14 @@ class Runner:
 
     @asynccontextmanager
     async def bystander(self) -> AsyncGenerator[None]:
-        """Run a job on another connection, which must not be disturbed in the meantime."""
+        """Run a job on another connection, which the `with` block must not disturb."""
         peer = await self.connect()
         await peer.start(Request("sleep", {"seconds": SHORT}))
         yield
         try:
             succeeded(await peer.answer())
         except (EOFError, ConnectionError):
-            raise WrongError("a connection beside it was closed, too") from None
+            raise WrongError("another connection was closed, too") from None
 
     async def send_and_leave(self, payload: bytes) -> None:
         """Send one frame on a connection of its own, as the orchestrator sends cancels."""
@@ -260,14 +262,17 @@ def has_status(
 
 
 def succeeded(outcome: ExecutionOutcome, *result: Any) -> None:
-    """Check that an outcome is a success, and its result if one is given."""
+    """Check that an outcome is a success, and that it has the result, if one is given."""
     has_status(outcome, OutcomeStatus.SUCCESS)
     if result and not same(outcome.result, result[0]):
         raise WrongError(difference(outcome.result, result[0]))
 
 
 def same(value: Any, expected: Any) -> bool:
-    """Return whether two JSON values are equal, doubles within two units of the last digit."""
+    """Return whether two JSON values are equal. Doubles may differ by two units in the last place.
+
+    RRQ's own reader rounds that much.
+    """
     if isinstance(expected, float) and type(value) in (int, float):
         return bool(abs(value - expected) <= 2 * math.ulp(expected))
     if isinstance(value, dict) and isinstance(expected, dict):
@@ -280,7 +285,7 @@ def same(value: Any, expected: Any) -> bool:
 
 
 def difference(value: Any, expected: Any) -> str:
-    """Return what differs: the first member if both have members."""
+    """Return how a result differs from the expected one: in its first member, if it has members."""
     if isinstance(value, dict) and isinstance(expected, dict):
         for key, item in expected.items():
             if key not in value:

@@ -1,4 +1,4 @@
-"""The rules of the protocol for handlers, requests and values, and what a rule is."""
+"""The checks of handlers, requests and values, and the class of all checks."""
 
 from __future__ import annotations
 
@@ -18,10 +18,13 @@ if TYPE_CHECKING:
 
 
 class Check(NamedTuple):
-    """One thing that a runner does right or not.
+    """A check of one rule of the protocol.
 
     Attributes:
-        is_open: whether the protocol leaves it open, so that a difference is not a failure.
+        name: the name, unique among the checks.
+        expected: what the rule demands.
+        is_open: whether the protocol leaves this open, so that a difference is not a failure.
+        run: the function that checks; see check().
     """
 
     name: str
@@ -34,7 +37,11 @@ CHECKS: list[Check] = []
 
 
 def check(name: str, expected: str, *, is_open: bool = False) -> Callable[[Run], Run]:
-    """Add a function to the checks. It returns what it saw, or None for what was expected."""
+    """Add a function to the checks.
+
+    The function gets a Runner. It returns what it saw, or None if that is as expected, and raises
+    WrongError if the runner breaks the rule.
+    """
 
     def add(run: Run) -> Run:
         CHECKS.append(Check(name, expected, is_open, run))
@@ -132,14 +139,14 @@ async def check_dates(runner: Runner) -> None:
         succeeded(await peer.ask(request), {})
 
 
-@check("ids of any text", "given back as they are")
+@check("ids of any text", "returned unchanged")
 async def check_ids_of_any_text(runner: Runner) -> None:
     for text in ('"\\/\b\n', "Größe 量 😀", "\u2028", "x" * 10_000):
         request = Request("echo", job_id=f"job {text}", request_id=f"request {text}")
         succeeded(await (await runner.connect()).ask(request), {})
 
 
-@check("other protocol version", "answered with status error; the connection lives on")
+@check("other protocol version", "answered with status error; the connection stays open")
 async def check_other_protocol_version(runner: Runner) -> str:
     peer = await runner.connect()
     request = Request("echo")

@@ -1,4 +1,4 @@
-"""The rules of the protocol for streams: frames, many jobs at a time, deadlines, cancels, ends."""
+"""The checks of streams: frames, many jobs at a time, deadlines, cancels and ends."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from .peer import (
 )
 from .rules import CHECKS, check
 
-# With this module they are complete.
+# This module adds the last checks, so CHECKS is complete once it is imported.
 __all__ = ["CHECKS"]
 
 IN_FLIGHT = 64
@@ -62,9 +62,9 @@ async def check_request_of_16_mib(runner: Runner) -> None:
     succeeded(await (await runner.connect()).ask(request))
 
 
-@check("answer near 16 MiB", "sent as a frame of 16 MiB at the most, or as an error")
+@check("answer near 16 MiB", "sent as a frame of at most 16 MiB, or as an error")
 async def check_answer_near_16_mib(runner: Runner) -> str | None:
-    # As escapes, these would be three times as long.
+    # 8 MiB in UTF-8, but 24 MiB if the runner escapes these characters.
     params = {"text": "é" * (4 * 1024 * 1024)}
     outcome = await (await runner.connect()).ask(Request("echo", params))
     if outcome.status is OutcomeStatus.ERROR:
@@ -108,7 +108,7 @@ async def check_half_a_frame(runner: Runner) -> None:
             await peer.is_closed()
 
 
-@check("empty connection", "no trouble: the orchestrator looks so whether a runner is up")
+@check("empty connection", "no effect: this is how the orchestrator probes a runner")
 async def check_empty_connection(runner: Runner) -> None:
     async with runner.bystander():
         peer = await runner.connect()
@@ -119,17 +119,17 @@ async def check_empty_connection(runner: Runner) -> None:
 # Payloads that are not valid messages
 
 
-@check("payload that is not JSON", "its connection lives on", is_open=True)
+@check("payload that is not JSON", "its connection stays open", is_open=True)
 async def check_payload_that_is_not_json(runner: Runner) -> None:
-    await _lives_on(runner, b'{"type":"request",', b"\xff\xfe", b"NaN")
+    await _stays_open(runner, b'{"type":"request",', b"\xff\xfe", b"NaN")
 
 
-@check("unknown type of message", "its connection lives on", is_open=True)
+@check("unknown type of message", "its connection stays open", is_open=True)
 async def check_unknown_type_of_message(runner: Runner) -> None:
-    await _lives_on(runner, compact({"type": "ping", "payload": {}}))
+    await _stays_open(runner, compact({"type": "ping", "payload": {}}))
 
 
-async def _lives_on(runner: Runner, *payloads: bytes) -> None:
+async def _stays_open(runner: Runner, *payloads: bytes) -> None:
     peer = await runner.connect()
     async with runner.bystander():
         await peer.send(*payloads)
@@ -157,10 +157,10 @@ async def check_concurrency(runner: Runner) -> None:
     for outcome in outcomes.values():
         succeeded(outcome)
     if list(outcomes)[-1] != slow.request_id:
-        raise WrongError("the long one was answered first")
+        raise WrongError("the long job was not answered last")
 
 
-@check("busy", f"of {IN_FLIGHT + 1} in flight the last is answered with status error at once")
+@check("busy", f"the last of {IN_FLIGHT + 1} in flight is answered at once with status error")
 async def check_busy(runner: Runner) -> str:
     peer = await runner.connect()
     job_id = str(uuid.uuid4())
@@ -196,7 +196,7 @@ async def check_deadline_passes(runner: Runner) -> str:
     return seen
 
 
-@check("cancel by request", "status error, type cancelled; others of the job go on")
+@check("cancel by request", "status error, type cancelled; other requests of the job continue")
 async def check_cancel_by_request(runner: Runner) -> str:
     peer = await runner.connect()
     first = Request("sleep", {"seconds": LONG})
@@ -210,7 +210,7 @@ async def check_cancel_by_request(runner: Runner) -> str:
     return seen
 
 
-@check("cancel by job", "all of the job are cancelled, on any connection")
+@check("cancel by job", "all requests of the job are cancelled, on any connection")
 async def check_cancel_by_job(runner: Runner) -> None:
     peers = [await runner.connect(), await runner.connect()]
     job_id = str(uuid.uuid4())
@@ -233,7 +233,7 @@ async def check_cancel_after_its_request(runner: Runner) -> str:
     return has_status(outcomes[request.request_id], OutcomeStatus.ERROR, "cancelled")
 
 
-@check("cancel too late", "ignored, as is one of an unknown job")
+@check("cancel too late", "ignored, as is the cancel of an unknown job")
 async def check_cancel_too_late(runner: Runner) -> None:
     peer = await runner.connect()
     request = Request("echo")
@@ -259,7 +259,7 @@ async def check_end_of_a_connection(runner: Runner) -> None:
         await peer.is_closed()
 
 
-@check("reset of a connection", "disturbs no other")
+@check("reset of a connection", "does not disturb another connection")
 async def check_reset_of_a_connection(runner: Runner) -> None:
     peer = await runner.connect()
     async with runner.bystander():
@@ -270,7 +270,7 @@ async def check_reset_of_a_connection(runner: Runner) -> None:
         peer.writer.transport.abort()
 
 
-@check("alive at the end", "the runner runs jobs, and has not ended meanwhile")
+@check("alive at the end", "the runner still runs jobs, and its process has not ended")
 async def check_alive_at_the_end(runner: Runner) -> None:
     ended = await runner.ended()
     if ended is not None:

@@ -1,1 +1,1 @@
-"""`load`: what a runner makes of many jobs, or two runners side by side."""
+"""`load`: measure a runner, or compare two, by sending many jobs."""

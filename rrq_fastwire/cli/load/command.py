@@ -1,4 +1,4 @@
-"""The command `load`: its options, and the params that it makes up."""
+"""The command `load`: its options, and made-up params."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Rounds of a comparison that count; one goes before them, so that no runner is cold.
+# How many rounds of a comparison count. One round before them warms up the runners.
 _ROUNDS = 5
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(B|KB|MB)?", re.IGNORECASE)
@@ -29,7 +29,7 @@ _LARGEST = 15_000_000  # with its envelope it must fit into a frame
 
 
 def _parse_params(text: str) -> dict[str, Any]:
-    """Return what a JSON file holds, or made-up params of a size. Raises UsageError."""
+    """Return the params in a JSON file, or made-up ones of a size. Raises UsageError."""
     if size := _SIZE.fullmatch(text):
         length = float(size[1]) * _UNITS[(size[2] or "B").upper()]
         if not 2 <= length <= _LARGEST:
@@ -49,11 +49,11 @@ def _parse_params(text: str) -> dict[str, Any]:
 
 
 def _made_up(size: int) -> dict[str, Any]:
-    """Return params of so many bytes as compact JSON: records, and text to fill up."""
+    """Return params that take `size` bytes as compact JSON: records, and text to fill up."""
     record = {"id": 123456, "email": "someone@example.com", "active": True, "score": 0.5}
     empty, each = len('{"text":"","records":[]}'), len(json.dumps(record, separators=(",", ":")))
     if size < empty:
-        # The shortest that are possible: {} has 2 bytes, and {"t":""} 8.
+        # {} has 2 bytes, and {"t":""} has 8.
         return {} if size < 8 else {"t": "x" * (size - 8)}
     records, rest = divmod(size - empty + 1, each + 1)
     text = "x" * (rest if records else rest - 1)
@@ -68,20 +68,20 @@ def _made_up(size: int) -> dict[str, Any]:
     default=64,
     metavar="N",
     show_default=True,
-    help="Requests under way at a time.",
+    help="The number of requests in flight.",
 )
 @click.option(
-    "--requests", type=click.IntRange(1, 10**9), metavar="N", help="How many there are in all."
+    "--requests", type=click.IntRange(1, 10**9), metavar="N", help="Stop after N requests."
 )
 @click.option(
-    "--seconds", type=Number(0.1), metavar="S", help="How long they are sent.  [default: 10]"
+    "--seconds", type=Number(0.1), metavar="S", help="Stop after S seconds.  [default: 10]"
 )
 @click.option(
     "--params",
     default="100",
     metavar="FILE|SIZE",
     show_default=True,
-    help="A JSON file, or a size such as 100, 2KB, 100KB to make some up.",
+    help="A JSON file, or a size such as 100, 2KB, 100KB for made-up params.",
 )
 @click.option(
     "--connections",
@@ -89,27 +89,27 @@ def _made_up(size: int) -> dict[str, Any]:
     default=1,
     metavar="N",
     show_default=True,
-    help="Connections, which share what is in flight.",
+    help="The number of connections, which share the requests in flight.",
 )
 @click.option(
     "--rate",
     type=Number(0.001),
     metavar="R",
-    help="Requests a second; latency counts from when a request was due.",
+    help="Send R requests a second; latency counts from when a request was due.",
 )
 @runner_option
 @click.option(
     "--compare",
     nargs=2,
     metavar='"CMD A" "CMD B"',
-    help=f"Start two runners, and let them take turns, {_ROUNDS} times.",
+    help=f"Start two runners, and measure them in turn, {_ROUNDS} times.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON, in seconds.")
 @click.option(
     "--svg",
     type=click.File("w", encoding="utf-8", lazy=False),
     metavar="FILE",
-    help="Write what the terminal shows to a picture, too.",
+    help="Also write the output to an SVG picture.",
 )
 def command(
     arguments: tuple[str, ...],
@@ -128,13 +128,13 @@ def command(
 
     Prints throughput, latencies and the runner's CPU time.
 
-    The CPU time is that of the process that listens, where it runs on this machine and Linux shows
-    it. With --compare, --requests and --seconds are those of one turn of one runner, 2 s by
-    default, after one that does not count; ratios are medians over the rounds.
+    The CPU time is that of the process that listens. It is known only if that runs on this machine
+    and the system is Linux. With --compare, the runners take turns; --requests or --seconds limits
+    one turn, 2 s by default. A first round does not count. Figures are medians over the others.
 
-    Ctrl-C ends it early, and the figures are those until then.
+    Ctrl-C ends the measurement early; the figures are those up to then.
 
-    Exits with 1 if a job was no success.
+    Exits with 1 if a job did not succeed.
 
     Example: rrq-fastwire load 127.0.0.1:9000 echo --params 2KB --seconds 5
     """
@@ -143,7 +143,9 @@ def command(
     if requests is not None and seconds is not None:
         raise click.UsageError("give --requests or --seconds, not both")
     if connections > in_flight:
-        raise click.UsageError(f"{in_flight} in flight are too few for {connections} connections")
+        raise click.UsageError(
+            f"--in-flight {in_flight} is too small for {connections} connections"
+        )
     wheres: Sequence[Target | list[str]]
     if compare is not None:
         wheres, rest = [parse_command(text) for text in compare], list(arguments)

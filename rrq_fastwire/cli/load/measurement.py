@@ -1,4 +1,4 @@
-"""Sends a plan of jobs to one runner or to several in turns, and measures them."""
+"""Send jobs to one runner, or to several in turn, and measure them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 PERCENTILES = (50, 90, 99)
 
-# The deadline of a job; every request that the orchestrator sends has one, too.
+# The time until the deadline of a job. Every request of the orchestrator has a deadline, too.
 _DEADLINE_SECONDS = 10.0
 
 
@@ -41,12 +41,13 @@ class Plan(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """What was measured of one turn of a runner.
+    """The measurement of one turn of a runner.
 
     Attributes:
-        latencies: seconds, sorted.
-        cpu: seconds of the runner's, or None where that is not known.
-        failures: the number of failures by message.
+        seconds: how long the turn took.
+        latencies: the seconds that each answer took, sorted.
+        cpu: the runner's CPU time in seconds; None if it is not known.
+        failures: the number of failures, by message.
     """
 
     seconds: float
@@ -56,14 +57,16 @@ class Measured(NamedTuple):
 
     @property
     def throughput(self) -> float:
+        """Answers per second."""
         return len(self.latencies) / self.seconds
 
     @property
     def cpu_each(self) -> float | None:
+        """The runner's CPU seconds per job; None if they are not known."""
         return None if self.cpu is None else self.cpu / max(1, len(self.latencies))
 
     def percentile(self, percent: int) -> float:
-        """Return the latency that so many percent of the answers did not exceed."""
+        """Return the latency that this percentage of the answers did not exceed."""
         return percentile(self.latencies, percent)
 
     def figures(self) -> dict[str, Any]:
@@ -84,9 +87,9 @@ class Measured(NamedTuple):
 async def measure(
     wheres: Sequence[Target | list[str]], plan: Plan, rounds: int
 ) -> tuple[list[list[Measured]], bool]:
-    """Return what each runner made of the plan in each round, and whether Ctrl-C ended it early.
+    """Measure the runners in turn; return each round's turns, and whether Ctrl-C ended it early.
 
-    Of a round that Ctrl-C has ended, the part until then counts, if every runner had its turn.
+    A round that Ctrl-C has ended counts only if every runner had its turn.
     """
     async with AsyncExitStack() as stack:
         targets = [await stack.enter_async_context(reached(where)) for where in wheres]
@@ -109,7 +112,8 @@ async def measure(
                         name = f"{'AB'[index]}, round {number} of {rounds}"
                     await _take_turn(target, clients[index], plan, progress, name, turns[-1])
         except (asyncio.CancelledError, FastwireError, OSError):
-            # Ctrl-C reaches a runner that was started here, too, and may end its connections first.
+            # Ctrl-C also reaches a runner that was started here, which may then close connections
+            # before this task is cancelled.
             task = asyncio.current_task()
             interrupted = task is not None and task.cancelling() > 0
             if not interrupted:
@@ -126,14 +130,14 @@ async def _take_turn(
     name: str,
     turn: list[Measured],
 ) -> None:
-    """Send one runner its jobs, and append what was measured, also if it ends early."""
+    """Send one runner its jobs, and append the measurement to `turn`, even if it ends early."""
     failures: Counter[str] = Counter()
     latencies = array("d")
     bar = progress.add_task(name, total=plan.requests or plan.seconds)
     before, start = target.cpu_seconds(), time.perf_counter()
 
     async def watch() -> None:
-        # Not with every answer: the bar would cost more than the jobs.
+        # Not with every answer, because the bar would cost more than the jobs.
         while True:
             await asyncio.sleep(0.1)
             done = len(latencies) if plan.requests else time.perf_counter() - start

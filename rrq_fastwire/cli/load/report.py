@@ -1,4 +1,4 @@
-"""The figures of `load` as a terminal shows them, and as --json prints those of a comparison."""
+"""Format the figures of `load` for a terminal, and those of a comparison for --json."""
 
 from __future__ import annotations
 
@@ -52,6 +52,7 @@ def _time(seconds: float) -> str:
 
 
 def report(plan: Plan, measured: Measured) -> RenderableType:
+    """Return the figures, a histogram and the failures of one runner."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     count = len(measured.latencies)
@@ -71,7 +72,7 @@ def report(plan: Plan, measured: Measured) -> RenderableType:
 
 
 def _histogram(measured: Measured) -> Table:
-    """Return bars of equal width in time up to p99, and one for all beyond."""
+    """Return a histogram: bars that cover equal times up to p99, and one for all above."""
     low, top = measured.latencies[0], measured.percentile(99)
     width = (top - low) / _BARS or 1.0
     counts = [0] * (_BARS + 1)
@@ -104,7 +105,7 @@ def _failures(failures: Counter[str]) -> Table:
     return table
 
 
-# What is compared: a name, how it is read, how it is shown.
+# What is compared: a name, how to get the figure, and how to format it.
 _COMPARED: list[tuple[str, Callable[[Measured], float | None], Callable[[float], str]]] = [
     ("throughput", lambda measured: measured.throughput, lambda each: f"{each:,.0f} a second"),
     ("CPU per job", lambda measured: measured.cpu_each, _micros),
@@ -144,6 +145,7 @@ def compared_figures(turns: list[list[Measured]]) -> dict[str, Any]:
 def comparison(
     plan: Plan, commands: tuple[str, str], turns: list[list[Measured]]
 ) -> RenderableType:
+    """Return the medians of two runners, their ratios and their failures."""
     table = Table("", "A", "B", "B to A", title=_title(plan), title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"

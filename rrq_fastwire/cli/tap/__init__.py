@@ -1,1 +1,1 @@
-"""`tap`: what passes between orchestrator and runner, as it passes."""
+"""`tap`: show the messages between orchestrator and runner as they pass."""

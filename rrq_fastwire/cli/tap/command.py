@@ -1,4 +1,4 @@
-"""The command `tap`: its options, and the connections between orchestrator and runner."""
+"""The command `tap`: its options, and its life from the first connection to the last line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable
 
-# Seconds at the end for what is under way to be handed over.
+# How long the last bytes may take at the end to reach their side.
 _END_SECONDS = 1.0
 
 _REMIND_POLL_SECONDS = 0.2
@@ -42,40 +42,40 @@ def _read_by(parse: Callable[[str], Target]) -> Callable[..., Target | None]:
 
 
 def _loopback(text: str) -> Target:
-    """Return an address to listen on; the rules are those of a runner. Raises UsageError."""
+    """Parse an address to listen on, by the rules of a runner. Raises UsageError."""
     try:
         return Target(*parse_tcp_socket(text), None)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
 
-# Options after the wrapped command are its own.
+# Options after the runner's command belong to that command.
 @click.command(context_settings={"allow_interspersed_args": False})
 @click.option(
     "--listen",
     metavar="HOST:PORT",
     callback=_read_by(_loopback),
-    help="Where to listen: a loopback address.",
+    help="The address to listen on: a loopback one.",
 )
 @click.option(
-    "--to", metavar="HOST:PORT", callback=_read_by(parse_address), help="Where the runner listens."
+    "--to", metavar="HOST:PORT", callback=_read_by(parse_address), help="The runner's address."
 )
-@click.option("--wrap", is_flag=True, help="Start the runner that the arguments say (POSIX only).")
+@click.option("--wrap", is_flag=True, help="Start the runner given as arguments (POSIX only).")
 @click.option(
     "--record",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep raw captures, which `decode` reads.",
+    help="Write raw captures to this folder, for `decode`.",
 )
 @click.option(
     "--slow",
     metavar="MS",
     type=click.FloatRange(min=0),
-    help="Print only requests whose answer takes longer.",
+    help="Show only requests whose answer takes longer.",
 )
-@click.option("--only-errors", is_flag=True, help="Print only requests that do not succeed.")
-@click.option("--live", is_flag=True, help="Show the table all the time, and no messages.")
-@click.option("--verbose", is_flag=True, help="Print whole payloads, indented, as well.")
+@click.option("--only-errors", is_flag=True, help="Show only requests that do not succeed.")
+@click.option("--live", is_flag=True, help="Show the table of functions instead of messages.")
+@click.option("--verbose", is_flag=True, help="Also show whole payloads, indented.")
 @redact_option
 @click.argument("runner", nargs=-1, type=click.UNPROCESSED, metavar="[RUNNER...]")
 def command(
@@ -90,28 +90,29 @@ def command(
     redact: Redaction,
     runner: tuple[str, ...],
 ) -> int:
-    """Print what passes between orchestrator and runner.
+    """Show the messages between orchestrator and runner.
 
-    No byte is changed. A line is a message: a request with its function, job id, attempt and
-    params; a response with its status, the time that it took, its function, and the result or the
-    reason why the job did not succeed; a cancel with what it cancels. On a terminal a line is cut
-    to its width, and the id to eight characters.
+    No byte is changed. Each message is one line. A request is shown with its function, job id,
+    attempt and params; a response with its status, job id, time taken, function and result, or the
+    reason why the job did not succeed; a cancel with what it cancels. On a terminal, lines are cut
+    to its width, and ids to eight characters.
 
-    Requests whose answer is overdue and requests that are never answered are marked. At the end, by
-    Ctrl-C or SIGTERM, comes a table of the functions; what it counts as failed includes retries.
-    Params of a payload of more than 64 KB are not printed, and messages are skipped while the
-    terminal cannot keep up. --record keeps all of it, in one file for each connection and
-    direction. These captures hold the raw bytes: --redact hides nothing there.
+    Requests that wait long for an answer, or never get one, are marked. At the end, after Ctrl-C or
+    SIGTERM, a table of the functions is printed; retries count as failed.
 
-    With --wrap the command in rrq.toml becomes
+    Params in a payload of more than 64 KB are not shown, and messages are skipped while the
+    terminal cannot keep up. --record writes everything, to one file for each connection and
+    direction. These files hold the raw bytes: --redact hides nothing there.
+
+    To use --wrap, change the command in rrq.toml to
 
     \b
     cmd = ["rrq-fastwire", "tap", "--wrap", "--",
            "rrq-runner", "--settings", "app.settings"]
 
-    and tap listens where the orchestrator's --tcp-socket says, runs the runner on another port,
-    passes SIGTERM and SIGINT on to it, ends with it and with its exit status, and ends it when its
-    own parent is gone.
+    Then tap listens on the orchestrator's --tcp-socket and starts the runner on another port. It
+    passes SIGTERM and SIGINT on to the runner, and ends when the runner ends, with the same exit
+    status. If its own parent ends, tap ends the runner.
 
     Example: rrq-fastwire tap --listen 127.0.0.1:9000 --to 127.0.0.1:9001 --redact password
     """
@@ -139,7 +140,7 @@ def command(
         slow=slow,
         only_errors=only_errors,
         live=live,
-        # The orchestrator's runners share its terminal.
+        # With --wrap, several processes may print to the orchestrator's terminal.
         process=os.getpid() if wrap else None,
     )
     table = partial(function_table, traffic.functions)
@@ -153,13 +154,13 @@ def command(
     if printer.ident is not None:
         traffic.finish()
         if not printer.finish(None if live else table()):
-            os._exit(status)  # Python would wait for what the thread holds
+            os._exit(status)  # Python would wait for the lock of stdout, which the thread holds
     return status
 
 
 async def _stand_between(printer: Printer, traffic: Traffic, listen: Target, to: Target) -> int:
     """Pass connections on until Ctrl-C or SIGTERM, and return the exit status."""
-    status = 1  # if the pipe is closed
+    status = 1  # if output fails, for example because the pipe is closed
 
     def signalled(number: int) -> None:
         nonlocal status
@@ -179,7 +180,7 @@ async def _stand_between(printer: Printer, traffic: Traffic, listen: Target, to:
 async def _wrap(printer: Printer, traffic: Traffic, command: list[str], listen: Target) -> int:
     """Pass connections on to a runner until it ends, and return its exit status."""
     async with wrapped_runner(command) as runner:
-        # The orchestrator takes a runner that listens for one that is ready.
+        # Listen only after the runner does, because the orchestrator then takes it for ready.
         if not await runner.listens():
             return await runner.ended()
         to = Target("127.0.0.1", runner.port, None)
@@ -219,7 +220,7 @@ async def _listening(traffic: Traffic, listen: Target, to: Target) -> Proxy:
 
 
 def _take_tcp_socket(arguments: tuple[str, ...]) -> tuple[list[str], Target]:
-    """Return the runner's command, and the address after it. Raises UsageError."""
+    """Return the runner's command and the address of --tcp-socket. Raises UsageError."""
     if len(arguments) < 3 or arguments[-2] != "--tcp-socket":
-        raise click.UsageError("--wrap needs a runner, and --tcp-socket HOST:PORT after it")
+        raise click.UsageError("--wrap needs a runner's command, and --tcp-socket HOST:PORT last")
     return list(arguments[:-2]), _loopback(arguments[-1])

@@ -1,4 +1,4 @@
-"""Prints what passes, in a thread of its own, so that a slow terminal holds up no byte."""
+"""Print lines in a thread of its own, so that a slow terminal does not delay the connections."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
     from ..redaction import Redaction
 
-# Lines, and bytes of payload in them, that wait for a slow terminal. What passes while there are
-# more is not printed.
+# The most lines, and bytes of payload in them, that wait for a slow terminal. Further messages are
+# not printed.
 _MOST_WAITING = 500
 _MOST_HELD = 32 * 1024 * 1024
 
-# Seconds of printing at a stretch, for which bytes may have to wait.
+# How long to print without a pause, in CPU seconds. Connections may have to wait for so long.
 _STRETCH_SECONDS = 0.001
 
-# Seconds at the end for the lines that wait.
+# How long printing the waiting lines may take at the end.
 _PRINT_SECONDS = 5.0
 
-# Where remarks begin, so that their later lines stand below that.
+# The indentation of the later lines of a remark, as wide as the time and the space after it.
 _INDENT = " " * 14
 
 
@@ -42,9 +42,9 @@ class Line(NamedTuple):
     """Something to print: the row of a message, or a remark.
 
     Attributes:
-        moment: when it passed.
-        before: what stands between the time and the row.
-        row: lays it out, when it is printed.
+        moment: when the message passed, in time.time().
+        before: the text between the time and the row.
+        row: the remark, or a function that returns the row when the line is printed.
         frame: the payload of the message's frame.
     """
 
@@ -58,8 +58,8 @@ class Printer(threading.Thread):
     """The thread that prints lines.
 
     Attributes:
-        view: what is shown all the time, below the lines.
-        failed: called, in that thread, when nothing can be printed any more.
+        view: what is shown permanently below the lines.
+        failed: called in this thread when nothing more can be printed.
     """
 
     def __init__(self, console: Console, redaction: Redaction, *, verbose: bool) -> None:
@@ -71,16 +71,17 @@ class Printer(threading.Thread):
         self._redaction = redaction
         self._verbose = verbose
         self._queue: SimpleQueue[Line | Table | None] = SimpleQueue()
-        self._given = self._taken = 0  # bytes: each counter is written by one thread
+        self._given = self._taken = 0  # bytes; each counter is changed by only one thread
         self._skipped = 0
-        self._lock = threading.Lock()  # for that count
+        self._lock = threading.Lock()  # guards _skipped
         self._finishing = threading.Event()
         self._rested = 0.0  # the thread's CPU time at its last rest
 
     def put(self, line: Line) -> None:
-        """Print a line, unless too many wait already."""
+        """Queue a line for printing, unless too many wait already."""
         waiting, held = self._queue.qsize(), self._given - self._taken
-        # Lines are skipped in long runs, so that those between them are in long runs, too.
+        # Skip until the queue is short again. So both the skipped and the printed lines come in
+        # long runs, and fewer remarks are needed.
         most = 1 if self._skipped == 0 else 0.2
         if waiting >= most * _MOST_WAITING or held > most * _MOST_HELD:
             with self._lock:
@@ -98,7 +99,7 @@ class Printer(threading.Thread):
             self._queue.put(Line(time.time(), "", Text(text, "yellow")))
 
     def finish(self, table: Table | None) -> bool:
-        """Print what waits, and a table after it; return False if that takes too long."""
+        """Print the waiting lines and then a table; return False if that takes too long."""
         self._queue_skipped()
         if table is not None:
             self._queue.put(table)
@@ -119,12 +120,12 @@ class Printer(threading.Thread):
                     if self._queue.empty():
                         self._queue_skipped()  # the next line may come much later
                     self._rest()
-        except (OSError, SystemExit):  # a terminal that is gone; rich's way to end at a closed pipe
-            with suppress(RuntimeError):  # the event loop has ended before
+        except (OSError, SystemExit):  # the terminal is gone; rich raises SystemExit for a pipe
+            with suppress(RuntimeError):  # the event loop has ended already
                 self.failed()
 
     def _rest(self) -> None:
-        """Leave the interpreter to the thread that passes bytes on, nine tenths of the time."""
+        """Wait, so that the thread that passes bytes on has the interpreter 90 % of the time."""
         spent = time.thread_time() - self._rested
         if spent > _STRETCH_SECONDS:
             self._finishing.wait(9 * spent)

@@ -1,6 +1,6 @@
-"""A TCP proxy that changes no byte: what one side sends, ends or resets, the other one gets.
+"""A TCP proxy that passes on bytes, ends and resets of both sides unchanged.
 
-Bytes are passed on in the event loop iteration in which they arrive. Watchers see them after that.
+Bytes are passed on in the event loop iteration in which they arrive. Watchers get them after that.
 """
 
 from __future__ import annotations
@@ -17,34 +17,35 @@ if TYPE_CHECKING:
     from typing import Protocol
 
     class Watcher(Protocol):
-        """What looks at one connection. It must not raise anything."""
+        """Methods that are called with the events of one connection. They must not raise."""
 
         def passed(self, data: bytes, *, to_runner: bool) -> None:
-            """Bytes that have been passed on."""
+            """Called after bytes have been passed on."""
 
         def ended(self, *, by_runner: bool) -> None:
-            """One side sends no more."""
+            """Called when one side will send no more."""
 
         def was_reset(self, error: OSError, *, by_runner: bool) -> None:
-            """One side has reset the connection, or has become unreachable."""
+            """Called when one side has reset the connection, or has become unreachable."""
 
         def was_refused(self, error: OSError) -> None:
-            """The runner could not be connected to: the other side is reset."""
+            """Called when no connection to the runner can be made. The other side is reset."""
 
         def over(self) -> None:
-            """The connection is closed on both sides. This is the last call."""
+            """Called last, when the connection is closed on both sides."""
 
 
-# To close a socket with a reset in the place of an orderly end.
+# The value of SO_LINGER that closes a socket with a reset instead of an orderly end.
 _RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class _End(asyncio.Protocol):
-    """The proxy's end towards one side, in a pair of which each one is the other's `other`.
+    """The proxy's socket towards one side of a connection.
 
     Attributes:
-        transport: asyncio's; None before it is connected.
-        finished: done once no more bytes come from here.
+        other: the socket towards the other side.
+        transport: the transport of asyncio; None while this is not connected.
+        finished: done once no more bytes will arrive here.
     """
 
     other: _End
@@ -58,12 +59,12 @@ class _End(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         if not self._is_runner:
-            # Until there is somewhere to write to. Pausing at once has no effect in CPython 3.11.2:
-            # it starts to read after this method has returned, whether it was paused here or not.
+            # Paused until the runner is connected. Not at once, because CPython 3.11.2 starts to
+            # read after this method has returned, even if it was paused here.
             asyncio.get_running_loop().call_soon(self.transport.pause_reading)
             self._pair.connect()
         elif self.other.transport is None:
-            self.transport.abort()  # it has gone meanwhile
+            self.transport.abort()  # the orchestrator has closed the connection already
 
     def data_received(self, data: bytes) -> None:
         to = self.other.transport
@@ -81,7 +82,7 @@ class _End(asyncio.Protocol):
         elif not to.is_closing():
             to.write_eof()
         self._finish()
-        return True  # the other direction goes on
+        return True  # keep the transport open for the other direction
 
     def pause_writing(self) -> None:
         if self.other.transport is not None:
@@ -106,12 +107,12 @@ class _End(asyncio.Protocol):
             self._pair.watcher.ended(by_runner=self._is_runner)
 
     def close(self) -> None:
-        """Close it after what was written has been handed over."""
+        """Close the socket after everything written has been sent."""
         if self.transport is not None:
             self.transport.close()
 
     def reset(self) -> None:
-        """Reset it, so that the peer sees a reset."""
+        """Close the socket with a reset."""
         if self.transport is not None and not self.transport.is_closing():
             self.transport.get_extra_info("socket").setsockopt(
                 socket.SOL_SOCKET, socket.SO_LINGER, _RESET
@@ -120,7 +121,7 @@ class _End(asyncio.Protocol):
 
 
 class _Pair:
-    """A connection: the two ends, and what watches."""
+    """A connection through the proxy: its two sockets and its watcher."""
 
     def __init__(self, proxy: Proxy, watcher: Watcher) -> None:
         self._proxy = proxy
@@ -148,7 +149,7 @@ class _Pair:
         self.front.transport.resume_reading()
 
     def lost(self, end: _End) -> None:
-        """One end is closed: close the other one, if it was ever connected."""
+        """Note that one socket is closed, and end the connection when both are."""
         end.transport = None
         if self.front.transport is None and self._connecting is not None:
             self._connecting.cancel()
@@ -162,8 +163,8 @@ class Proxy:
     """A proxy that passes connections on to a target.
 
     Arguments:
-        target: host and port.
-        watch: called with the number of each connection, from 1, for what looks at it.
+        target: the host and port of the runner.
+        watch: called with the number of each connection, starting at 1; returns its watcher.
     """
 
     def __init__(self, target: tuple[str, int], watch: Callable[[int], Watcher]) -> None:
@@ -174,7 +175,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
 
     async def listen(self, host: str, port: int) -> None:
-        """Accept connections from now on. Raises OSError."""
+        """Start to accept connections. Raises OSError."""
         self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
 
     def _accept(self) -> _End:
@@ -182,11 +183,11 @@ class Proxy:
         return _Pair(self, self._watch(self._count)).front
 
     async def runner_finished(self, seconds: float) -> None:
-        """Wait until everything from a runner that has ended is passed on, or so many seconds."""
+        """Wait until everything that an ended runner has sent is received, or the time is over."""
         await _wait((pair.back.finished for pair in self.pairs), seconds)
 
     async def close(self, seconds: float) -> None:
-        """Close everything after what was received is handed over, or after so many seconds."""
+        """Close all connections, once everything received is passed on or the time is over."""
         if self._server is not None:
             self._server.close()
         pairs = list(self.pairs)

@@ -1,4 +1,4 @@
-"""What is counted of the requests of each function, in the memory of a few."""
+"""Count the requests of each function, in constant memory."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from rich.text import Text
 
 from ..formatting import byte_count, printable
 
-# Latencies are counted in steps of one percent.
+# Latencies are counted in buckets, each one percent larger than the one before.
 _STEP = math.log(1.01)
 
 
 class Latencies:
-    """Any number of latencies, in the memory of a few, exact to one percent."""
+    """Count any number of latencies in constant memory, exact to one percent."""
 
     def __init__(self) -> None:
         self._steps: Counter[int] = Counter()
@@ -24,12 +24,13 @@ class Latencies:
         self._longest = 0.0
 
     def add(self, seconds: float) -> None:
+        """Count one latency."""
         self._steps[math.ceil(math.log(max(seconds, 1e-9)) / _STEP)] += 1
         self._count += 1
         self._longest = max(self._longest, seconds)
 
     def at(self, share: float) -> str:
-        """Return the milliseconds that a share of them did not exceed."""
+        """Return the milliseconds that this share of the latencies did not exceed, as text."""
         if not self._count:
             return "-"
         seconds = self._longest
@@ -43,7 +44,7 @@ class Latencies:
 
 
 class FunctionCounts:
-    """What is counted of the requests of one function."""
+    """The counts of one function: requests, answers, failures, bytes and latencies."""
 
     def __init__(self) -> None:
         self.requests = self.answers = self.failures = 0
@@ -52,7 +53,7 @@ class FunctionCounts:
 
 
 def function_table(functions: dict[str, FunctionCounts]) -> Table:
-    """Return a table of functions by name."""
+    """Return the table of all functions, sorted by name."""
     table = Table(
         *("function", "requests", "failed", "no\nanswer"),
         *("p50\nms", "p95\nms", "p99\nms", "max\nms", "to\nrunner", "from\nrunner"),

@@ -1,4 +1,4 @@
-"""Everything that passes: recorded, decoded, counted, and each answer paired with its request."""
+"""Record, decode and count what passes, and pair each answer with its request."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 _SIDES = {True: "to-runner", False: "from-runner"}
 
-# A request is reminded of once this share of its time to the deadline has gone, or after so many
-# seconds if it has none; and not before the least.
+# A reminder of an unanswered request is printed when this share of the time to its deadline is
+# over, or after this many seconds if it has no deadline, but not before the least.
 _REMIND_SHARE = 0.8
 _REMIND_SECONDS = 10.0
 _REMIND_LEAST = 1.0
@@ -59,8 +59,9 @@ class Pending:
     """A request without an answer.
 
     Attributes:
-        start, remind: when it passed, and when it is to be reminded of, on the monotonic clock.
-        line: what is to be printed of it before anything else is; None once it was.
+        start: when the request passed, in time.monotonic().
+        remind: when to print a reminder, in time.monotonic().
+        line: the request's own line, if it has not been printed yet.
     """
 
     message: ExecutionRequest
@@ -69,7 +70,7 @@ class Pending:
     line: Line | None
 
     def row(self, *parts: str) -> Row:
-        """Return a row that says something of it while there is no answer."""
+        """Return a row about the missing answer, with some remarks."""
         request = self.message
         waited = duration(time.monotonic() - self.start)
         content = ", ".join(filter(None, parts))
@@ -89,15 +90,16 @@ class Pending:
 
 
 class Traffic:
-    """Everything that passes.
+    """The connections through the proxy, and what is printed and counted of them.
 
     Arguments:
         put: prints a line.
-        record: the folder for raw captures.
-        slow: milliseconds; only requests whose answer takes longer are printed.
+        record: the folder for raw captures, or None.
+        slow: milliseconds; only requests whose answer takes longer are printed. None prints all.
         only_errors: whether to print only requests that do not succeed.
         live: whether to print no messages at all.
-        process: names this process in every line, where several may print to one terminal.
+        process: the process id to print in every line, or None. It is for terminals to which
+            several processes print.
     """
 
     def __init__(
@@ -122,12 +124,13 @@ class Traffic:
         self._record = record and record / f"{start}-{os.getpid()}"
 
     def watch(self, number: int) -> Connection:
-        """Return what looks at a new connection."""
+        """Return the watcher of a new connection."""
         connection = Connection(self, number, self._record)
         self._connections.add(connection)
         return connection
 
     def forget(self, connection: Connection) -> None:
+        """Drop a connection that is closed."""
         self._connections.discard(connection)
 
     def cancelled_by(self, cancel: CancelRequest) -> Iterator[Pending]:
@@ -142,20 +145,24 @@ class Traffic:
     def line(
         self, row: Callable[[Payload, Redaction], Row], frame: bytes = b"", moment: float = 0.0
     ) -> Line:
-        """Return the line of a message; if no moment is given, of now."""
+        """Return the line of a message.
+
+        Arguments:
+            moment: when the message passed, in time.time(); 0 is now.
+        """
         return Line(moment or time.time(), self._prefix, row, frame)
 
     def show(self, line: Line) -> None:
-        """Print the line of a message."""
+        """Print the line of a message, unless no messages are printed."""
         if not self._live:
             self._put(line)
 
     def say(self, text: str, style: str = "") -> None:
-        """Print a remark, also where no messages are printed."""
+        """Print a remark, even if no messages are printed."""
         self._put(Line(time.time(), self._prefix, Text(text, style)))
 
     def say_row(self, row: Row) -> None:
-        """Print a row about a missing message, also where no messages are printed."""
+        """Print a row about a missing message, even if no messages are printed."""
         self._put(self.line(partial(_row_of, row)))
 
     def remind(self) -> None:
@@ -176,13 +183,13 @@ class Traffic:
                     )
 
     def show_request(self, request: Pending) -> None:
-        """Print a request that was held back until something is to be said of it."""
+        """Print the line of a request, if that has not been done yet."""
         if request.line is not None:
             self.show(request.line)
             request.line = None
 
     def finish(self) -> None:
-        """Print what has not ended."""
+        """Print the requests that have no answer at the end."""
         for connection in list(self._connections):
             connection.over()
 
@@ -195,8 +202,10 @@ class Side:
     """One direction of a connection.
 
     Attributes:
-        decoder: None once the stream is broken.
-        file: the raw capture; None before the first byte, and if it cannot be written.
+        decoder: splits the stream into frames; None once the stream is broken.
+        offset: how many bytes of the stream precede the next frame.
+        path: where the raw capture is written; None if there is none, or no longer one.
+        file: the raw capture; None before the first byte.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -207,7 +216,7 @@ class Side:
 
 
 class Connection:
-    """One connection: records and decodes what passes, and pairs requests with answers."""
+    """Watch one connection: record and decode what passes, and pair requests with answers."""
 
     def __init__(self, traffic: Traffic, number: int, record: Path | None) -> None:
         self.pending: dict[str, Pending] = {}

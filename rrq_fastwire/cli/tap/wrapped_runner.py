@@ -1,6 +1,6 @@
-"""A runner started by tap --wrap: it gets the signals of this process, and ends with it.
+"""The runner of tap --wrap: it gets the signals of this process, and ends with this process.
 
-POSIX only, for its process groups.
+POSIX only, because of the process groups.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Sequence
 
-# How often to look whether the runner listens, and whether the parent still runs.
+# How often to check whether the runner listens, and whether the parent still runs.
 _LISTEN_POLL_SECONDS = 0.02
 _PARENT_POLL_SECONDS = 0.2
 
-# What a runner has to end, once its orchestrator is gone.
+# How long a runner may take to end after its orchestrator has ended.
 _ORPHAN_SECONDS = 0.6
 
-# Kills the runner's process group when this process has ended, even by SIGKILL: its standard input
-# ends then.
+# A program that kills the runner's process group when this process has ended, even by SIGKILL: that
+# ends the program's standard input.
 _KEEPER = "import os, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), 9)"
 
 
 class WrappedRunner:
-    """A runner on a port of its own. It is ended if the parent of this process goes away.
+    """A runner on a port of its own. If the parent of this process ends, the runner is ended.
 
     Attributes:
-        pid: of the process that was started.
-        port: of 127.0.0.1.
+        pid: the id of the process that was started.
+        port: the port of 127.0.0.1.
     """
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
@@ -48,12 +48,12 @@ class WrappedRunner:
         self._watch = asyncio.create_task(self._end_as_orphan(os.getppid()))
 
     def signal(self, number: int) -> None:
-        """Send a signal to its process group, as the orchestrator does."""
+        """Send a signal to the runner's process group, as the orchestrator does."""
         with suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
     async def listens(self) -> bool:
-        """Wait until it listens. Return False if it ends before."""
+        """Wait until the runner listens. Return False if it ends first."""
         while not self._ended.done():
             with suppress(OSError):
                 _, writer = await asyncio.open_connection("127.0.0.1", self.port)
@@ -63,7 +63,7 @@ class WrappedRunner:
         return False
 
     async def ended(self) -> int:
-        """Wait for its end, and return the exit status as a shell does."""
+        """Wait until the runner ends, and return its exit status as a shell does."""
         status = await self._ended
         self._watch.cancel()
         return 128 - status if status < 0 else status
@@ -83,9 +83,9 @@ async def wrapped_runner(command: Sequence[str]) -> AsyncGenerator[WrappedRunner
     A second signal kills this process, and the runner with it.
 
     Arguments:
-        command: the runner, to which `--tcp-socket HOST:PORT` is added.
+        command: the command line of the runner. `--tcp-socket HOST:PORT` is added to it.
 
-    Raises ClickException if it cannot be started.
+    Raises ClickException if the runner cannot be started.
     """
     port = free_port()
     runner: WrappedRunner | None = None
@@ -99,8 +99,8 @@ async def wrapped_runner(command: Sequence[str]) -> AsyncGenerator[WrappedRunner
 
     with ending_signals(signalled):
         try:
-            # A group of its own: a signal to this process's group would reach it twice, and to a
-            # runner the second one means to end at once.
+            # In a process group of its own: otherwise a signal to this process's group would reach
+            # the runner twice, and the second signal kills a runner.
             process = await asyncio.create_subprocess_exec(
                 *command,
                 "--tcp-socket",
