@@ -83,7 +83,7 @@ def symbols(elf, *, undefined):
     return {s.name for s in found if s.name and (s["st_shndx"] == "SHN_UNDEF") == undefined}
 
 
-def look_into(wheel, platform, root):
+def inspect_wheel(wheel, platform, root):
     """Return the machine and the platform that a wheel is for, and what is wrong with it."""
     show = [sys.executable, "-m", "auditwheel", "show", "--json", wheel]
     tag = json.loads(subprocess.run(show, check=True, stdout=subprocess.PIPE).stdout)["overall_tag"]
@@ -139,7 +139,7 @@ def main(sdist, out, *tests):
         source = Path(folder, sdist.name.removesuffix(".tar.gz"))
         for platform in PLATFORMS:
             wheel = build(platform, sdist, out)
-            machine, tag, wrong = look_into(wheel, platform, root)
+            machine, tag, wrong = inspect_wheel(wheel, platform, root)
             if "musl" in platform:
                 tested = ["-", "no Python for musl here"]
             elif "aarch64" in platform and not shutil.which("qemu-aarch64"):

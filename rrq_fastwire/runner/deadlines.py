@@ -58,9 +58,9 @@ class Deadlines:
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = loop.call_at(self._heap[0][0], self._ring, loop)
+        self._timer = loop.call_at(self._heap[0][0], self._on_timer, loop)
 
-    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         heap, now = self._heap, loop.time()
         due = []
         while heap and (heap[0][0] <= now or heap[0][2].connection is None):

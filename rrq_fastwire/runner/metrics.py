@@ -84,7 +84,7 @@ class Metrics:
         _RUNNERS.add(runner)
         runner.observers.append(self._observe)
         self._due = 0.0
-        self._timer = self._loop.call_soon(self._look_soon)
+        self._timer = self._loop.call_soon(self._schedule)
 
     def refuse(self, reason: str) -> None:
         """Count a connection that was refused or closed, by the reason."""
@@ -104,13 +104,13 @@ class Metrics:
         children[0].inc()
         children[1].observe(seconds)
 
-    def _look_soon(self) -> None:
+    def _schedule(self) -> None:
         self._due = self._loop.time() + _LAG_SECONDS
-        self._timer = self._loop.call_at(self._due, self._look)
+        self._timer = self._loop.call_at(self._due, self._observe_lag)
 
-    def _look(self) -> None:
+    def _observe_lag(self) -> None:
         LAG.observe(max(0.0, self._loop.time() - self._due))
-        self._look_soon()
+        self._schedule()
 
     def stop(self) -> None:
         """End the HTTP server and its thread."""

@@ -55,7 +55,7 @@ class Recycling:
                     f"max_rss: the process has {now} bytes before its first job: allow more than"
                     f" {max_rss}"
                 )
-            self._look()
+            self._check_memory()
 
     def count(self, _name: str, _outcome: ExecutionOutcome, seconds: float | None) -> None:
         """Count an answer. This is an observer of the runner."""
@@ -65,12 +65,12 @@ class Recycling:
         if self._jobs_left == 0:
             self._is_due("the number of jobs that --max-jobs allows is reached")
 
-    def _look(self) -> None:
+    def _check_memory(self) -> None:
         now = resident_bytes()
         if self._max_rss is not None and now >= self._max_rss:
             self._is_due(f"{now} bytes of memory are more than --max-rss allows")
         else:
-            self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._look)
+            self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._check_memory)
 
     def _is_due(self, reason: str) -> None:
         if not self.due.done():

@@ -40,7 +40,7 @@ class SlowHandlers:
         self._seconds = seconds
         # The name of the function that runs, when this step began, and the thread that runs it.
         self._step: tuple[str, float, int] | None = None
-        self._told: dict[str, object] = {}
+        self._warned: dict[str, object] = {}
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="rrq-fastwire-slow", daemon=True).start()
 
@@ -75,7 +75,7 @@ class SlowHandlers:
             finally:
                 error = self._step = None
                 if monotonic() - began > self._seconds:
-                    self._tell(name, ": the line is not known")
+                    self._warn(name, ": the line is not known")
             try:
                 yield waits_for
             except BaseException as thrown:
@@ -87,14 +87,14 @@ class SlowHandlers:
             if step is None:
                 continue
             name, began, thread = step
-            if name not in self._told and monotonic() - began > self._seconds:
+            if name not in self._warned and monotonic() - began > self._seconds:
                 stack = _stack_of_handler(sys._current_frames().get(thread))
                 if self._step is step:  # else the stack may be that of a later step
-                    self._tell(name, f", here:\n{stack}".rstrip("\n"))
+                    self._warn(name, f", here:\n{stack}".rstrip("\n"))
 
-    def _tell(self, name: str, place: str) -> None:
+    def _warn(self, name: str, place: str) -> None:
         mark = object()
-        if self._told.setdefault(name, mark) is mark:
+        if self._warned.setdefault(name, mark) is mark:
             text = "%s has blocked the event loop for more than %g s, which delays other jobs%s"
             log(logging.WARNING, text, describe(name), self._seconds, place)
 
