@@ -49,7 +49,7 @@ if sys.version_info >= (3, 12):
             return None if task.done() else task
 
         def stop(self) -> None:
-            """Ends the tasks that run nothing."""
+            """End the tasks that run nothing."""
 
 else:
     from collections.abc import Coroutine
@@ -93,7 +93,7 @@ else:
             return task
 
         def stop(self) -> None:
-            """Ends the tasks that run nothing."""
+            """End the tasks that run nothing."""
             if self._reserve is not None:
                 self._reserve.task.cancel()
 
