@@ -244,7 +244,7 @@ bench-runners: $(READY) $(BENCH_PYTHONS:%=build/bench-%/ready)  ## measure the r
 	done; done
 	$(RUN)/python -m benchmarks.report --runners $(BENCH_PYTHONS:%=build/bench-%.json)
 
-build/bench-%/ready: $(READY) $(wildcard rrq_fastwire/*.py rrq_fastwire/runner/*.py rrq_fastwire/cli/*.py)
+build/bench-%/ready: $(READY) $(wildcard rrq_fastwire/*.py rrq_fastwire/*/*.py rrq_fastwire/*/*/*.py)
 	python=$$($(RUN)/python -c 'import findpython; print(findpython.find("$*").executable)') && \
 	    rm -rf build/bench-$* && $$python -m venv build/bench-$*
 	RRQ_FASTWIRE_PURE=0 build/bench-$*/bin/python -m pip install --quiet '.[cli,e2e]'
