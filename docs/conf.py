@@ -1,4 +1,4 @@
-"""How Sphinx builds the documentation. `make docs` runs it."""
+"""The configuration of Sphinx, which builds the documentation: run `make docs`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import os
 import rrq_fastwire
 import rrq_fastwire.runner
 
-# Names that the module imports when they are used: autodoc lists those that are there.
+# This module imports its names only when they are used, and autodoc sees only names that are
+# imported.
 for name in rrq_fastwire.runner.__all__:
     vars(rrq_fastwire.runner)[name] = getattr(rrq_fastwire.runner, name)
 
@@ -35,19 +36,20 @@ html_title = "rrq-fastwire"
 html_static_path = ["_static"]
 html_css_files = ["pages.css"]
 html_show_sphinx = False
-smartquotes = False  # "--" in the texts of commands stays as it is
+smartquotes = False  # keeps "--" in the texts of commands
 copybutton_prompt_text = "$ "
 copybutton_only_copy_prompt_lines = True
 
-# Docstrings: what stands in backticks is code.
-default_role = "code"
+# Docstrings
+default_role = "code"  # text in single backticks is code
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 add_module_names = False
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 
-# Links. Those into this package have to lead somewhere; those to other projects need the network.
+# Links. Every link into this package must be valid. Links to other projects are only checked, and
+# only resolved, with ONLINE=1, because that needs the network.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!rrq_fastwire\b).*")]
 linkcheck_anchors = False
@@ -56,7 +58,7 @@ intersphinx_mapping = {"python": ("https://docs.python.org/3", None)} if ONLINE 
 
 
 def readable_signature(app, what, name, obj, options, signature, annotation):
-    """Writes what dataclasses show for `default_factory=dict` as Python."""
+    """Write the default `<factory>`, which dataclasses show for `default_factory=dict`, as `{}`."""
     return signature and signature.replace("<factory>", "{}"), annotation
 
 

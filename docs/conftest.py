@@ -10,14 +10,17 @@ from sybil.region import Lexeme
 
 from rrq_fastwire.cli.runner_process import free_port
 
-# tests/e2e/test_shop.py runs these.
+# tests/e2e/test_shop.py runs the tests of the examples.
 collect_ignore = ["examples"]
 
-# The pages show ports 9000 and 9100, on which another program may listen.
+# The blocks use ports 9000 and 9100, on which another program may listen. They run on these
+# instead: PORT and PORT + 100.
 PORT = free_port(101)
 
 
 class Evaluator(PythonEvaluator):
+    """Runs a block with other ports."""
+
     def __call__(self, example: Example) -> None:
         block = example.parsed
         code = block.replace("9000", str(PORT)).replace("9100", str(PORT + 100))
@@ -30,5 +33,5 @@ pytest_collect_file = Sybil(parsers=[blocks], patterns=["*.md"]).pytest()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # how-to/test-handlers.md shows it. pytest-asyncio, which has it, is not used here.
+    # how-to/test-handlers.md uses this marker of pytest-asyncio, which this test run does not load.
     config.addinivalue_line("markers", "asyncio: a test that is a coroutine")

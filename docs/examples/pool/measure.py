@@ -1,9 +1,10 @@
-"""Measure jobs per second for several pools: the table of docs/how-to/size-a-pool.md.
+"""Measure jobs per second for several pools, and print the table of docs/how-to/size-a-pool.md.
 
-    redis-server --port 6390 --save '' &
+    redis-server --port 6390 --save '' --daemonize yes
     python docs/examples/pool/measure.py redis://127.0.0.1:6390/0
 
-Needs rrq and rrq-fastwire in the environment. It uses one queue of that Redis and empties nothing.
+Needs rrq and rrq-fastwire in the environment. Each measurement uses a new queue of that Redis.
+Nothing in that Redis is deleted.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ from rrq.client import RRQClient
 from rrq.registry import Registry
 from rrq.runner_settings import PythonRunnerSettings
 
-POOLS = [(1, 1), (2, 1), (4, 1), (1, 16), (2, 16), (1, 64)]
-JOBS = {"wait": 400, "compute": 400}
-RUN_SECONDS = 120
-ROUNDS = 3
+POOLS = [(1, 1), (2, 1), (4, 1), (1, 16), (2, 16), (1, 64)]  # pool_size, max_in_flight
+JOBS = {"wait": 400, "compute": 400}  # how many jobs of each handler
+RUN_SECONDS = 120  # a run that takes longer fails
+ROUNDS = 3  # the table has the median
 
 CONFIG = """\
 [rrq]
@@ -44,12 +45,12 @@ env = {{ PYTHONPATH = "{here}" }}
 
 
 async def wait(request):
-    """What a call to another server costs: time, and no CPU."""
+    """Takes as long as a call to another server, and no CPU."""
     await asyncio.sleep(0.05)
 
 
 async def compute(request):
-    """Ten milliseconds of CPU, during which the event loop does nothing else."""
+    """Uses the CPU for ten milliseconds, and blocks the event loop meanwhile."""
     end = time.thread_time() + 0.01
     while time.thread_time() < end:
         pass
@@ -69,7 +70,11 @@ async def enqueue(config: Path, function_name: str, count: int) -> None:
 
 
 def jobs_per_second(redis: str, function_name: str, pool_size: int, max_in_flight: int) -> float:
-    """The difference of a run with all jobs and a run with one: the start does not count."""
+    """Measure one handler with one pool.
+
+    The time of a run with a single job is subtracted, so that the start of the processes does not
+    count.
+    """
     seconds = []
     count = JOBS[function_name]
     for jobs in (1, count):
@@ -100,6 +105,7 @@ def jobs_per_second(redis: str, function_name: str, pool_size: int, max_in_fligh
 
 
 def main(redis: str) -> None:
+    """Measure all pools, and print the table in Markdown."""
     print("| `pool_size` | `max_in_flight` | waits 50 ms | computes 10 ms |\n|---|---|---|---|")
     for pool in POOLS:
         cells = []

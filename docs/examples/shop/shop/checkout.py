@@ -1,6 +1,6 @@
-"""What the web server does at a checkout: it stores the order, and enqueues the jobs.
+"""What the web server does at a checkout: store the order, and enqueue its jobs.
 
-python -m shop.checkout rrq.toml
+`python -m shop.checkout rrq.toml` does this once, with an example of an order.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .store import Order, Store
 
 
 async def check_out(client: RRQClient, store: Store, order: Order) -> list[str]:
-    """The ids of the jobs."""
+    """Stores an order, enqueues its jobs, and returns their ids."""
     await asyncio.to_thread(store.add, order)
     mail = {"to": order.email, "subject": "Your order", "text": f"Thank you, {order.customer}!"}
     jobs: list[tuple[str, dict[str, object]]] = [

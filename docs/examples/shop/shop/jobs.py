@@ -1,4 +1,4 @@
-"""The handlers, and what `rrq-fastwire-runner` is told: `settings` and `lifespan`."""
+"""The handlers of the shop, and the `settings` and `lifespan` of its runner."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name
 
 @dataclass
 class Shop:
-    """What the handlers share. The runner opens it before its first job: see lifespan()."""
+    """What the handlers share. The runner opens it before its first job, by lifespan()."""
 
     folder: Path
     store: Store
@@ -34,6 +34,7 @@ class Shop:
 
 @asynccontextmanager
 async def lifespan() -> AsyncGenerator[Shop]:
+    """Opens the shop: in SHOP_FOLDER, with the mail server SHOP_SMTP if there is one."""
     folder = Path(os.environ.get("SHOP_FOLDER", "shop-data"))
     folder.mkdir(parents=True, exist_ok=True)
     store = await asyncio.to_thread(Store, folder / "orders.sqlite")
@@ -41,7 +42,7 @@ async def lifespan() -> AsyncGenerator[Shop]:
 
 
 async def send_mail(request: Any) -> None:
-    """Sends params.text to params.to."""
+    """Sends a mail. Params: to, subject, text."""
     shop: Shop = lifespan_value()
     params = request.params
     await asyncio.to_thread(
@@ -50,7 +51,10 @@ async def send_mail(request: Any) -> None:
 
 
 async def write_invoice(request: Any) -> dict[str, Any]:
-    """Writes the invoice of order params.order. Runs again while the order is not paid."""
+    """Writes an invoice, or asks for a retry if the order is not paid yet.
+
+    Params: order, the order's id; wait, the seconds until the retry (60 by default).
+    """
     shop: Shop = lifespan_value()
     order = await asyncio.to_thread(shop.store.order, request.params["order"])
     if not order.is_paid:
@@ -62,7 +66,7 @@ async def write_invoice(request: Any) -> dict[str, Any]:
 
 
 async def report_sales(request: Any) -> dict[str, Any]:
-    """Adds up the paid orders of params.month, such as "2026-10"."""
+    """Counts the paid orders of a month, and adds them up. Params: month, such as "2026-10"."""
     shop: Shop = lifespan_value()
     month = request.params["month"]
     orders, cents = await asyncio.to_thread(shop.store.sales, month)

@@ -1,4 +1,4 @@
-"""Where mail goes: to an SMTP server, or into a folder, for development and tests."""
+"""Sends mail: to an SMTP server, or, in development and tests, only into a folder."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class Outbox:
-    """Sends mail. The method blocks: a handler calls it by asyncio.to_thread().
+    """Sends mail. send() blocks, so handlers use asyncio.to_thread().
 
     Arguments:
-        folder: takes each mail as a file.
-        smtp: "host:port" of a server that takes each mail as well, or "".
+        folder: where each mail is written to a file.
+        smtp: "host:port" of a server to which each mail is also sent; "" sends none.
     """
 
     def __init__(self, folder: Path, smtp: str = "") -> None:
@@ -21,7 +21,7 @@ class Outbox:
         folder.mkdir(parents=True, exist_ok=True)
 
     def send(self, id: str, to: str, subject: str, text: str) -> None:
-        """Sends a mail, once for each id: a job may run twice."""
+        """Sends a mail. Does nothing if one with this id was sent, because a job may run twice."""
         file = self._folder / f"{id}.eml"
         if file.exists():
             return

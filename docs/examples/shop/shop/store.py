@@ -10,6 +10,8 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Order:
+    """An order. The month is written as in "2026-10"."""
+
     id: int
     customer: str
     email: str
@@ -19,7 +21,7 @@ class Order:
 
 
 class Store:
-    """Every method blocks: a handler calls it by asyncio.to_thread()."""
+    """The orders in a file. Every method blocks, so handlers use asyncio.to_thread()."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -33,12 +35,13 @@ class Store:
         return sqlite3.connect(self._path)
 
     def add(self, order: Order) -> None:
+        """Stores an order, or replaces the one with the same id."""
         values = order.id, order.customer, order.email, order.cents, order.month, order.is_paid
         with closing(self._connect()) as connection, connection:
             connection.execute("INSERT OR REPLACE INTO orders VALUES (?, ?, ?, ?, ?, ?)", values)
 
     def order(self, id: int) -> Order:
-        """Raises LookupError if there is none."""
+        """The order with this id. Raises LookupError if there is none."""
         with closing(self._connect()) as connection:
             row = connection.execute("SELECT * FROM orders WHERE id = ?", (id,)).fetchone()
         if row is None:

@@ -1,4 +1,4 @@
-"""Each job runs in a runner of its own, without ports, Redis and the orchestrator."""
+"""Tests of the handlers: each job runs in a new runner, without Redis and the orchestrator."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ UNPAID = Order(2, "Grace", "grace@example.com", 500, "2026-10", is_paid=False)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The shop's folder, which has a paid and an unpaid order."""
     monkeypatch.setenv("SHOP_FOLDER", str(tmp_path))
     store = Store(tmp_path / "orders.sqlite")
     store.add(PAID)
@@ -27,6 +28,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(function_name: str, **params: Any) -> ExecutionOutcome:
+    """The outcome of one job."""
+
     async def execute() -> ExecutionOutcome:
         async with running(settings.registry, lifespan=lifespan) as client:
             return await client.execute(function_name, params, job_id="job-1", timeout=10)
@@ -34,7 +37,7 @@ def run(function_name: str, **params: Any) -> ExecutionOutcome:
     return asyncio.run(execute())
 
 
-def test_mail_is_sent_once(folder):
+def test_mail_is_sent_once_if_its_job_runs_twice(folder):
     for _ in range(2):
         outcome = run("send_mail", to="ada@example.com", subject="Your order", text="Thank you!")
         assert outcome.type == "success"
