@@ -2,9 +2,10 @@
 
     python -m benchmarks.check [--rounds N] [--json FILE] [PART-OF-AN-OPERATION ...]
 
-Print a row for each operation and library: the median over the rounds of the ratio of minimum
-times, both measured in this process in turns; the most that it may be; and the aim. Exit with 1 if a
-row falls short. Absolute times are not shown, because they depend on the machine.
+Print a row for each operation: the ratio of this package's time to that of the other library, the
+highest ratio that is allowed, and the ratio to aim for. The two take turns in this process; a ratio
+is that of the minimum times, and its median over the rounds. Exit with 1 if a ratio is too high.
+Absolute times are not shown, because they depend on the machine.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ from . import peers, samples
 
 
 class Row(NamedTuple):
-    """An operation and a peer: two statements, over the names of names(), and the ratio to reach."""
+    """An operation, and what it is compared with.
+
+    Attributes:
+        peer: the library that it is compared with.
+        at_most: the highest ratio of times that is allowed.
+        aim: the ratio to aim for, if that is lower.
+        ours, theirs: the statements to time, which use the names of names().
+    """
 
     operation: str
     peer: str
@@ -163,18 +171,23 @@ ROWS = [
 
 
 def drain(iterator: Iterable[Any]) -> None:
+    """Take everything from an iterator."""
     for _ in iterator:
         pass
 
 
 def feed_all(decoder: Any, chunks: list[bytes]) -> None:
+    """Feed all chunks to a decoder, and take everything that it decodes."""
     for chunk in chunks:
         for _ in decoder.feed(chunk):
             pass
 
 
 def names() -> dict[str, Any]:
-    """The names in the statements; f, f2 and f100 are requests of 100 B, 2 KB and 100 KB."""
+    """The names that the statements use.
+
+    f, f2 and f100 are the frames of requests of 100 B, 2 KB and 100 KB, and r that of a response.
+    """
     (f, f2, f100), values = samples.REQUESTS.values(), samples.VALUES
     job_id, request_id = samples.IDS
     spaced = samples.spaced(f[4:])
@@ -230,7 +243,7 @@ def names() -> dict[str, Any]:
     }
 
 
-def calls_a_turn(timer: Timer) -> int:
+def calls_per_turn(timer: Timer) -> int:
     """The number of calls that take about two milliseconds."""
     times = 1
     while (needed := timer.timeit(times)) < 0.001:
@@ -239,9 +252,9 @@ def calls_a_turn(timer: Timer) -> int:
 
 
 def ratio(row: Row, seconds: float = 0.5) -> float:
-    """The ratio of minimum times; the two statements take turns."""
+    """The ratio of the minimum times of both statements, which take turns for some seconds."""
     timers = [Timer(statement, globals=names()) for statement in (row.ours, row.theirs)]
-    turns = [(timer, calls_a_turn(timer)) for timer in timers]
+    turns = [(timer, calls_per_turn(timer)) for timer in timers]
     best = [math.inf, math.inf]
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -253,9 +266,9 @@ def ratio(row: Row, seconds: float = 0.5) -> float:
 def main() -> int:
     """Measure, print, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("rows", nargs="*", help="only rows with one of these in their name")
+    parser.add_argument("rows", nargs="*", help="only operations whose names contain one of these")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", type=Path, help="a file for the ratios")
+    parser.add_argument("--json", type=Path, help="where to write the ratios")
     options = parser.parse_args()
     table = [
         row
@@ -264,11 +277,11 @@ def main() -> int:
     ]
     rounds = [[ratio(row) for row in table] for _ in range(options.rounds)]
     medians = [statistics.median(column) for column in zip(*rounds, strict=True)]
-    short = 0
+    fell_short = 0
     print(f"{'operation':<40}{'peer':<26}{'ratio':>8}{'at most':>9}{'aim':>7}")
     for row, measured in zip(table, medians, strict=True):
         verdict = "" if measured <= row.at_most else "  falls short"
-        short += bool(verdict)
+        fell_short += bool(verdict)
         aim = f"{row.aim:.2f}" if row.aim else ""
         print(
             f"{row.operation:<40}{row.peer:<26}{measured:>8.3f}{row.at_most:>9.3f}{aim:>7}{verdict}"
@@ -284,8 +297,8 @@ def main() -> int:
             for row, measured in zip(table, medians, strict=True)
         ]
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
-    print(f"{short} of {len(table)} rows fall short" if short else "every row holds")
-    return 1 if short else 0
+    print(f"{fell_short} of {len(table)} rows fall short" if fell_short else "no row falls short")
+    return 1 if fell_short else 0
 
 
 if __name__ == "__main__":

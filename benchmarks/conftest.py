@@ -1,4 +1,4 @@
-"""Time the benchmarks only with --benchmark-only; otherwise run each of them once."""
+"""Runs each benchmark once, without timing it, unless --benchmark-only or -enable is given."""
 
 from __future__ import annotations
 

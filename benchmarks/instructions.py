@@ -2,9 +2,9 @@
 
     python -m benchmarks.instructions [--write]
 
-The counts do not depend on the machine's other load, so a rise is caused by the code. Compare them
-with instructions.json, and exit with 1 if one rose by more than 3 %; with --write, store them. They
-are valid for one build of Python and orjson, stored beside them, and not compared with another.
+Other load on the machine does not change the counts, so only the code can make them rise. Compare
+them with the stored counts in instructions.json, and exit with 1 if one has risen by more than 3 %.
+With --write, store them instead. Counts of another build of Python or orjson are not compared.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from rrq_fastwire import _c
 
 from . import samples
 
-KEPT = Path(__file__).with_name("instructions.json")
+STORED = Path(__file__).with_name("instructions.json")
 TOLERANCE = 1.03
-# The difference of the two cancels out the start of the interpreter.
+# Counts are the difference of processes that make so many calls, without the start of Python.
 CALLS = (200, 1200)
 
 _CANCEL = _c.encode_frame(_c.CancelRequest(job_id=samples.IDS[0], request_id=samples.IDS[1]))
@@ -44,6 +44,7 @@ _BURST = samples.REQUESTS["100B"] * 8
 
 
 def _feed(decoder: Any, data: bytes) -> None:
+    """Take everything that a decoder gives."""
     for _ in decoder.feed(data):
         pass
 
@@ -119,19 +120,19 @@ def main() -> int:
         return 2
     counts = {operation: count(operation) for operation in OPERATIONS}
     if options.write:
-        KEPT.write_text(json.dumps({"build": build(), "instructions": counts}, indent=1) + "\n")
-    kept = json.loads(KEPT.read_text())
-    comparable = kept["build"] == build()
+        STORED.write_text(json.dumps({"build": build(), "instructions": counts}, indent=1) + "\n")
+    stored = json.loads(STORED.read_text())
+    comparable = stored["build"] == build()
     risen = 0
     for operation, counted in counts.items():
-        before = kept["instructions"].get(operation, counted)
+        before = stored["instructions"].get(operation, counted)
         rise = comparable and counted > before * TOLERANCE
         risen += rise
         print(
             f"{operation:<28}{counted:>8}{counted / before - 1:>+8.1%}{'  risen' if rise else ''}"
         )
     if not comparable:
-        print(f"not compared: the stored counts are of {kept['build']}, this is {build()}")
+        print(f"not compared: the stored counts are of {stored['build']}, this is {build()}")
     return 1 if risen else 0
 
 

@@ -1,9 +1,10 @@
-"""Measure the memory of a decoded message and of an idle decoder, beside other libraries.
+"""Measure the memory of a decoded message and of an idle decoder, compared with other libraries.
 
     python -m benchmarks.memory
 
-tracemalloc counts the bytes that Python's allocators hand out. RSS is how much a process grows, each
-in its own process; it includes what orjson and msgspec allocate without Python.
+tracemalloc counts the bytes that Python's allocators hand out. RSS is how much the resident memory
+of a process grows, with a new process for each row. It includes what orjson and msgspec allocate
+without Python's allocators.
 """
 
 from __future__ import annotations
@@ -48,7 +49,12 @@ def resident() -> int:
 
 
 def held(make: Callable[[], Any], measure: Callable[[], int]) -> float:
-    """Bytes for each of COUNT objects that exist at the same time."""
+    """The bytes that each of COUNT objects holds, which exist at the same time.
+
+    Arguments:
+        make: makes an object.
+        measure: gives the bytes that are allocated in all.
+    """
     keep: list[Any] = [None] * COUNT
     make()
     gc.collect()
@@ -59,6 +65,7 @@ def held(make: Callable[[], Any], measure: Callable[[], int]) -> float:
 
 
 def traced(make: Callable[[], Any]) -> float:
+    """The bytes that each object holds, as tracemalloc counts them."""
     tracemalloc.start()
     try:
         return held(make, lambda: tracemalloc.get_traced_memory()[0])

@@ -2,11 +2,12 @@
 
     python -m benchmarks.orchestrator [--rounds N] [--python PATH] [--json FILE]
 
-RRQ's defaults are measured with two processes (one request in flight in each), and then one process
-with 64 requests in flight. Needs redis-server and Linux. The runners take turns. A figure is the
-median of the rounds; latencies are those of all rounds together. The more jobs arrive in one read,
-the less CPU each costs, and the orchestrator and the machine's other load decide that: let the
-machine be idle. Exit with 1 if a row of CPU falls short.
+First RRQ's defaults are measured with two processes, which have one request in flight each. Then
+one process is measured with 64 requests in flight. The runners take turns. A figure is the median
+of the rounds; latencies are those of all rounds together. Needs redis-server and Linux.
+
+Use an idle machine: the more jobs arrive in one read, the less CPU each costs, and this number
+depends on the orchestrator and on other load. Exit with 1 if a runner needs more CPU than it may.
 """
 
 from __future__ import annotations
@@ -43,36 +44,44 @@ from .runners import (
 
 
 class Deployment(NamedTuple):
-    """How runners are deployed, how many jobs they get, and the shares of rrq-runner's CPU to reach."""
+    """How runners are deployed.
+
+    Attributes:
+        jobs: how many jobs they get.
+        at_most: by runner, the highest share of rrq-runner's CPU that is allowed.
+    """
 
     pool: Pool
     jobs: int
     at_most: dict[str, float]
 
 
-# About a second of jobs for each.
+# The jobs take about a second.
 DEPLOYMENTS = {
     "RRQ's defaults, 2 processes": Deployment(Pool(2, 1), 1500, {OURS: 0.38, NATIVE: 0.34}),
     "1 process, 64 in flight": Deployment(Pool(1, 64), 4000, {OURS: 0.42, NATIVE: 0.38}),
 }
 
 ECHO = ("echo", {"params": {"value": samples.VALUES["100B"]}})
-# Jobs at the beginning and at the end that are not measured.
+# This many jobs at the start and at the end are not measured.
 MARGIN = 200
-# These come one by one afterwards, so that a latency has no wait for other jobs in it.
+# These jobs measure the latency. They come one by one after the others, so that they do not wait
+# for other jobs, with so many seconds between them.
 SINGLE_JOBS = {f"single {number}": ECHO for number in range(100)}
 SINGLE_SECONDS = 0.005
 
 
 class Figures(NamedTuple):
-    """What one run of a runner's processes gives."""
+    """The result of one run."""
 
-    cpu_microseconds: float
+    cpu_microseconds: float  # per job, of all processes of the runner
     jobs_per_second: float
     latencies: list[float]  # seconds from enqueue to completion
 
 
 def run(orchestrator: Orchestrator, command: list[str], deployed: Deployment) -> Figures:
+    """Run jobs with a runner's command, and measure."""
+
     def queued() -> int:
         return orchestrator.database.zcard("rrq:queue:default")
 
@@ -81,7 +90,10 @@ def run(orchestrator: Orchestrator, command: list[str], deployed: Deployment) ->
     with site.worker() as worker:
 
         def measure(left: int) -> tuple[int, float, float]:
-            """Jobs in the queue, the time, and CPU seconds of the runner, once `left` are left."""
+            """Wait until at most `left` jobs are queued.
+
+            Returns how many are queued, the time, and the CPU seconds of the runner so far.
+            """
             wait_until(lambda: worker.poll() is not None or queued() <= left)
             pids = set(session(worker.pid)) - {worker.pid}
             if len(pids) != deployed.pool.pool_size:
@@ -112,6 +124,7 @@ def latency(database: Redis, id: str) -> float:
 
 
 def medians(turns: list[Figures]) -> dict[str, float]:
+    """The figures of one runner from its runs in all rounds, latencies in seconds."""
     pooled = [seconds for turn in turns for seconds in turn.latencies]
     return {
         "CPU per job": statistics.median(turn.cpu_microseconds for turn in turns),

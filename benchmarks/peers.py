@@ -1,4 +1,4 @@
-"""The libraries to compare with, each used by the fewest calls that do the work."""
+"""What this package is compared with: other libraries, each with as few calls as the work needs."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def orjson_encode_frame(document: Any) -> bytes:
 
 
 def split(chunks: list[bytes]) -> Iterator[bytes]:
-    """Split a stream by a plain loop of struct.unpack_from and slices."""
+    """Split a stream into payloads with a simple loop over struct.unpack_from and slices."""
     rest = b""
     for chunk in chunks:
         data = rest + chunk if rest else chunk
@@ -140,7 +140,7 @@ def split(chunks: list[bytes]) -> Iterator[bytes]:
 
 
 def append_and_copy(chunks: list[bytes]) -> bytes:
-    """The minimum for a large frame in pieces: append to a bytearray, and copy the payload out of it."""
+    """The least work for a large frame in pieces: a bytearray, and one copy of the payload."""
     buffer = bytearray()
     for chunk in chunks:
         buffer += chunk

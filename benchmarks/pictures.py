@@ -1,4 +1,4 @@
-"""Run commands, and draw their output on a terminal for the README and docs/.
+"""Run commands, and draw what they print on a terminal, for the pages of docs/.
 
     python -m benchmarks.pictures
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 PICTURES = Path(__file__).parent.parent / ".github" / "pictures"
 WIDTH = 130
-# Colours, and no progress bars.
+# Makes the commands print colours, and no progress bars.
 TERMINAL = {"FORCE_COLOR": "1", "TTY_INTERACTIVE": "0", "COLUMNS": str(WIDTH)}
 
 COMMAND = [sys.executable, "-m", "rrq_fastwire"]
@@ -35,7 +35,7 @@ TAP, RUNNER = "127.0.0.1:9000", "127.0.0.1:9001"
 
 
 def say(*arguments: str) -> str:
-    """The stdout of a command. stderr has the output of the runner under check."""
+    """Run a command, and return its stdout. Runners that it starts print to stderr."""
     done = subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
@@ -63,6 +63,7 @@ def running(*arguments: str) -> Generator[subprocess.Popen[str]]:
 
 
 def wait_for_runner(address: str) -> None:
+    """Wait until a runner answers, for about 30 seconds."""
     for _ in range(300):
         if say("call", address, "echo"):
             return
@@ -71,7 +72,7 @@ def wait_for_runner(address: str) -> None:
 
 
 def hangs() -> tuple[str, str]:
-    """tap, with a job that hangs."""
+    """The command line and the output of `tap`, with a job that hangs."""
     with running("runner", *SETTINGS, "--tcp-socket", RUNNER):
         wait_for_runner(RUNNER)
         with running("tap", "--listen", TAP, "--to", RUNNER, "--redact", "card") as tap:
@@ -86,14 +87,14 @@ def hangs() -> tuple[str, str]:
 
 
 def check() -> tuple[str, str]:
-    """check, of rrq's own runner."""
+    """The command line and the output of `check`, for rrq's own runner."""
     runner = " ".join([sys.executable, "-m", "rrq.runner_runtime", *SETTINGS])
     shown = "rrq-fastwire check --runner 'rrq-runner --settings app.settings'"
     return shown, say("check", "--runner", runner)
 
 
 def load() -> tuple[str, str]:
-    """load, of one handler."""
+    """The command line and the output of `load`, for one handler."""
     runner = " ".join([sys.executable, "-m", "rrq_fastwire.runner", *SETTINGS])
     arguments = ["echo", "--params", "2KB", "--seconds", "3"]
     shown = f"rrq-fastwire load --runner 'rrq-fastwire-runner --settings app.settings' {' '.join(arguments)}"
@@ -101,7 +102,7 @@ def load() -> tuple[str, str]:
 
 
 def main() -> None:
-    """Run the commands and draw their output."""
+    """Run the commands, and draw their output."""
     for scene in (hangs, check, load):
         command, output = scene()
         console = Console(record=True, width=WIDTH, file=io.StringIO(), force_terminal=True)

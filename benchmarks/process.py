@@ -2,7 +2,7 @@
 
     python -m benchmarks.process [--rounds N] [--python PATH] [--json FILE]
 
-The runners take turns, and a figure is the median of the rounds. Linux only.
+The runners take turns, and each figure is the median of the rounds. Linux only.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ JOBS = 10_000
 
 
 def memory(pid: int) -> dict[str, float]:
-    """MiB of a process: RSS, and PSS, which counts shared pages in parts."""
+    """MiB of a process: RSS, and PSS, which counts only a part of each shared page."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines[1:]}
     return {"RSS": kib["Rss"] / 1024, "PSS": kib["Pss"] / 1024}
 
 
 async def observe(command: list[str]) -> dict[str, float]:
-    """Starts a runner, and gives it 10,000 jobs of 100 B, 64 in flight."""
+    """The figures of a runner that is started and gets 10,000 jobs of 100 B, 64 in flight."""
     start = time.monotonic()
     async with runner_process([*command, *SETTINGS]) as runner:
         figures = {"seconds until it listens": time.monotonic() - start}

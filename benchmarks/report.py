@@ -1,13 +1,15 @@
-"""Draw what `make bench` has measured.
+"""Write the tables and draw the charts of what `make bench` has measured.
 
     python -m benchmarks.report [--codec BENCHMARK.json CHECK.json] [--runners FILE ...]
 
-The options first put the figures of these files, the machine and the versions into
-results/results.json: of the codec, and of the runners on one interpreter a file. Every table and
-chart is drawn from results.json alone, so that they agree. It writes results/table.md, a chart per
-group of benchmarks, the README's two charts, and the tables of the README and of the documentation's
-page about benchmarks. The charts have a transparent background and colours that can be read on white
-and on black.
+Without options, the figures are those in results/results.json. The options first store new figures
+there, with the machine and the versions: `--codec` those of the codec, and `--runners` those of the
+runners, from one file per interpreter.
+
+All tables and charts are made from results.json alone, so that they agree. They are
+results/table.md, a chart per group of benchmarks, the two charts of the README, and the tables in
+the README and in docs/explanation/benchmarks.md. The charts have a transparent background, and
+colours that can be read on white and on black.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ GREY, OURS, OURS_TOO, OTHERS = "#7d8590", "#d9730d", "#f0a860", "#4c8dd6"
 PACKAGES = ["orjson", "msgspec", "rrq", "pydantic", "pytest-benchmark", "cython"]
 COLOURS = (OTHERS, OURS, OURS_TOO, GREY)
 
-# The names in the charts of what the figures call otherwise.
+# Names of implementations and runners in results.json, and how tables and charts call them.
 LABELS = {
     "compiled": "rrq-fastwire",
     "pure": "rrq-fastwire, pure Python",
@@ -44,6 +46,7 @@ LABELS = {
     "--loop uvloop": "with --loop uvloop",
 }
 
+# The figures of the whole system, for each deployment.
 WHOLE = ["jobs per second", "median latency", "99th percentile of the latency"]
 
 # Frames of 100 B to 16 MiB, in chunks of 1 B to 1 MiB.
@@ -67,7 +70,12 @@ plt.rcParams |= {
 
 
 def collect(timed: Any, checked: Any) -> dict[str, Any]:
-    """Every figure of the codec, with the machine and the versions. Measures scaling and memory."""
+    """All figures of the codec, with the machine and the versions.
+
+    Arguments:
+        timed: what pytest-benchmark has written.
+        checked: what `benchmarks.check` has written. Scaling and memory are measured here.
+    """
     groups: dict[str, dict[str, float]] = {}
     for each in timed["benchmarks"]:
         groups.setdefault(each["group"], {})[each["params"]["peer"]] = each["stats"]["min"]
@@ -83,12 +91,12 @@ def collect(timed: Any, checked: Any) -> dict[str, Any]:
 
 
 def scaling() -> dict[int, dict[int, float]]:
-    """Seconds per byte by chunk size and frame size, the least of three."""
+    """Measures seconds per byte, by chunk size and frame size: the minimum of three passes."""
     table: dict[int, dict[int, float]] = {}
     for chunk_size in CHUNK_SIZES:
         for frame_size in FRAME_SIZES:
             frame = _c.pack_frame(bytes(frame_size))
-            # Chunks of one byte are measured on a shorter stream, because each call takes time.
+            # Every chunk costs a call. So the stream is shorter if each byte is a chunk.
             length = 200_000 if chunk_size == 1 else STREAM_SIZE
             stream = frame * max(1, length // len(frame))
             if chunk_size == 1:
@@ -100,6 +108,7 @@ def scaling() -> dict[int, dict[int, float]]:
 
 
 def one_pass(chunks: list[bytes]) -> float:
+    """The seconds that a decoder takes for a stream."""
     decoder = _c.FrameDecoder()
     start = time.perf_counter()
     for chunk in chunks:
@@ -108,10 +117,11 @@ def one_pass(chunks: list[bytes]) -> float:
     return time.perf_counter() - start
 
 
-# Words
+# Texts
 
 
 def label(name: str) -> str:
+    """The name of an implementation or runner for readers."""
     return LABELS.get(name, name)
 
 
@@ -125,7 +135,7 @@ def comparison(ratio: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it."""
+    """A time in s, ms, µs or ns, with three digits."""
     for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
         if seconds >= size:
             return f"{seconds / size:.3g} {unit}"
@@ -145,7 +155,7 @@ def codec_table(rows: list[dict[str, Any]]) -> str:
 
 
 def short(python: str) -> str:
-    """The feature version of a version of Python."""
+    """The first two parts of a version of Python, such as 3.11."""
     return ".".join(python.split(".")[:2])
 
 
@@ -170,7 +180,7 @@ def versions_side_by_side(tables: dict[str, Any], first_head: str, format_row: A
 
     Arguments:
         tables: figures by version of Python, subject and runner.
-        format_row: gives the cells of a row's figures.
+        format_row: a function of the subject and its figures, which gives the cells of a row.
     """
     names = next(iter(next(iter(tables.values())).values()))
     heads = [first_head, "CPython", *map(label, names)]
@@ -183,7 +193,7 @@ def versions_side_by_side(tables: dict[str, Any], first_head: str, format_row: A
 
 
 def cpu_table(runners: dict[str, Any]) -> str:
-    """The CPU per job: of the first runner as measured, of the others compared."""
+    """The CPU per job: the time of the first runner, and the others compared with it."""
 
     def cells(_: str, row: dict[str, float]) -> list[str]:
         stock, *others = row.values()
@@ -194,7 +204,7 @@ def cpu_table(runners: dict[str, Any]) -> str:
 
 
 def whole_table(runners: dict[str, Any]) -> str:
-    """What else changes, or does not: jobs per second, latency, start and memory, as measured."""
+    """Jobs per second, latency, time to start and memory, as measured."""
 
     def rows(figures: Any) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
@@ -219,6 +229,7 @@ def whole_table(runners: dict[str, Any]) -> str:
 
 
 def save(figure: Any, path: Path) -> None:
+    """Write a chart as SVG. Without the date, the same figures give the same bytes."""
     figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)
 
@@ -245,7 +256,7 @@ def draw_group(path: Path, title: str, figures: dict[str, float]) -> None:
 
 
 def draw_codec(path: Path, rows: list[dict[str, Any]]) -> None:
-    """The ratios of the compiled codec; the line is at the time of what it is compared with."""
+    """The ratios of the compiled codec, with a line at 1."""
     rows = [row for row in reversed(rows) if ":" not in row["operation"]]
     figure, axes = plt.subplots(figsize=(5, 0.3 * len(rows) + 0.6))
     places = range(len(rows))
@@ -266,7 +277,7 @@ def draw_codec(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def draw_runners(path: Path, figures: dict[str, dict[str, float]]) -> None:
-    """A group of bars per case: the CPU per job of each runner, the first runner's = 1."""
+    """A group of bars per case: the CPU per job of each runner, relative to the first runner."""
     figure, axes = plt.subplots(figsize=(7, 1.1 * len(figures) + 0.6))
     stock, *others = next(iter(figures.values()))
     for at, (name, colour) in enumerate(zip([stock, *others], COLOURS, strict=True)):
@@ -289,9 +300,10 @@ def draw_runners(path: Path, figures: dict[str, dict[str, float]]) -> None:
 
 
 def draw_scaling(path: Path, table: dict[str, dict[str, float]]) -> None:
-    """Time per byte by the size of the frames, a line per size of the chunks.
+    """Time per byte by the size of the frames, with a line per size of the chunks.
 
-    A frame of 16 MiB takes fresh memory from the operating system, which costs more than the rest.
+    The line rises at 16 MiB: such a frame needs new memory from the operating system, and this
+    takes longer than all other work.
     """
     figure, axes = plt.subplots(figsize=(7, 3.5))
     for chunk_size, row in table.items():
@@ -308,7 +320,7 @@ def draw_scaling(path: Path, table: dict[str, dict[str, float]]) -> None:
 
 
 def put_into(page: Path, mark: str, text: str) -> None:
-    """Replace what stands between two comments in a page."""
+    """Replace the text between the comments `mark` and `end of mark` in a page."""
     head, begin, rest = page.read_text().partition(f"<!-- {mark} -->\n")
     _, end, tail = rest.partition(f"<!-- end of {mark} -->\n")
     page.write_text(f"{head}{begin}\n{text}\n{end}{tail}")
@@ -334,6 +346,7 @@ def draw(results: dict[str, Any]) -> None:
 
 
 def made_with(versions: dict[str, str]) -> str:
+    """The versions of CPython and of the packages, as a sentence without its full stop."""
     return f"CPython {versions['python']} with " + listed(
         {name: text for name, text in versions.items() if name != "python"}
     )
@@ -344,7 +357,7 @@ def listed(versions: dict[str, str]) -> str:
 
 
 def main() -> None:
-    """Collect the figures of the files that are given, and draw what is stored."""
+    """Store the figures of the given files, and write every table and chart."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--codec", nargs=2, type=Path, metavar="FILE")
     parser.add_argument("--runners", nargs="+", type=Path, metavar="FILE")

@@ -2,9 +2,9 @@
 
     python -m benchmarks.runner [--rounds N] [--python PATH] [--json FILE]
 
-All runners run at once, each in its own process, and take turns. A figure is the median over the
-rounds of the CPU time of a process, from the kernel's accounting (Linux only). Exit with 1 if a row
-falls short.
+All runners are started at once, each in its own process, and take turns. A figure is the CPU time
+of such a process, from the kernel's accounting (Linux only), and the median over the rounds. Exit
+with 1 if a runner needs more than it may.
 """
 
 from __future__ import annotations
@@ -32,7 +32,15 @@ from .runners import (
 
 
 class Case(NamedTuple):
-    """One of the example's handlers, how it is called, and the shares to reach by runner."""
+    """A handler, and how it is called.
+
+    Attributes:
+        name: the row of the tables.
+        size: of the params, a key of samples.VALUES.
+        in_flight: how many requests are in flight at a time.
+        requests: how many there are in each round.
+        at_most: by runner, the highest share of rrq-runner's CPU that is allowed.
+    """
 
     name: str
     function_name: str
@@ -52,7 +60,7 @@ CASES = [
 
 
 async def cpu_per_job(runner: RunnerProcess, case: Case) -> float:
-    """Microseconds."""
+    """Runs a case once. Returns microseconds of CPU per job."""
     before = runner.cpu_seconds()
     await drive(
         [runner.client],

@@ -1,4 +1,4 @@
-"""The runners that are compared, where they are installed, and how their figures are kept and printed."""
+"""The runners to compare, their environment, and how figures are stored and printed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-# The figures' names of the runners. Only the last does not use asyncio's own event loop; rrq-runner
-# has no choice.
+# Names of the runners, and their commands. All but the last use asyncio's own event loop, because
+# rrq-runner cannot use another.
 STOCK, OURS, NATIVE = "rrq-runner", "rrq-fastwire-runner", "--native-messages"
 UVLOOP = "--loop uvloop"
 RUNNERS = {
@@ -48,25 +48,32 @@ class Environment(NamedTuple):
 
 
 def parse_arguments(description: str, rounds: int) -> argparse.Namespace:
+    """The options that all benchmarks of runners have.
+
+    Arguments:
+        description: the docstring of the module.
+        rounds: the default of --rounds.
+    """
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument(
         "--python",
         type=Path,
         default=Path(sys.executable),
-        help="the interpreter of the environment to measure, if that is another one",
+        help="the Python interpreter of the environment to measure (default: this one)",
     )
     parser.add_argument("--json", type=Path, help="a file to add the figures to")
     return parser.parse_args()
 
 
 def environment(python: Path) -> Environment:
+    """The environment of an interpreter."""
     asked = subprocess.run([python, "-c", _ASK_VERSIONS], check=True, capture_output=True)
     return Environment(python.parent.absolute(), json.loads(asked.stdout))
 
 
 def keep(path: Path | None, measured: Environment, subject: str, figures: Any) -> None:
-    """Adds the figures of one subject to a file, or replaces them there."""
+    """Stores the figures of one subject in a file, if there is one; other subjects stay in it."""
     if path is not None:
         kept = json.loads(path.read_text()) if path.exists() else {}
         kept |= {"versions": measured.versions, subject: figures}
@@ -76,21 +83,22 @@ def keep(path: Path | None, measured: Environment, subject: str, figures: Any) -
 def print_cpu(
     title: str, figures: dict[str, dict[str, float]], at_most: dict[str, dict[str, float]]
 ) -> int:
-    """Prints microseconds of CPU per job by case and runner. Returns how many rows fall short.
+    """Prints the CPU per job. Returns how many rows fall short.
 
     Arguments:
-        at_most: the shares of rrq-runner's time to reach, by case and runner.
+        figures: microseconds by case and runner.
+        at_most: by case and runner, the highest share of rrq-runner's CPU that is allowed.
     """
-    short = 0
+    fell_short = 0
     print(f"{title:<42}{'runner':<22}{'us':>9}{'of stock':>10}{'at most':>9}")
     for case, row in figures.items():
         for runner, microseconds in row.items():
             share = microseconds / row[STOCK]
             limit = at_most[case].get(runner)
             falls_short = limit is not None and share > limit
-            short += falls_short
+            fell_short += falls_short
             print(
                 f"{case:<42}{runner:<22}{microseconds:>9.1f}{share:>10.3f}"
                 f"{f'{limit:.3f}' if limit else '':>9}{'  falls short' if falls_short else ''}"
             )
-    return short
+    return fell_short

@@ -1,4 +1,4 @@
-"""The data to measure with: recorded requests of three sizes, and successes that echo them."""
+"""The data of the benchmarks: recorded requests of three sizes, and successes that echo them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import orjson
 from rrq_fastwire import FrameDecoder, pack_frame
 
 CAPTURES = Path(__file__).parent.parent / "tests" / "captures"
-CHUNK = 64 * 1024
+CHUNK = 64 * 1024  # about what one read of a socket gives
 
-# Payloads that the orchestrator wrote. Their params have 100 B, 2 KB and 100 KB as Python's json
-# would write them.
+# The sizes of payloads that the orchestrator wrote. They are named by the size of their params, as
+# Python's json would write them.
 _SIZES = {"100B": 560, "2KB": 2300, "100KB": 90314}
 
 
@@ -54,6 +54,7 @@ def chunks(stream: bytes, size: int = CHUNK) -> list[bytes]:
 
 
 _PAYLOADS = {name: _recorded(size) for name, size in _SIZES.items()}
+# Frames of requests and of responses, and the params of the requests.
 REQUESTS = {name: pack_frame(payload) for name, payload in _PAYLOADS.items()}
 RESPONSES = {name: pack_frame(response_payload(payload)) for name, payload in _PAYLOADS.items()}
 VALUES: dict[str, Any] = {
@@ -63,6 +64,7 @@ IDS: tuple[str, str] = tuple(
     orjson.loads(_PAYLOADS["100B"])["payload"][name] for name in ("job_id", "request_id")
 )
 
-# As many small requests as fill sixteen reads.
+# As many small requests as fit into sixteen chunks.
 STREAM = chunks(REQUESTS["100B"] * (16 * CHUNK // len(REQUESTS["100B"])))
+# One frame of the largest size.
 LARGE = chunks(pack_frame(bytes(16 * 1024 * 1024)))

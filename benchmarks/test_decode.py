@@ -1,4 +1,4 @@
-"""Decode payloads. This package also removes the length prefix; the others get the payload."""
+"""Benchmarks of decoding one message. msgspec and rrq get it without the length prefix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DECODERS = {
 
 
 def fields(message):
-    """The ids and the params or result of a message in any library's form."""
+    """The ids, and the params or the result, of a message that any of the libraries decoded."""
     if isinstance(message, dict):
         payload = message["payload"]
         return (
@@ -36,6 +36,7 @@ def fields(message):
 
 
 def measured(benchmark, frame, peer):
+    """Check that a peer decodes a frame correctly, and time it."""
     decode = DECODERS[peer]
     assert fields(decode(frame)) == fields(json.loads(frame[4:]))
     benchmark(decode, frame)

@@ -1,4 +1,4 @@
-"""Encode outcomes that exist, and outcomes that are built each time, as in a runner."""
+"""Benchmarks of encoding a success: one that exists, and one that is built in each call."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from . import peers, samples
 
 
 def document(result):
+    """The success as a document of plain dicts."""
     job_id, request_id = samples.IDS
     answer = {"job_id": job_id, "request_id": request_id, "status": "success", "result": result}
     return {"type": "response", "payload": answer}
@@ -41,6 +42,7 @@ ENCODERS = {
 
 
 def assert_same(frame, result):
+    """Check that a frame is a success with this result."""
     assert int.from_bytes(frame[:4], "big") == len(frame) - 4
     sent = json.loads(frame[4:])
     assert {key: sent["payload"][key] for key in ("job_id", "request_id", "status", "result")} == (

@@ -1,4 +1,4 @@
-"""Split a stream of frames that arrives in pieces, and add the length prefix."""
+"""Benchmarks of splitting a stream into payloads, and of adding the length prefix to a payload."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from . import peers, samples
 
 
 def fed(decoder, chunks):
+    """Everything that a decoder gives for a stream."""
     payloads = []
     for chunk in chunks:
         payloads += decoder.feed(chunk)

@@ -1,4 +1,4 @@
-"""Decode a stream of requests, and a recorded connection."""
+"""Benchmarks of decoding a stream of small requests, and a recorded connection."""
 
 from __future__ import annotations
 
