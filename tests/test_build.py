@@ -101,7 +101,7 @@ def test_a_native_wheel_has_the_compiled_extensions_without_debug_information(so
             assert b".debug_info" not in archive.read(name)
 
 
-def test_setting_up_a_checkout_gives_no_advice_about_imports(sources, tmp_path):
+def test_an_editable_install_prints_no_advice_about_imports(sources, tmp_path):
     code = (
         "import sys; from setuptools.build_meta import build_editable; build_editable(sys.argv[1])"
     )
@@ -118,7 +118,7 @@ def test_setting_up_a_checkout_gives_no_advice_about_imports(sources, tmp_path):
 
 
 @pytest.mark.parametrize("choice", ["2", "yes"])
-def test_other_words_are_refused(sources, choice):
+def test_other_values_of_the_variable_are_refused(sources, choice):
     status, printed, _ = build(sources, choice)
     assert status == 1
     assert f"RRQ_FASTWIRE_PURE must be 0, 1 or unset, got '{choice}'" in printed

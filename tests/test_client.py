@@ -85,7 +85,7 @@ async def wait_forever(request):
 # Requests and answers
 
 
-def test_each_call_gets_its_own_answer_in_whatever_order_they_come(run, meet):
+def test_each_call_gets_its_own_answer_in_any_order(run, meet):
     async def scenario():
         async with meet() as (client, runner):
             calls = start(client, 20)
@@ -208,7 +208,7 @@ def test_a_runner_answers_at_the_deadline(run):
     run(scenario())
 
 
-def test_a_runner_that_never_answers_is_given_up_after_the_deadline(run, meet, monkeypatch):
+def test_a_call_times_out_if_the_runner_never_answers(run, meet, monkeypatch):
     monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.01)
 
     async def scenario():
@@ -226,7 +226,7 @@ def test_a_runner_that_never_answers_is_given_up_after_the_deadline(run, meet, m
     run(scenario())
 
 
-def test_a_runner_that_never_reads_is_given_up_too(run, meet, monkeypatch):
+def test_a_call_times_out_if_the_runner_never_reads(run, meet, monkeypatch):
     monkeypatch.setattr(module, "_ANSWER_SECONDS", 0.01)
 
     async def scenario():
@@ -307,7 +307,7 @@ def test_cancel_ends_one_request_or_all_of_a_job(run):
     ],
     ids=["closed", "half-closed", "closed here", "aborted here", "another protocol", "truncated"],
 )
-def test_a_lost_connection_fails_what_is_in_flight_and_what_comes_later(run, meet, end, error):
+def test_a_lost_connection_fails_calls_in_flight_and_later_ones(run, meet, end, error):
     async def scenario():
         async with meet() as (client, runner):
             calls = start(client, 10, timeout=1000)
@@ -326,7 +326,7 @@ def test_a_lost_connection_fails_what_is_in_flight_and_what_comes_later(run, mee
     run(scenario())
 
 
-def test_closing_fails_what_is_in_flight(run, meet):
+def test_closing_fails_calls_in_flight(run, meet):
     async def scenario():
         async with meet() as (client, runner):
             calls = start(client, 3)

@@ -50,7 +50,7 @@ def test_a_message_encodes_to_the_same_values(module, payload):
     ("payload", "error"),
     [({"a": object()}, TypeError), ({"a": {1}}, TypeError), ({(1,): 2}, TypeError)],
 )
-def test_what_json_cannot_encode_raises_the_same(module, payload, error):
+def test_values_without_a_json_form_raise_type_error_as_in_rrq(module, payload, error):
     with pytest.raises(error):
         module.encode_message("response", payload)
 
@@ -67,7 +67,7 @@ def test_a_payload_that_holds_itself_is_a_value_error():
     ["\ud800", 10**400, "x" * 17_000_000, json.loads("[" * 126 + "]" * 126)],
     ids=lambda _: "",
 )
-def test_what_would_kill_the_connection_is_a_value_error(result):
+def test_values_that_would_kill_the_connection_raise_value_error(result):
     with pytest.raises(ValueError, match=r"surrogate|308 digits|16777216|nested too deep"):
         compat.encode_message("response", {"status": "success", "result": result})
 
@@ -153,7 +153,7 @@ def test_writing_to_a_stream(module):
 
 
 @needs_rrq
-def test_install_reaches_modules_that_were_imported_before_and_uninstall_restores_them():
+def test_install_replaces_names_in_imported_modules_and_uninstall_restores_them():
     names = ["decode_message", "encode_message", "read_message", "write_message"]
     originals = {name: getattr(rrq.protocol, name) for name in names}
     compat.install()
@@ -173,7 +173,7 @@ def test_install_reaches_modules_that_were_imported_before_and_uninstall_restore
 
 
 @needs_rrq
-def test_uninstall_reaches_modules_that_were_imported_after_install():
+def test_uninstall_restores_modules_that_were_imported_after_install():
     code = (
         "from rrq_fastwire import compat; compat.install()\n"
         "import rrq.runner_runtime, rrq.protocol\n"
@@ -185,7 +185,7 @@ def test_uninstall_reaches_modules_that_were_imported_after_install():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_without_rrq_install_is_an_import_error_and_importing_is_not():
+def test_without_rrq_only_install_raises_import_error():
     code = (
         "import sys; sys.modules['rrq'] = None\n"
         "from rrq_fastwire import compat\n"
@@ -198,7 +198,7 @@ def test_without_rrq_install_is_an_import_error_and_importing_is_not():
 
 @needs_rrq
 @pytest.mark.usefixtures("installed")
-def test_a_job_runs_through_the_stock_runner_with_the_codec_put_in(wire):
+def test_the_stock_runner_runs_a_job_with_this_codec_installed(wire):
     async def echo(request):
         return request.params
 

@@ -59,7 +59,7 @@ def wait_for_listener(process: subprocess.Popen[bytes], port: int) -> None:
     raise AssertionError("the runner does not listen")
 
 
-def test_there_are_blocks_to_run():
+def test_the_readme_has_code_to_run():
     assert len(BLOCKS) >= 3
 
 

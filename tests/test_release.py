@@ -40,7 +40,7 @@ URLS = '[project.urls]\nSource = "https://example.com/project"\n'
         ("v1.2.3", "## [1.2.3] - 2026-11-24\n\n[1.2.3]: https://example.com\n", "no section"),
     ],
 )
-def test_a_tag(tmp_path, tag, changes, refused):
+def test_a_tag_is_released_only_if_version_and_changelog_agree(tmp_path, tag, changes, refused):
     assert_verdict(tmp_path, tag, refused, changes=changes)
 
 
@@ -48,7 +48,7 @@ def test_the_address_of_the_project_must_be_known(tmp_path):
     assert_verdict(tmp_path, "v1.2.3", "add [project.urls] with Source", urls="")
 
 
-def test_links_of_pypis_page_begin_with_the_address_of_the_project(tmp_path):
+def test_links_on_pypi_begin_with_the_address_of_the_project(tmp_path):
     pytest.importorskip("Cython", reason="setup.py needs it")
     shutil.copy(ROOT / "setup.py", tmp_path)
     (tmp_path / "pyproject.toml").write_text(

@@ -67,13 +67,13 @@ def test_a_fallback_to_the_pure_implementation_warns_once(pure):
 
 
 @on_cpython
-def test_that_warning_can_be_silenced():
+def test_the_warning_of_the_fallback_can_be_silenced():
     silent = "import warnings; warnings.filterwarnings('ignore', 'rrq_fastwire', RuntimeWarning); "
     assert run(before=silent + NO_C + SHOW, pure=None) == (0, f"python {ORJSON}\n")
 
 
 @pytest.mark.parametrize("pure", ["0", "", None])
-def test_the_compiled_implementation_runs_if_it_can(pure):
+def test_the_compiled_implementation_runs_if_it_is_built(pure):
     pytest.importorskip("rrq_fastwire._c", reason="the compiled implementation is not built here")
     assert run(before=SHOW, pure=pure) == (0, f"cython {ORJSON}\n")
     assert run(before=NO_ORJSON + SHOW, pure=pure) == (0, "cython json\n")
@@ -86,7 +86,7 @@ def test_the_compiled_implementation_can_be_demanded():
 
 
 @pytest.mark.parametrize("pure", ["2", "yes", "true"])
-def test_other_words_are_refused(pure):
+def test_other_values_of_the_variable_are_refused(pure):
     status, printed = run(before=SHOW, pure=pure)
     assert status == 1
     assert f"RRQ_FASTWIRE_PURE must be 0, 1 or unset, got '{pure}'" in printed

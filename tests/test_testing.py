@@ -46,7 +46,7 @@ def test_a_job_is_run_and_its_outcome_returned(run):
     assert (outcome.status, outcome.result) == (OutcomeStatus.SUCCESS, "Hello Ada")
 
 
-def test_a_job_has_what_it_is_given(run):
+def test_a_job_has_the_values_that_run_job_is_given(run):
     outcome = run(
         run_job(
             describe,
@@ -61,7 +61,7 @@ def test_a_job_has_what_it_is_given(run):
     assert outcome.result == ["describe", "j", 3, "q", {"a": "b"}, {"c": "d"}, True]
 
 
-def test_what_a_handler_raises_is_an_outcome(run):
+def test_an_exception_of_a_handler_is_an_outcome(run):
     outcome = run(run_job(fail))
     assert (outcome.type, outcome.error.message) == (OutcomeType.FAILURE, "broken")
 
@@ -128,7 +128,7 @@ def test_a_registry_gets_rrqs_requests_and_a_mapping_this_packages(run):
     assert run(calling({"kind": kind})) == "rrq_fastwire"
 
 
-def test_what_runs_at_the_end_is_cancelled_and_waited_for(run):
+def test_jobs_that_run_at_the_end_are_cancelled_and_awaited(run):
     notes = []
 
     async def clean_up(request):
@@ -157,7 +157,7 @@ def test_what_runs_at_the_end_is_cancelled_and_waited_for(run):
     assert notes == ["cleaned up", "left"]
 
 
-def test_what_the_test_raises_is_raised(run):
+def test_an_exception_in_the_test_is_raised(run):
     async def calling():
         async with running({"greet": greet}):
             raise AssertionError("of the test")
@@ -166,7 +166,7 @@ def test_what_the_test_raises_is_raised(run):
         run(calling())
 
 
-def test_mistakes_are_raised(run):
+def test_a_wrong_handler_raises(run):
     def not_async(request):
         pass
 

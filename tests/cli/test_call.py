@@ -175,7 +175,7 @@ def test_a_lost_connection_is_one_sentence():
     assert re.fullmatch(r"rrq-fastwire: the connection is lost: .*\n", said)
 
 
-def test_an_answer_that_is_none_is_one_sentence():
+def test_an_invalid_answer_is_one_sentence():
     def on_message(connection, request):
         connection.sendall(b"\0\0\0\0")
 
@@ -187,7 +187,7 @@ def test_an_answer_that_is_none_is_one_sentence():
         )
 
 
-def test_a_runner_that_does_not_keep_the_deadline_is_given_up():
+def test_a_runner_that_misses_the_deadline_is_reported():
     with FalseRunner(lambda connection, request: None) as runner:
         status, printed, said = call(runner.address, "f", "--deadline", "0.1")
     assert (status, printed) == (1, "")
@@ -196,7 +196,7 @@ def test_a_runner_that_does_not_keep_the_deadline_is_given_up():
     assert cancel == CancelRequest(job_id=request.job_id, request_id=request.request_id)
 
 
-def test_ctrl_c_cancels_the_job_and_ends_without_a_word():
+def test_ctrl_c_cancels_the_job_and_prints_nothing():
     with FalseRunner(lambda connection, request: None) as runner:
         with subprocess.Popen(
             [*COMMAND, runner.address, "f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
@@ -240,7 +240,7 @@ def test_ctrl_c_cancels_the_job_and_ends_without_a_word():
         (["host.invalid:9", "f"], 1, r"cannot connect to host.invalid:9: .*"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(arguments, status, said):
+def test_a_wrong_command_line_or_runner_gets_one_sentence(arguments, status, said):
     done = call(*arguments)
     assert done[:2] == (status, "")
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
@@ -255,7 +255,7 @@ def test_a_terminal_shows_the_result_in_colour(on_a_terminal, environment, colou
     assert json.loads(re.sub("\x1b\\[[0-9;]*m", "", text)) == {"a": 1}
 
 
-def test_what_a_runner_prints_does_not_mix_with_the_result(tmp_path):
+def test_output_of_the_runner_does_not_mix_with_the_result(tmp_path):
     (tmp_path / "loud.py").write_text(
         "async def shout(request):\n    print('loud')\n    return 1\nhandlers = {'shout': shout}\n"
     )

@@ -76,7 +76,7 @@ def test_a_broken_rule_is_caught(rule):
     assert asyncio.run(verdicts(rule, names, 1)) == expected
 
 
-def test_rules_that_are_kept_are_not_complained_about():
+def test_checks_of_rules_that_are_kept_pass():
     kept = {each.name for each in CHECKS} - RULES["no cancels"]
     found = asyncio.run(verdicts("no cancels", kept, 30))
     assert found == dict.fromkeys(found, "pass")
@@ -107,7 +107,7 @@ def test_this_packages_runner_passes():
 
 
 @needs_rrq
-def test_what_the_stock_runner_does_otherwise_is_reported():
+def test_checks_that_the_stock_runner_does_not_pass_are_reported():
     status, found, _ = check("--runner", STOCK, "--limit", "5")
     assert {name: seen for name, seen in found.items() if seen[0] != "pass"} == {
         # It writes every character beyond ASCII as an escape, and does not look at the size.
@@ -185,7 +185,7 @@ def test_a_terminal_shows_a_bar_and_colours_and_found_alone_is_no_failure(
         (["127.0.0.1:9"], 1, r"cannot connect to 127.0.0.1:9: .*"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(arguments, status, said):
+def test_a_wrong_command_line_or_runner_gets_one_sentence(arguments, status, said):
     done = check(*arguments)
     assert done[:2] == (status, {})
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]

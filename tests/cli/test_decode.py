@@ -69,7 +69,7 @@ def test_what_the_orchestrator_wrote_comes_back_byte_for_byte(capture):
 @pytest.mark.parametrize(
     "capture", sorted(CAPTURES.glob("*.from-runner.bin")), ids=lambda p: p.stem
 )
-def test_what_has_spaces_comes_back_with_the_same_payloads(capture):
+def test_payloads_with_spaces_come_back_with_the_same_values(capture):
     decoded = run("decode", "--json", str(capture))
     again = run("encode", input=decoded.stdout).stdout
     payloads = [json.loads(line)["payload"] for line in decoded.stdout.splitlines()]
@@ -154,7 +154,7 @@ def shown(*arguments: str, input: bytes) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--verbose"], ["--json"]])
-def test_with_redaction_the_reason_against_a_payload_quotes_no_value(arguments):
+def test_with_redaction_the_error_of_an_invalid_payload_quotes_no_value(arguments):
     wrong = REQUEST.replace(b'"params":{', b'"params":7,"x":{')
     done = run("decode", *arguments, "--redact", "params", "-", input=pack_frame(wrong))
     assert b"payload.params" in done.stdout
@@ -227,7 +227,7 @@ def test_on_a_terminal_of_80_columns_nothing_wraps(on_a_terminal, tmp_path):
     assert lines[1].endswith("…")
 
 
-def test_it_is_coloured_on_a_terminal_only_and_not_against_the_users_will(on_a_terminal):
+def test_output_is_coloured_only_on_a_terminal_without_no_color(on_a_terminal):
     colour = re.compile(r"\x1b\[[0-9;]*3[0-7]m")
     command = [*COMMAND, "decode", str(CAPTURES / "cancel.to-runner.bin")]
     assert colour.search(on_a_terminal(command)[1])
@@ -235,7 +235,7 @@ def test_it_is_coloured_on_a_terminal_only_and_not_against_the_users_will(on_a_t
     assert b"\x1b[" not in run("decode", "-", input=pack_frame(REQUEST)).stdout
 
 
-def test_a_bar_shows_how_far_it_is_where_the_messages_go_elsewhere(on_a_terminal, tmp_path):
+def test_redirected_messages_leave_a_progress_bar_on_the_terminal(on_a_terminal, tmp_path):
     command = [*COMMAND, "decode", str(CAPTURES / "sizes.to-runner.bin")]
     with (tmp_path / "out").open("wb") as out:
         status, text = on_a_terminal(command, "stderr", stdout=out)
@@ -245,7 +245,7 @@ def test_a_bar_shows_how_far_it_is_where_the_messages_go_elsewhere(on_a_terminal
     assert b"\x1b" not in (tmp_path / "out").read_bytes()
 
 
-def test_gigabytes_would_take_no_more_memory_than_megabytes(tmp_path):
+def test_memory_does_not_grow_with_the_size_of_a_capture(tmp_path):
     code = (
         "import resource, sys; from rrq_fastwire.cli import main; main(sys.argv[1:]);"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
@@ -266,7 +266,7 @@ def test_gigabytes_would_take_no_more_memory_than_megabytes(tmp_path):
     assert peaks[1] < peaks[0] * 1.1
 
 
-def test_a_closed_pipe_ends_it_quietly(tmp_path):
+def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
     capture = tmp_path / "capture"
     capture.write_bytes(pack_frame(REQUEST) * 5000)
     with subprocess.Popen(
@@ -294,7 +294,7 @@ def test_a_closed_pipe_ends_it_quietly(tmp_path):
     ],
     ids=lambda value: value[:30] if isinstance(value, bytes) else "",
 )
-def test_what_cannot_be_encoded_gets_a_sentence_and_its_line(line, words):
+def test_a_line_that_cannot_be_encoded_gets_a_sentence_with_its_number(line, words):
     done = run("encode", input=line)
     (message,) = done.stderr.decode().splitlines()
     assert message.startswith(words)
@@ -315,7 +315,7 @@ def test_help_has_an_example(command):
 
 
 @pytest.mark.parametrize("missing", ["click", "rich"])
-def test_without_the_extra_it_says_what_to_install(missing):
+def test_without_the_extra_the_error_says_what_to_install(missing):
     code = (
         f"import sys; sys.modules[{missing!r}] = None; from rrq_fastwire.cli import main;"
         "sys.exit(main(sys.argv[1:]))"
@@ -335,7 +335,7 @@ def test_a_name_does_not_reach_the_terminal_as_an_escape():
     assert "\x1b" not in line
 
 
-def test_text_does_not_reach_the_terminal_as_an_escape_either():
+def test_text_does_not_reach_the_terminal_as_an_escape():
     """JSON allows the controls from U+007F on as they are, of which U+009B begins an escape."""
     frame = encode_frame(ExecutionOutcome.success("j", "r", "a\x9b2Jb"))
     assert "\x9b".encode() in frame
@@ -373,7 +373,7 @@ def test_redaction_reaches_values_inside_strings(text, redacted):
 
 
 @pytest.mark.parametrize("depth", [300, 600, 900])
-def test_redaction_copes_with_what_can_be_decoded(depth):
+def test_redaction_works_at_every_depth_that_can_be_decoded(depth):
     nested = "[" * depth + "]" * depth
     head = b'{"type":"response","payload":{"status":"%s",%s}}'
     stream = b"".join(
@@ -397,7 +397,7 @@ def strings(value) -> list[str]:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--json"], ["--redact", "card"]])
-def test_what_is_nested_too_deep_to_be_shown_is_named_and_the_rest_is_shown(arguments):
+def test_a_payload_that_is_nested_too_deep_to_show_does_not_stop_the_output(arguments):
     deep = b'{"type":"response","payload":{"status":"success","result":' + b"[" * 1000 + b"]" * 1000
     done = run("decode", *arguments, "-", input=pack_frame(deep + b"}}") + pack_frame(REQUEST))
     assert (done.stderr, done.returncode) == (b"", 0)

@@ -86,7 +86,7 @@ def test_the_runners_cpu_time_is_known():
 
 
 @needs_rrq
-def test_it_can_run_for_some_time_instead():
+def test_load_can_run_for_a_number_of_seconds():
     found = figures("noop", "--seconds", "0.2")
     assert found["requests"] >= 1
     assert found["seconds"] >= 0.2
@@ -100,7 +100,7 @@ def test_at_a_rate_no_request_is_sent_before_it_is_due():
 
 
 @needs_rrq
-def test_at_a_rate_the_wait_of_a_request_that_could_not_be_sent_counts(tmp_path):
+def test_at_a_rate_latency_counts_from_when_a_request_was_due(tmp_path):
     params = tmp_path / "params.json"
     params.write_text('{"seconds": 0.1}')
     found = figures(
@@ -154,7 +154,7 @@ def test_a_comparison_is_a_table():
 
 
 @needs_rrq
-def test_the_terminal_can_be_kept_as_a_picture(tmp_path):
+def test_the_output_can_be_written_as_a_picture(tmp_path):
     picture = tmp_path / "load.svg"
     status, printed, _ = load(
         "--runner", RUNNER, "noop", "--requests", "5", "--json", "--svg", str(picture)
@@ -181,7 +181,7 @@ def test_a_terminal_shows_a_bar_and_colours(on_a_terminal, environment, coloured
     assert ("\x1b[36m" in text) == coloured  # the histogram
 
 
-def test_a_runner_that_goes_away_is_one_sentence(tmp_path):
+def test_a_runner_that_exits_is_one_sentence(tmp_path):
     (tmp_path / "leaving.py").write_text(
         "import os\nasync def leave(request):\n    os._exit(3)\nhandlers = {'leave': leave}\n"
     )
@@ -251,7 +251,7 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
         (["127.0.0.1:9", "f"], 1, r"cannot connect to 127.0.0.1:9: .*"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(arguments, status, said, tmp_path):
+def test_a_wrong_command_line_or_runner_gets_one_sentence(arguments, status, said, tmp_path):
     files = {"{file}": "{1", "{list}": "[1]"}
     for name, content in files.items():
         Path(tmp_path / name[1:-1]).write_text(content)

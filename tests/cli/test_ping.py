@@ -42,7 +42,7 @@ def test_a_runner_that_answers_gives_status_0(command, module):
     assert runner.errors() == ""  # the runner's log is not filled
 
 
-def test_it_is_answered_while_all_places_are_taken(command):
+def test_ping_is_answered_while_a_job_runs(command):
     runner = command.start()
     command.begin(runner.port, "wait")
     assert ping("127.0.0.1", runner.port, 10) > 0
@@ -111,7 +111,7 @@ def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
     assert err.count("\n") == 1
 
 
-def test_it_needs_no_extra(command):
+def test_ping_needs_no_extra(command):
     runner = command.start()
     for module in ("click", "rich"):
         (command.folder / f"{module}.py").write_text("raise ImportError")
@@ -126,7 +126,7 @@ def test_it_needs_no_extra(command):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_help_of_all_commands_names_it():
+def test_the_help_of_all_commands_names_ping():
     pytest.importorskip("click", reason="the other commands are an extra")
     done = subprocess.run(
         [*COMMAND[:-1], "--help"], capture_output=True, text=True, timeout=60, check=False

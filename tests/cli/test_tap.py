@@ -162,7 +162,7 @@ def test_cancels_name_what_they_cancel(start):
                 tap.says("-> cancel", *said)
 
 
-def test_an_answer_to_nothing_is_told(start):
+def test_an_answer_without_a_request_is_shown_as_such(start):
     tap = start()
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
@@ -170,7 +170,7 @@ def test_an_answer_to_nothing_is_told(start):
         tap.says("<- success", 'answers no request: {"done":true}')
 
 
-def test_an_invalid_message_is_told_and_the_next_one_is_shown(start):
+def test_an_invalid_message_is_named_and_the_next_one_is_shown(start):
     tap = start()
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
@@ -181,7 +181,7 @@ def test_an_invalid_message_is_told_and_the_next_one_is_shown(start):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_with_what_was_never_answered_and_a_table(start, number):
+def test_a_signal_ends_tap_with_unanswered_requests_and_a_table(start, number):
     tap = start()
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
@@ -235,7 +235,7 @@ def test_a_payload_of_a_megabyte_is_named_and_not_shown(start):
     assert "xxx" not in tap.output
 
 
-def test_a_payload_that_is_nested_deep_is_no_obstacle_to_the_next_one(start):
+def test_a_deeply_nested_payload_does_not_stop_the_output(start):
     """How deep json can read depends on the version of Python: what is beyond that is named."""
     tap = start("--redact", "x")
     orchestrator, runner = tap.connection()
@@ -264,7 +264,7 @@ def test_values_are_redacted_everywhere(start):
     assert "secret" not in tap.output
 
 
-def test_names_cannot_write_to_the_terminal_nor_begin_lines(start):
+def test_names_cannot_contain_escapes_or_line_breaks(start):
     tap = start()
     orchestrator, runner = tap.connection()
     with orchestrator, runner:

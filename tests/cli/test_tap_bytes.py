@@ -38,7 +38,7 @@ def in_random_chunks(connection: socket.socket, data: bytes, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_both_sides_get_the_bytes_that_were_sent_and_a_half_closed_side_goes_on(start, seed):
+def test_both_sides_get_the_bytes_of_the_other_also_after_a_half_close(start, seed):
     chance = random.Random(seed)
     there, back = (chance.randbytes(chance.randrange(3_000_000, 9_000_000)) for _ in range(2))
     orchestrator, runner = start().connection()
@@ -61,7 +61,7 @@ def test_both_sides_get_the_bytes_that_were_sent_and_a_half_closed_side_goes_on(
         assert orchestrator.recv(1) == b""
 
 
-def test_what_is_sent_before_the_runner_is_reached_is_passed_on(start):
+def test_bytes_that_arrive_before_the_runner_is_reached_are_passed_on(start):
     tap = start()
     for number in range(100):
         frame = request(request_id=f"r{number}")
@@ -75,7 +75,7 @@ def test_what_is_sent_before_the_runner_is_reached_is_passed_on(start):
     tap.ends(signal.SIGTERM)
 
 
-def test_a_connection_that_ends_at_once_is_passed_on_as_such(start):
+def test_a_connection_that_ends_at_once_also_ends_at_the_runner(start):
     tap = start()
     for _ in range(100):
         tap.connect().close()
@@ -87,7 +87,7 @@ def test_a_connection_that_ends_at_once_is_passed_on_as_such(start):
 
 
 @pytest.mark.parametrize("by_runner", [False, True])
-def test_a_reset_is_passed_on_after_what_was_sent(start, by_runner):
+def test_a_reset_is_passed_on_after_the_bytes_before_it(start, by_runner):
     tap = start()
     pair = tap.connection()
     resetting, other = reversed(pair) if by_runner else pair
@@ -100,7 +100,7 @@ def test_a_reset_is_passed_on_after_what_was_sent(start, by_runner):
     tap.says(f"reset by the {'runner' if by_runner else 'other side'}")
 
 
-def test_a_runner_that_is_not_there_is_a_reset_connection(start):
+def test_a_connection_is_reset_if_the_runner_cannot_be_reached(start):
     tap = start()
     tap.runner.close()
     with pytest.raises(ConnectionResetError), tap.connect() as orchestrator:
@@ -122,7 +122,7 @@ def test_a_broken_stream_is_passed_on_and_the_other_direction_is_shown(start):
     assert "later" not in tap.output
 
 
-def test_a_stream_that_ends_within_a_frame_is_told(start):
+def test_a_stream_that_ends_within_a_frame_is_reported(start):
     tap = start()
     orchestrator, runner = tap.connection()
     with runner:
@@ -132,7 +132,7 @@ def test_a_stream_that_ends_within_a_frame_is_told(start):
 
 
 @pytest.mark.parametrize("name", ["mixed", "odd-results"])
-def test_recorded_captures_are_what_passed(start, tmp_path, name):
+def test_recorded_captures_contain_the_bytes_that_passed(start, tmp_path, name):
     there, back = ((CAPTURES / f"{name}.{side}-runner.bin").read_bytes() for side in ("to", "from"))
     tap = start("--record", str(tmp_path / "new" / "folder"))
     for _ in range(2):
@@ -157,7 +157,7 @@ def test_recorded_captures_are_what_passed(start, tmp_path, name):
     assert decoded.stdout.count("-> ") > 0
 
 
-def test_captures_are_written_as_bytes_come(start, tmp_path):
+def test_captures_are_written_as_bytes_arrive(start, tmp_path):
     tap = start("--record", str(tmp_path))
     orchestrator, runner = tap.connection()
     with orchestrator, runner:

@@ -47,7 +47,7 @@ def test_output_that_is_not_read_delays_no_message(start):
     assert re.search(r"^ echo +3,000 +0 +0 ", tap.output, re.MULTILINE)
 
 
-def test_a_closed_pipe_ends_it_quietly(start):
+def test_a_closed_pipe_ends_the_command_quietly(start):
     tap = start(read=False)
     assert b"is passed on to" in tap.process.stdout.readline()
     tap.process.stdout.close()
@@ -119,7 +119,7 @@ def test_a_wrong_command_line_gets_one_sentence(arguments, said):
 
 
 @needs_rrq
-def test_what_cannot_be_listened_on_or_started_gets_one_sentence():
+def test_a_port_in_use_or_a_missing_runner_gets_one_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         for arguments, said in (
@@ -138,7 +138,7 @@ def test_what_cannot_be_listened_on_or_started_gets_one_sentence():
 # --wrap
 
 
-def test_help_has_an_example_and_says_what_is_not_redacted():
+def test_help_has_an_example_and_names_what_is_not_redacted():
     done = subprocess.run([*COMMAND, "tap", "--help"], capture_output=True, text=True, check=True)
     assert "Example: rrq-fastwire tap" in done.stdout
     assert "--redact hides nothing there" in " ".join(done.stdout.split())

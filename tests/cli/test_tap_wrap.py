@@ -105,14 +105,14 @@ def test_a_signal_reaches_the_runner_once_and_its_last_answers_are_passed_on(sta
     tap.says("<- error", "sleep", "cancelled")
 
 
-def test_its_own_exit_status_is_passed_on(start):
+def test_the_exit_status_of_the_runner_is_passed_on(start):
     tap = start(sys.executable, "-c", "import sys; print('hello'); sys.exit(7)", kind=Wrap)
     assert tap.ends() == 7
     assert tap.output == "hello\n"
 
 
 @needs_rrq
-def test_it_listens_once_the_runner_does(start, tmp_path):
+def test_tap_listens_only_once_the_runner_listens(start, tmp_path):
     code = (
         "import sys, time, pathlib; from rrq_fastwire.runner import main\n"
         "while not pathlib.Path(sys.argv.pop(1)).exists(): time.sleep(0.01)\n"
@@ -133,7 +133,7 @@ def test_it_listens_once_the_runner_does(start, tmp_path):
 @needs_rrq
 @pytest.mark.skipif(sys.platform != "linux", reason="what is left is known from /proc")
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_nothing_is_left_of_a_tap_that_is_killed(start, runner):
+def test_no_process_remains_when_tap_is_killed(start, runner):
     tap = start(*RUNNERS[runner], kind=Wrap)
     until(lambda: can_connect(tap.port))
     os.killpg(tap.process.pid, signal.SIGKILL)
@@ -143,7 +143,7 @@ def test_nothing_is_left_of_a_tap_that_is_killed(start, runner):
 @needs_rrq
 @pytest.mark.skipif(sys.platform != "linux", reason="what is left is known from /proc")
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_nothing_is_left_when_its_parent_goes_away(start, runner):
+def test_no_process_remains_when_the_parent_of_tap_ends(start, runner):
     parent = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
     tap = start(*RUNNERS[runner], kind=Wrap, prefix=parent)
     until(lambda: can_connect(tap.port))

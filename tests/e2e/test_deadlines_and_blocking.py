@@ -35,7 +35,7 @@ def work(orchestrator, runner, jobs, pool):
 
 
 @each_runner
-def test_five_timeouts_of_lone_jobs_cost_one_start_of_the_runner(orchestrator, runner):
+def test_five_timeouts_of_lone_jobs_need_one_start_of_the_runner(orchestrator, runner):
     jobs = {f"job {number}": ("linger", {"job_timeout_seconds": 1}) for number in range(5)}
     statuses, starts = work(orchestrator, runner, jobs, Pool(1, 1))
     print(f"{runner}: {starts} starts, {dict(statuses)}")

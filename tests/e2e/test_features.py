@@ -58,7 +58,7 @@ def test_the_same_handlers_run_under_the_stock_runner(orchestrator):
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_handlers_that_block_run_in_threads_and_a_stuck_one_takes_no_process(orchestrator, pool):
+def test_handlers_that_block_run_in_threads_and_a_stuck_one_costs_no_process(orchestrator, pool):
     jobs = {f"job {number}": ("block", {}) for number in range(100)}
     jobs["stuck"] = "block", {"params": {"seconds": 600}, "job_timeout_seconds": 1}
     runner = [*RUNNER, *LIFESPAN, "--threads", "4"]

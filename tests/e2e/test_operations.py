@@ -34,7 +34,7 @@ def have_run(database, jobs):
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("pool", POOLS)
-def test_each_job_runs_once_and_at_its_first_attempt_though_runners_start_anew(
+def test_each_job_runs_once_and_at_its_first_attempt_although_runners_restart(
     orchestrator, pool, loop
 ):
     seconds = [0, 0, 0, 0.02]
@@ -68,7 +68,7 @@ def external(orchestrator):
 WAITING = {f"job {at}": ("wait_for_release", {}) for at in range(10)}
 
 
-def test_drain_lets_jobs_of_an_external_runner_end_at_their_first_attempt(external):
+def test_with_drain_jobs_of_an_external_runner_complete_at_their_first_attempt(external):
     deployment = external("--drain", "60", "--grace", "1", "--no-parent-watch")
     deployment.enqueue(WAITING)
     with deployment.worker() as worker, deployment.external_runner() as runner:

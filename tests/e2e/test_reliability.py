@@ -66,7 +66,7 @@ def test_each_of_20_000_jobs_runs_once(orchestrator, pool):
     assert statuses(run.jobs) == {"COMPLETED"}
 
 
-def test_all_of_2000_jobs_complete_though_their_runner_is_killed(orchestrator):
+def test_all_of_2000_jobs_complete_although_their_runner_is_killed(orchestrator):
     lingerers = lingering(20)
     killer = {"killer": ("kill_runner", {"params": {"lingering": list(lingerers)}})}
     jobs = counted("early", 1000) | lingerers | killer | counted("late", 1000)
@@ -94,7 +94,7 @@ def test_no_runner_remains_when_the_orchestrator_is_killed_as_they_start(orchest
         assert left_of(worker) == []
 
 
-def test_sigterm_under_load_ends_all_and_loses_nothing(orchestrator, loaded):
+def test_sigterm_under_load_ends_every_process_and_loses_no_job(orchestrator, loaded):
     deployment, jobs, lingerers, worker = loaded
     worker.terminate()
     assert worker.wait(RUN_SECONDS) == 0

@@ -59,7 +59,7 @@ def shop(orchestrator, monkeypatch, tmp_path):
     return folder
 
 
-def test_shop_does_its_jobs(orchestrator, shop):
+def test_jobs_of_the_shop_end_as_expected(orchestrator, shop):
     # The port and the command are for runners that the test starts.
     deployment = Deployment(orchestrator.bin, orchestrator.database, shop, port=0, command=[])
     deployment.enqueue(JOBS)
@@ -78,12 +78,12 @@ def test_shop_does_its_jobs(orchestrator, shop):
     assert files == ["invoice-1.txt", "mail-1.eml", "orders.sqlite"]
 
 
-def test_checkout_enqueues_its_jobs(orchestrator, shop):
+def test_a_checkout_enqueues_its_jobs(orchestrator, shop):
     call(orchestrator.bin / "python", "-m", "shop.checkout", "rrq.toml")
     params = json.loads(orchestrator.database.hget("rrq:job:invoice-1", "job_params"))
     assert params == {"order": 1}
 
 
-def test_shop_has_tests_that_pass(orchestrator, shop):
+def test_the_shops_own_tests_pass(orchestrator, shop):
     call(orchestrator.bin / "python", "-m", "pip", "install", "--quiet", "pytest")
     call(orchestrator.bin / "python", "-m", "pytest", "-p", "no:cacheprovider", "tests")

@@ -74,7 +74,7 @@ def test_networks_decide_who_may_connect(networks, address, is_allowed):
     assert admission._is_allowed(Stream(address)) is is_allowed
 
 
-def test_a_connection_from_elsewhere_is_refused_and_counted(command):
+def test_a_connection_from_another_network_is_refused_and_counted(command):
     address = own_address()
     remote = ["--allow-remote", "--allow-from", "198.51.100.0/24"]
     runner = command.start(*remote, host="0.0.0.0")
@@ -152,7 +152,7 @@ def test_a_message_up_to_the_limit_is_taken_and_a_larger_one_closes_the_connecti
 
 
 @pytest.mark.parametrize("sent", [b"", b"\0", b"\0\0\0\2", b"\0\0\0\2{"])
-def test_a_first_message_that_does_not_arrive_ends_the_connection(command, sent):
+def test_a_connection_is_closed_if_its_first_message_does_not_arrive(command, sent):
     runner = command.start("--header-timeout", "0.2")
     with socket.create_connection(("127.0.0.1", runner.port)) as connection:
         start = time.monotonic()
@@ -162,7 +162,7 @@ def test_a_first_message_that_does_not_arrive_ends_the_connection(command, sent)
     assert "connection refused (header_timeout)" in runner.errors()
 
 
-def test_a_byte_now_and_then_does_not_keep_a_connection(command):
+def test_a_connection_is_closed_if_its_first_message_arrives_too_slowly(command):
     runner = command.start("--header-timeout", "0.4")
     with socket.create_connection(("127.0.0.1", runner.port)) as connection:
         connection.sendall(struct.pack(">I", 1000))
@@ -177,7 +177,7 @@ def test_a_byte_now_and_then_does_not_keep_a_connection(command):
                 pytest.fail("the connection is kept")
 
 
-def test_a_later_message_that_does_not_arrive_ends_the_connection_if_there_are_others(command):
+def test_a_connection_is_closed_if_a_later_message_stops_and_others_connect(command):
     runner = command.start("--header-timeout", "0.2")
     peer = command.connect(runner.port)
     peer.ask("kind")
@@ -204,7 +204,7 @@ def test_a_connection_that_has_sent_a_message_may_be_idle(command):
     assert peer.ask("kind") == "rrq_fastwire"
 
 
-def test_many_messages_of_which_one_has_always_begun_are_all_taken(command):
+def test_a_connection_that_keeps_sending_messages_stays_open(command):
     runner = command.start("--header-timeout", "0.1")
     peer, clock = command.connect(runner.port), command.connect(runner.port)
     clock.socket.settimeout(0.01)
@@ -241,7 +241,7 @@ def test_a_connection_that_is_handed_over_may_be_idle(command):
     assert idle.ask("kind") == "rrq_fastwire"
 
 
-def test_a_handler_that_blocks_for_longer_makes_no_message_late(command):
+def test_a_handler_that_blocks_does_not_make_messages_late(command):
     (command.folder / "blocks.py").write_text(
         "from app import *\n"
         "async def block_briefly(request):\n"

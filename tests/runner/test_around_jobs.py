@@ -53,7 +53,7 @@ def test_the_current_job_is_the_one_of_the_request(run):
     assert outcome.result == ["j", "describe", 3, None]
 
 
-def test_the_seconds_that_are_left_are_counted(run):
+def test_seconds_left_is_the_time_until_the_deadline(run):
     outcome = run(run_job(describe, timeout=PATIENCE))
     assert 0 < outcome.result[-1] <= PATIENCE
 
@@ -82,7 +82,7 @@ def test_tasks_and_threads_of_a_handler_have_its_job(run, handler):
     assert run(calling()) == [True] * 50
 
 
-def test_there_is_none_outside_of_jobs(run):
+def test_there_is_no_current_job_outside_jobs(run):
     async def calling():
         await run_job(see_everywhere)
         return seen()
@@ -91,7 +91,7 @@ def test_there_is_none_outside_of_jobs(run):
     assert seen() is None
 
 
-def test_handlers_of_a_registry_have_rrqs_request(run):
+def test_current_job_has_rrqs_request_for_handlers_of_a_registry(run):
     registry = pytest.importorskip("rrq.registry", reason="rrq is not installed").Registry()
     registry.register("describe", describe)
     assert calls(run, registry, "describe", timeout=PATIENCE)[0].type is OutcomeType.SUCCESS
@@ -103,7 +103,7 @@ class AddJobId(logging.Filter):
         return True
 
 
-def test_a_filter_adds_the_job_to_every_record_of_it(run, caplog):
+def test_a_logging_filter_can_add_the_job_to_its_records(run, caplog):
     async def log(request):
         logging.getLogger("of a library").warning("from the handler")
         raise ValueError("broken")
@@ -134,7 +134,7 @@ print(sorted(optional & {name.rpartition(".")[2] for name in sys.modules if "rrq
 """
 
 
-def test_what_is_not_asked_for_is_neither_imported_nor_set():
+def test_unused_features_import_no_module_and_set_no_context_variable():
     done = subprocess.run(
         [sys.executable, "-c", UNUSED], capture_output=True, text=True, check=True
     )
@@ -249,7 +249,7 @@ def test_middleware_sees_the_deadline_and_cannot_delay_the_answer(run):
     assert notes == ["cancelled", "cleaned up"]
 
 
-def test_a_job_without_a_handler_does_not_reach_it(run):
+def test_a_job_without_a_handler_does_not_reach_middleware(run):
     (outcome,) = calls(run, {}, "nothing", middleware=[fail_around])
     assert outcome.type is OutcomeType.HANDLER_NOT_FOUND
 
@@ -366,7 +366,7 @@ def test_a_retry_and_a_cancel_are_not_errors(run):
 
 
 @pytest.mark.parametrize("error", [ValueError("of the tracker"), SystemExit(3)])
-def test_what_on_error_raises_is_logged_and_changes_nothing(run, caplog, error):
+def test_an_exception_of_on_error_is_logged_and_affects_no_job(run, caplog, error):
     def on_error(*_):
         raise error
 
@@ -377,7 +377,7 @@ def test_what_on_error_raises_is_logged_and_changes_nothing(run, caplog, error):
 
 
 @pytest.mark.parametrize("hook", [3, fail])
-def test_an_on_error_that_cannot_be_called_at_once_is_refused(hook):
+def test_an_on_error_that_is_no_plain_function_is_refused(hook):
     with pytest.raises(TypeError, match="on_error must be a plain function, which is not async"):
         Runner({}, on_error=hook)
 
@@ -449,7 +449,7 @@ def command(command):
 
 
 @pytest.mark.parametrize("settings", ["around.handlers", "around.settings"])
-def test_a_process_has_all_of_it(command, settings):
+def test_the_command_line_gives_middleware_on_error_and_current_job(command, settings):
     if "settings" in settings:
         pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
     runner = command.start(

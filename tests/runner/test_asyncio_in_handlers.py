@@ -121,7 +121,9 @@ PATCHES = {
 
 @needs_rrq
 @pytest.mark.parametrize("library", PATCHES)
-def test_the_same_holds_where_a_library_has_patched_asyncio(library, tmp_path):
+def test_handlers_are_answered_as_by_the_stock_runner_if_a_library_has_patched_asyncio(
+    library, tmp_path
+):
     pytest.importorskip(library, reason=f"{library} is not installed")
     (tmp_path / "patch_asyncio.py").write_text(PATCHES[library])
     cases = "test_a_handler and not uvloop"

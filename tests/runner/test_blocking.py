@@ -84,7 +84,7 @@ async def forever(request):
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
-def test_a_ready_answer_is_sent_before_a_handler_that_blocks_begins(run, repeats):
+def test_a_ready_answer_is_sent_before_a_handler_that_blocks_starts(run, repeats):
     async def running():
         received = []
 
@@ -137,7 +137,7 @@ def test_a_cancel_reaches_a_request_that_has_not_begun(run, with_request_id):
     run(running())
 
 
-def test_requests_that_have_not_begun_are_answered_at_the_end(run):
+def test_requests_that_have_not_begun_are_answered_at_the_shutdown(run):
     began = []
 
     async def running():

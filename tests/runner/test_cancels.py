@@ -24,7 +24,9 @@ from ..handlers import echo, fail_instead, forever, linger, spin, swallow
 
 @pytest.mark.parametrize("with_request_id", [True, False], ids=["by request", "by job"])
 @pytest.mark.parametrize("running", [True, False], ids=["waits", "arrives with its cancel"])
-def test_a_cancel_on_a_connection_of_its_own_ends_what_it_means(run, with_request_id, running):
+def test_a_cancel_from_another_connection_ends_the_requests_that_it_names(
+    run, with_request_id, running
+):
     async def cancelling():
         stopped = []
 
@@ -86,7 +88,7 @@ def test_a_cancel_on_a_connection_of_its_own_ends_what_it_means(run, with_reques
     ],
     ids=["version 1", "version 3", "other request", "other job", "job_id as id", "id as job_id"],
 )
-def test_a_cancel_of_another_version_or_of_nothing_in_flight_is_ignored(run, meant):
+def test_a_cancel_of_another_version_or_without_a_matching_request_is_ignored(run, meant):
     async def running():
         held = asyncio.Event()
 
@@ -104,7 +106,7 @@ def test_a_cancel_of_another_version_or_of_nothing_in_flight_is_ignored(run, mea
     run(running())
 
 
-def test_a_cancel_that_comes_too_late_changes_nothing(run):
+def test_a_cancel_after_the_answer_changes_nothing(run):
     async def running():
         async with serving({"echo": echo}) as connect:
             peer = await connect()
@@ -120,7 +122,7 @@ def test_a_cancel_that_comes_too_late_changes_nothing(run):
 
 @pytest.mark.parametrize("handler", [forever, spin, swallow, fail_instead, linger])
 @pytest.mark.parametrize("how", ["request", "job", "deadline", "end"])
-def test_what_a_handler_makes_of_its_cancellation_is_no_second_answer(run, handler, how):
+def test_a_cancelled_request_gets_one_answer_whatever_its_handler_does(run, handler, how):
     async def running():
         async with serving({"handler": handler, "echo": echo}) as connect:
             peer = await connect()
@@ -147,7 +149,7 @@ def test_what_a_handler_makes_of_its_cancellation_is_no_second_answer(run, handl
     run(running())
 
 
-def test_a_handler_that_never_ends_does_not_keep_its_answer_or_its_neighbours(run):
+def test_a_handler_that_never_ends_delays_neither_its_answer_nor_other_jobs(run):
     async def running():
         release = asyncio.Event()
 
@@ -172,7 +174,7 @@ def test_a_handler_that_never_ends_does_not_keep_its_answer_or_its_neighbours(ru
 
 
 @pytest.mark.parametrize("first", ["result", "cancel"])
-def test_what_comes_first_of_result_and_cancel_is_the_answer(run, first):
+def test_the_answer_is_the_result_or_the_cancel_whichever_comes_first(run, first):
     async def running():
         held = {}
 

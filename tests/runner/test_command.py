@@ -95,13 +95,13 @@ SOCKETS = [
 
 
 @pytest.mark.parametrize("text", SOCKETS)
-def test_sockets_are_what_they_are_to_rrq_runner(text):
+def test_addresses_are_parsed_as_by_rrq_runner(text):
     stock = pytest.importorskip("rrq.runner_runtime", reason="rrq is not installed")
     assert outcome(parse_tcp_socket, text) == outcome(stock._parse_tcp_socket, text)
 
 
 @given(st.lists(st.sampled_from([*"[]:.019 ", "127.0.0.1", "::1", "localhost"])).map("".join))
-def test_any_other_text_for_a_socket_is_what_it_is_to_rrq_runner(text):
+def test_any_text_is_parsed_as_an_address_as_by_rrq_runner(text):
     stock = pytest.importorskip("rrq.runner_runtime", reason="rrq is not installed")
     assert outcome(parse_tcp_socket, text) == outcome(stock._parse_tcp_socket, text)
 
@@ -117,7 +117,7 @@ def test_any_other_text_for_a_socket_is_what_it_is_to_rrq_runner(text):
         ("0.0.0.0:0", "TCP socket port out of range: 0"),
     ],
 )
-def test_other_addresses_than_loopback_are_taken_when_they_are_allowed(text, parsed):
+def test_addresses_other_than_loopback_are_accepted_if_they_are_allowed(text, parsed):
     assert outcome(lambda: parse_tcp_socket(text, allow_remote=True)) == parsed
 
 
@@ -238,7 +238,7 @@ def test_an_import_error_shows_its_place_and_says_what_to_do(
 
 
 @pytest.mark.parametrize("settings", ["nothing.settings", "raises.settings", "breaks.settings"])
-def test_an_import_error_ends_it_with_the_status_of_rrq_runner(command_for_errors, settings):
+def test_an_import_error_gives_the_exit_status_of_rrq_runner(command_for_errors, settings):
     pytest.importorskip("rrq", reason="rrq is not installed")
     ours = command_for_errors.run(settings=settings)
     stock = command_for_errors.run(settings=settings, module=STOCK)
@@ -253,19 +253,19 @@ def test_settings_are_imported_in_the_running_event_loop(command, module):
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_the_loop_is_the_one_that_is_asked_for(command, loop):
+def test_the_loop_option_chooses_the_event_loop(command, loop):
     if loop == "uvloop":
         pytest.importorskip("uvloop", reason="uvloop is not installed")
     runner = command.start("--loop", loop)
     assert command.connect(runner.port).ask("loop") == loop
 
 
-def test_the_loop_is_uvloop_where_it_is_installed(command):
+def test_the_event_loop_is_uvloop_if_it_is_installed(command):
     pytest.importorskip("uvloop", reason="uvloop is not installed")
     assert command.connect(command.start().port).ask("loop") == "uvloop"
 
 
-def test_the_loop_is_asyncios_where_uvloop_is_not_installed(command):
+def test_the_event_loop_is_asyncios_if_uvloop_is_not_installed(command):
     command.hide_uvloop()
     assert command.connect(command.start().port).ask("loop") == "asyncio"
 

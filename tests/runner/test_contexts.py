@@ -68,7 +68,7 @@ class OwnError(Exception):
 
 @pytest.mark.parametrize("seed", range(8))
 @both_kinds_of_handlers
-def test_jobs_that_wait_at_once_later_or_never_are_answered_once_each_with_their_own(  # noqa: PLR0915
+def test_jobs_that_wait_at_once_later_or_never_each_get_their_own_answer(  # noqa: PLR0915
     run, seed, wrap
 ):
     rng = random.Random(seed)
@@ -164,7 +164,7 @@ def test_jobs_that_wait_at_once_later_or_never_are_answered_once_each_with_their
     run(running())
 
 
-def test_an_exception_arrives_where_a_handler_waits_as_in_a_task_of_its_own(run):
+def test_an_exception_reaches_a_waiting_handler_as_in_a_task_of_its_own(run):
     async def handler(future):
         seen = []
         for _ in range(3):
@@ -192,7 +192,7 @@ def test_an_exception_arrives_where_a_handler_waits_as_in_a_task_of_its_own(run)
     assert among_neighbours(run, job).result == run(plain())
 
 
-def test_what_a_failed_handler_held_is_freed_at_once(run):
+def test_objects_of_a_failed_handler_are_freed_at_once(run):
     class Heavy:
         pass
 

@@ -51,7 +51,7 @@ def test_a_deadline_that_passes_cancels_the_handler(run):
     run(running())
 
 
-def test_deadlines_pass_in_their_order_whatever_that_of_their_requests(run):
+def test_deadlines_are_answered_in_their_own_order_whatever_the_order_of_requests(run):
     async def running():
         async with serving({"forever": forever, "echo": echo}) as connect:
             peer = await connect()
@@ -84,7 +84,7 @@ class SkippingLoop(asyncio.SelectorEventLoop):
         return super().time() + self.ahead
 
 
-def test_ten_thousand_deadlines_pass_in_their_order():
+def test_ten_thousand_deadlines_are_answered_in_order():
     async def running():
         begun = []
 
@@ -122,7 +122,7 @@ class FrozenLoop(asyncio.SelectorEventLoop):
         return super().time() if self.now is None else self.now
 
 
-def test_a_deadline_is_answered_5_ms_early_where_its_request_is_alone(monkeypatch):
+def test_a_deadline_is_answered_5_ms_early_if_its_request_is_alone_on_the_connection(monkeypatch):
     """Elsewhere the orchestrator cancels the job; there, it would end the process."""
 
     async def running():
@@ -164,7 +164,7 @@ def test_a_deadline_is_answered_5_ms_early_where_its_request_is_alone(monkeypatc
         runner.run(running())
 
 
-def test_jobs_that_end_in_time_are_forgotten_before_their_deadlines(run):
+def test_jobs_that_end_in_time_are_freed_before_their_deadlines(run):
     def jobs():
         return sum(type(each).__name__ == "Job" for each in gc.get_objects())
 
@@ -190,7 +190,7 @@ class NotToBeCancelled(asyncio.Future):
         raise LookupError
 
 
-def test_a_handler_that_cannot_be_cancelled_takes_no_other_deadline_down(run):
+def test_a_handler_that_cannot_be_cancelled_does_not_affect_other_deadlines(run):
     async def report(request):
         await NotToBeCancelled()
 

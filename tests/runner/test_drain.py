@@ -67,7 +67,7 @@ def is_refused(port):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("settings", ["drained.handlers", "drained.settings"])
-def test_jobs_that_run_may_end(command, number, settings):
+def test_running_jobs_end_while_the_runner_drains(command, number, settings):
     runner = start(command, "--drain", "600", settings=settings)
     peers = [command.begin(runner.port, "until_told") for _ in range(3)]
     runner.send_signal(number)
@@ -91,7 +91,7 @@ def test_connections_without_jobs_are_closed_at_once(command):
     assert command.wait(runner) == 0
 
 
-def test_a_request_that_comes_while_it_drains_is_not_run(command):
+def test_a_request_that_arrives_during_the_drain_is_not_run(command):
     runner = start(command, "--drain", "600")
     peer = command.begin(runner.port, "until_told")
     idle = command.connect(runner.port)
@@ -108,7 +108,7 @@ def test_a_request_that_comes_while_it_drains_is_not_run(command):
     assert not late.exists()
 
 
-def test_a_request_that_comes_while_it_drains_does_not_cut_off_a_large_answer(command, run):
+def test_a_request_that_arrives_during_the_drain_does_not_cut_off_a_large_answer(command, run):
     runner = start(command, "--drain", "600")
     begun, late = str(command.folder / "begun"), str(command.folder / "late")
     idle = command.connect(runner.port)
@@ -133,7 +133,7 @@ def test_a_request_that_comes_while_it_drains_does_not_cut_off_a_large_answer(co
     assert not os.path.exists(late)
 
 
-def test_what_has_not_ended_in_time_is_cancelled(command):
+def test_jobs_that_outlast_the_drain_are_cancelled(command):
     runner = start(command, "--drain", "0.2", "--grace", "600")
     peer = command.begin(runner.port, "clean_up")
     slow = command.begin(runner.port, "wait")
@@ -159,7 +159,7 @@ def test_a_handler_that_blocks_does_not_outlive_drain_and_grace(command):
     assert command.wait(runner) == 0
 
 
-def test_a_second_signal_kills_it_while_it_drains(command):
+def test_a_second_signal_kills_a_runner_that_drains(command):
     runner = start(command, "--drain", "600")
     idle = command.connect(runner.port)
     idle.ask("kind")

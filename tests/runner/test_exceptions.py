@@ -160,7 +160,7 @@ def test_an_exception_that_cannot_be_sent_is_answered_with_the_cause(run, make, 
     ],
     ids=["raised", "returned"],
 )
-def test_a_delay_that_is_no_number_of_seconds_is_left_to_the_orchestrator(run, delay, how):
+def test_a_delay_of_nan_or_infinity_is_left_to_the_orchestrator(run, delay, how):
     """The stock runner writes NaN and Infinity, which JSON does not have."""
 
     async def report(request):

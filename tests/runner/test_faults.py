@@ -109,7 +109,7 @@ async def proxy(port, requests=forward, answers=forward):
         (cut, cut),
     ],
 )
-def test_delayed_and_cut_bytes_give_the_same_answers(run, requests, answers):
+def test_delayed_and_split_bytes_give_the_same_answers(run, requests, answers):
     async def scenario():
         async with serving() as served, proxy(served.port, requests, answers) as port:
             await execute_all(port, 60)
@@ -214,7 +214,7 @@ def test_a_stream_that_ends_inside_a_request_is_closed(run, half):
     ],
     ids=lambda sent: repr(sent[:12]),
 )
-def test_other_protocols_end_their_connection(run, sent):
+def test_a_peer_with_another_protocol_is_disconnected(run, sent):
     async def scenario():
         async with (
             serving() as served,
@@ -246,7 +246,7 @@ def test_other_protocols_end_their_connection(run, sent):
         (encode_frame(ExecutionOutcome.success("j", "1"))[HEADER:], None),
     ],
 )
-def test_an_invalid_payload_does_not_end_its_connection(run, payload, answered):
+def test_an_invalid_payload_does_not_close_its_connection(run, payload, answered):
     async def scenario():
         async with (
             serving() as served,

@@ -55,7 +55,7 @@ REQUESTS = [
 
 @needs_rrq
 @pytest.mark.parametrize("payload", REQUESTS, ids=["full", "bare", "nulls", "offset"])
-def test_handlers_of_a_registry_get_the_request_that_rrq_would_build(run, payload):
+def test_handlers_of_a_registry_get_requests_as_rrq_builds_them(run, payload):
     given = []
 
     async def keep(request):
@@ -126,7 +126,7 @@ asyncio.run(main(int(sys.argv[1])))
 '''
 
 
-def test_a_runner_needs_no_rrq(tmp_path):
+def test_a_runner_works_without_rrq(tmp_path):
     script = tmp_path / "without_rrq.py"
     script.write_text(WITHOUT_RRQ)
     done = subprocess.run(

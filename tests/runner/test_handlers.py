@@ -175,7 +175,7 @@ async def rename_its_task(request):
     ids=lambda value: getattr(value, "__name__", ""),
 )
 @both_kinds_of_handlers
-def test_a_handler_does_with_its_task_what_it_likes(run, report, expected, wrap):
+def test_a_handler_may_use_its_task_in_any_way(run, report, expected, wrap):
     answer = among_neighbours(run, report, wrap=wrap)
     if isinstance(expected, OutcomeType):
         assert answer.type is expected
@@ -192,7 +192,7 @@ async def nothing(request):
 
 
 @pytest.mark.parametrize("how", ["deadline", "request", "job", "end"])
-def test_a_handler_that_ruins_its_native_request_can_still_be_cancelled(run, how):
+def test_a_handler_that_overwrites_its_native_request_can_still_be_cancelled(run, how):
     async def running():
         async with serving({"nothing": nothing, "echo": echo}) as connect:
             peer = await connect()
@@ -272,7 +272,7 @@ def test_every_job_goes_through_the_task_factory_of_the_loop(run):
     assert names >= {f"rrq-runner-é{n}" for n in range(20)}
 
 
-def test_tasks_that_a_handler_leaves_behind_go_on_and_leave_the_others_alone(run):
+def test_tasks_that_outlive_their_handler_keep_running_and_affect_no_other_job(run):
     tasks = []
 
     async def linger():
@@ -298,9 +298,7 @@ def test_tasks_that_a_handler_leaves_behind_go_on_and_leave_the_others_alone(run
     ],
     ids=["not awaitable", "no argument"],
 )
-def test_a_callable_that_turns_out_not_to_be_a_handler_is_an_error_of_its_job(
-    run, handler, message
-):
+def test_a_callable_that_cannot_be_a_handler_fails_its_job(run, handler, message):
     class Handler:
         def __call__(self, *arguments):
             return handler(*arguments)
@@ -308,7 +306,7 @@ def test_a_callable_that_turns_out_not_to_be_a_handler_is_an_error_of_its_job(
     assert message in among_neighbours(run, Handler()).error.message
 
 
-def test_an_id_that_leaves_no_room_for_an_answer_is_no_other_jobs_concern(run):
+def test_an_id_that_leaves_no_room_for_an_answer_affects_no_other_job(run):
     """The largest request is about as large as the answer that gives its ids back."""
     long = type("Unsendable" * 50, (), {})
 
@@ -349,6 +347,6 @@ class Callable:
 
 
 @pytest.mark.parametrize("wrap", [decorated, Callable])
-def test_what_is_async_may_wrap_what_is_not(run, wrap):
+def test_an_async_handler_may_wrap_a_sync_function(run, wrap):
     answers = call(run, {"report": wrap(lambda request: 5)}, request("report", id="r"))
     assert answers["r"].result == 5

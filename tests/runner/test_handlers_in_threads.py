@@ -74,11 +74,11 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("handler", PLAIN, ids=range(len(PLAIN)))
-def test_whatever_is_not_async_runs_in_a_thread(run, handler):
+def test_every_kind_of_plain_function_runs_in_a_thread(run, handler):
     assert call(run, handler, {"a": 1}).result == {"a": 1}
 
 
-def test_handlers_that_are_async_stay_on_the_event_loop(run):
+def test_async_handlers_run_in_the_event_loop(run):
     assert call(run, where).result.startswith("rrq-fastwire-handler-")
     assert call(run, on_the_loop).result == threading.current_thread().name
 
@@ -106,7 +106,7 @@ def test_no_more_threads_are_started_than_are_needed(run):
     assert run(calling()) == {"rrq-fastwire-handler-1"}
 
 
-def test_the_event_loop_goes_on_meanwhile(run):
+def test_the_event_loop_runs_while_a_thread_blocks(run):
     released = threading.Event()
 
     def block(request):
@@ -154,19 +154,21 @@ def give_up(request):
         (give_up, OutcomeType.CANCELLED, "Job cancelled"),
     ],
 )
-def test_what_it_raises_is_answered_as_that_of_an_async_handler(run, handler, type, message):
+def test_an_exception_in_a_thread_is_answered_as_that_of_an_async_handler(
+    run, handler, type, message
+):
     outcome = call(run, handler)
     assert (outcome.type, outcome.error.message) == (type, message)
 
 
-def test_an_outcome_is_sent_as_it_is(run):
+def test_an_outcome_from_a_thread_is_sent_as_it_is(run):
     def refuse(request):
         return ExecutionOutcome.failure("", "", "no", code="E42")
 
     assert call(run, refuse).error.code == "E42"
 
 
-def test_context_variables_are_copied(run):
+def test_context_variables_are_copied_into_the_thread(run):
     variable = contextvars.ContextVar("variable", default="unset")
 
     def change(request):
@@ -182,7 +184,7 @@ def test_context_variables_are_copied(run):
     assert call(run, change, middleware=[set_it]).result == expected
 
 
-def test_a_deadline_is_answered_at_once_and_the_thread_keeps_its_place(run, caplog):
+def test_a_deadline_is_answered_at_once_and_its_thread_stays_busy(run, caplog):
     began, released = threading.Event(), threading.Event()
 
     def block(request):
@@ -207,7 +209,7 @@ def test_a_deadline_is_answered_at_once_and_the_thread_keeps_its_place(run, capl
     assert warnings[0].endswith("busy threads: 1 of 1")
 
 
-def test_a_job_that_waits_for_a_thread_is_not_run_once_it_is_answered(run):
+def test_a_job_that_was_answered_while_it_waited_for_a_thread_is_not_run(run):
     began, released, ran = threading.Event(), threading.Event(), []
 
     def block(request):
@@ -234,7 +236,7 @@ def test_a_job_that_waits_for_a_thread_is_not_run_once_it_is_answered(run):
     assert ran == [{"last": True}]
 
 
-def test_what_it_raises_after_its_deadline_is_logged(run, caplog):
+def test_an_exception_in_a_thread_after_its_deadline_is_logged(run, caplog):
     began, released = threading.Event(), threading.Event()
 
     def block(request):
@@ -254,7 +256,7 @@ def test_what_it_raises_after_its_deadline_is_logged(run, caplog):
     assert str(record.exc_info[1]) == "too late"
 
 
-def test_what_a_job_held_is_freed_at_once(run):
+def test_objects_of_a_job_in_a_thread_are_freed_at_once(run):
     class Large:
         pass
 
@@ -308,13 +310,13 @@ def test_idle_threads_end_with_the_runner(run):
         time.sleep(0.01)
 
 
-def test_without_threads_it_is_refused_and_told_how_to_run_it(run):
+def test_without_threads_a_plain_function_is_refused_with_advice(run):
     with pytest.raises(TypeError, match="'where' is not async: define it with async def, or run"):
         run(serve({"where": where}, "127.0.0.1:9000"))
 
 
 @pytest.mark.parametrize("handler", [None, 3])
-def test_what_cannot_be_called_is_refused_with_threads_too(handler):
+def test_a_handler_that_cannot_be_called_is_refused_with_threads_too(handler):
     with pytest.raises(TypeError, match="'it'"):
         Runner({"it": handler}, threads=1)
 
@@ -354,7 +356,7 @@ def command(command):
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("handler", ["stuck", "stuck_in_c"])
-def test_threads_that_never_end_do_not_hold_the_process(command, loop, handler):
+def test_threads_that_never_end_do_not_keep_the_process_alive(command, loop, handler):
     if loop == "uvloop":
         pytest.importorskip("uvloop", reason="uvloop is not installed")
     # With a grace this long, a process that waited for threads would not end within the test.
@@ -369,13 +371,13 @@ def test_threads_that_never_end_do_not_hold_the_process(command, loop, handler):
     assert runner.errors().count("keeps running in its thread") == 2
 
 
-def test_a_settings_object_of_rrq_may_have_them(command):
+def test_a_settings_object_of_rrq_may_have_plain_functions(command):
     pytest.importorskip("rrq", reason="rrq is not installed")
     runner = command.start("--threads", "1", settings="app.settings_with_a_mistake")
     assert command.connect(runner.port).ask("report") is None
 
 
-def test_without_the_option_the_message_names_it(command):
+def test_without_threads_the_error_names_the_option(command):
     done = command.run(settings="plain.handlers")
     assert "the handler 'where' is not async" in done.stderr
     assert "--threads" in done.stderr

@@ -158,7 +158,7 @@ LEAVES = (
         max_leaves=20,
     )
 )
-def test_any_nesting_of_them_has_the_form_that_rrq_gives_it(value):
+def test_any_nesting_of_values_has_the_form_that_rrq_gives_it(value):
     try:
         expected = frame(_rrq.as_stock_writes, value)
     except EncodeError:
@@ -166,7 +166,7 @@ def test_any_nesting_of_them_has_the_form_that_rrq_gives_it(value):
     assert frame(json_forms.as_stock_writes, value) == expected
 
 
-def test_details_of_an_error_have_them_too():
+def test_details_of_an_error_have_the_same_forms():
     outcome = ExecutionOutcome.failure("j", "r", "no", details={"at": date(2020, 1, 2)})
     json_forms.as_stock_writes(outcome)
     assert outcome.error.details == {"at": "2020-01-02"}
@@ -180,12 +180,12 @@ def test_details_of_an_error_have_them_too():
         (int, "object of type 'type' has no JSON form"),
     ],
 )
-def test_what_has_no_form_is_named_with_its_path(value, text):
+def test_a_value_without_a_json_form_is_an_error_with_its_path(value, text):
     with pytest.raises(EncodeError, match=re.escape(text)):
         frame(json_forms.as_stock_writes, value)
 
 
-def test_an_endless_iterator_and_endless_nesting_come_to_an_end(monkeypatch):
+def test_an_endless_iterator_and_endless_nesting_are_stopped(monkeypatch):
     monkeypatch.setattr(json_forms, "MAX_ITEMS", 1000)
     outcome = ExecutionOutcome.success("j", "r", itertools.count())
     json_forms.as_stock_writes(outcome)

@@ -138,7 +138,7 @@ def ends(command, runner, number=signal.SIGTERM):
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize("settings", ["life.handlers", "life.settings"])
-def test_it_surrounds_the_socket_and_gives_its_value_to_handlers(command, loop, settings):
+def test_a_lifespan_surrounds_the_socket_and_gives_its_value_to_handlers(command, loop, settings):
     if loop == "uvloop":
         pytest.importorskip("uvloop", reason="uvloop is not installed")
     if "settings" in settings:
@@ -154,14 +154,14 @@ def test_it_surrounds_the_socket_and_gives_its_value_to_handlers(command, loop, 
 
 
 @pytest.mark.parametrize("path", ["life.AsClass", "life:as_object"])
-def test_it_may_be_a_context_manager_or_a_class_of_them(command, path):
+def test_a_lifespan_may_be_a_class_or_an_instance(command, path):
     runner = command.start("--lifespan", path, "--grace", "5", settings="life.handlers")
     assert command.connect(runner.port).ask("value") == {"pool": 2}
     assert ends(command, runner) == 0
     assert command.notes.read_text() == "left (None, None, None)\n"
 
 
-def test_it_is_left_after_the_last_answer_and_the_end_of_the_handlers(command):
+def test_a_lifespan_exits_after_the_last_answer_and_the_end_of_the_handlers(command):
     runner = command.start("--lifespan", "life.lifespan", "--grace", "5", settings="life.handlers")
     peer = command.begin(runner.port, "wait")
     runner.terminate()
@@ -195,7 +195,7 @@ def test_an_error_on_entry_is_shown_and_nothing_listens(command, path, error, fr
 
 
 @pytest.mark.parametrize("path", ["life.number", "life.undecorated"])
-def test_what_is_not_a_context_manager_gets_one_line_and_status_1(command, path):
+def test_a_lifespan_that_is_no_context_manager_gets_one_line_and_status_1(command, path):
     done = command.run("--lifespan", path, settings="life.handlers")
     assert "the lifespan must be an async context manager" in done.stderr
     assert "contextlib.asynccontextmanager" in done.stderr
@@ -218,7 +218,7 @@ def test_a_missing_attribute_names_the_option_to_correct(command):
     assert done.returncode == 1
 
 
-def test_an_error_at_the_end_is_logged_and_the_status_is_1(command):
+def test_an_error_on_exit_is_logged_and_the_status_is_1(command):
     runner = command.start(
         "--lifespan", "life.fails_at_the_end", "--grace", "5", settings="life.handlers"
     )
@@ -228,14 +228,14 @@ def test_an_error_at_the_end_is_logged_and_the_status_is_1(command):
     assert runner.errors().count("Traceback") == 1
 
 
-def test_an_exit_at_the_end_decides_on_the_status(command):
+def test_a_sys_exit_on_exit_gives_the_status(command):
     runner = command.start(
         "--lifespan", "life.exits_at_the_end", "--grace", "5", settings="life.handlers"
     )
     assert ends(command, runner) == 7
 
 
-def test_a_port_in_use_leaves_the_lifespan(command):
+def test_a_lifespan_exits_if_the_port_is_in_use(command):
     with socket.create_server(("127.0.0.1", 0)) as server:
         tcp_socket = f"127.0.0.1:{server.getsockname()[1]}"
         done = command.run(
@@ -247,7 +247,7 @@ def test_a_port_in_use_leaves_the_lifespan(command):
 
 
 @pytest.mark.parametrize("path", ["life.hangs", "life.hangs_at_the_end"])
-def test_a_lifespan_that_hangs_does_not_hold_the_process(command, path):
+def test_a_lifespan_that_hangs_does_not_keep_the_process_alive(command, path):
     port = free_port()
     if path == "life.hangs":
         line = command.line(
@@ -287,7 +287,7 @@ async def serving(port, **options):
     raise AssertionError("it has ended")
 
 
-def test_serve_leaves_the_lifespan_when_it_is_cancelled_as_if_nothing_had_been_raised(run):
+def test_a_cancel_of_serve_exits_the_lifespan_without_an_exception(run):
     left = []
 
     @contextlib.asynccontextmanager

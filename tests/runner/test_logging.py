@@ -106,7 +106,7 @@ def test_each_job_has_one_record_with_its_connection_function_and_end(run, caplo
     assert "Traceback" in caplog.text
 
 
-def test_what_a_handler_raises_after_its_cancellation_is_logged(run, caplog):
+def test_an_exception_of_a_cancelled_handler_is_logged(run, caplog):
     async def running():
         async with serving({"fail": fail_instead, "echo": echo}) as connect:
             peer = await connect()
@@ -160,7 +160,7 @@ def test_the_level_and_the_handlers_of_the_stock_runners_logger_apply(run, name)
 @needs_rrq
 @pytest.mark.parametrize("error", [LookupError("filter"), SystemExit("filter")], ids=repr)
 @pytest.mark.parametrize("level", [logging.DEBUG, logging.WARNING])
-def test_a_logging_filter_that_raises_takes_nothing_down(run, caplog, capsys, error, level):
+def test_a_logging_filter_that_raises_affects_no_job(run, caplog, capsys, error, level):
     def rude(record):
         raise error
 
@@ -174,7 +174,7 @@ def test_a_logging_filter_that_raises_takes_nothing_down(run, caplog, capsys, er
     assert f"{type(error).__name__}: filter" in capsys.readouterr().err
 
 
-def test_what_a_peer_does_wrong_is_logged_with_its_connection(run, caplog):
+def test_errors_of_a_peer_are_logged_with_its_connection(run, caplog):
     async def running():
         async with serving({"echo": echo}) as connect:
             peer = await connect()
@@ -192,7 +192,7 @@ def test_what_a_peer_does_wrong_is_logged_with_its_connection(run, caplog):
     assert broken.startswith(f"{name}: closed, this is not RRQ's protocol: ")
 
 
-def test_a_peer_does_not_decide_how_long_a_line_of_the_log_is(run, caplog):
+def test_a_peer_cannot_make_log_lines_long_or_break_them(run, caplog):
     frame = pack_frame(
         json.dumps(
             {"type": "request", "payload": {"job_id": "x\n" * 10_000, "request_id": "r"}}

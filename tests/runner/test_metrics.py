@@ -121,7 +121,7 @@ def test_jobs_in_flight_are_counted_until_they_are_answered(command):
     until(lambda: scrape(runner).get(cancelled) == 1, "it is counted")
 
 
-def test_what_is_refused_is_counted(command):
+def test_refused_requests_are_counted(command):
     runner = start(command)
     peer = command.begin(runner.port, "wait")
     peer.send("wait")  # the same request_id
@@ -144,7 +144,7 @@ def test_bytes_are_counted(command):
     assert scrape(runner)["rrq_fastwire_sent_bytes_total",] > 50
 
 
-def test_a_blocked_event_loop_is_seen_while_and_after_it_is_blocked(command):
+def test_metrics_are_served_during_a_blocked_event_loop_and_show_its_lag(command):
     runner = start(command)
     peer = command.connect(runner.port)
     peer.send("block_for_a_second")
@@ -180,7 +180,7 @@ def test_processes_of_a_pool_have_ports_of_their_own(command):
     assert counts == [1, 2]
 
 
-def test_metrics_go_on_when_the_runner_starts_anew(command):
+def test_metrics_are_served_after_a_restart(command):
     runner = command.start(
         "--metrics", "127.0.0.1:+1", "--max-jobs", "2", settings="measured.handlers"
     )

@@ -58,7 +58,7 @@ def test_an_option_can_be_an_environment_variable(command, monkeypatch):
     assert command.connect(runner.port).ask("loop") == "asyncio"
 
 
-def test_the_command_line_comes_before_the_environment(command, monkeypatch):
+def test_the_command_line_overrides_the_environment(command, monkeypatch):
     set_option(command, monkeypatch, "--settings", "nothing.handlers")
     set_option(command, monkeypatch, "--grace", "not looked at")
     runner = command.start("--grace", "1", settings="app.handlers")
@@ -181,7 +181,7 @@ def test_an_extra_that_is_missing_gets_one_line_and_status_2(command, module, ar
     assert done.returncode == 2
 
 
-def test_nothing_is_imported_for_options_that_are_not_given(command):
+def test_modules_of_options_that_are_not_given_are_not_imported(command):
     (command.folder / "imports.py").write_text(
         "import sys\n"
         "async def imported(request):\n"

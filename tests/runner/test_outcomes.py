@@ -168,7 +168,7 @@ def test_one_outcome_can_be_the_answer_to_many_jobs(run):
     ids=lambda returned: returned.type,
 )
 @both_kinds_of_handlers
-def test_an_outcome_of_ours_is_sent_as_it_is(run, returned, wrap):
+def test_an_outcome_of_this_package_is_sent_as_it_is(run, returned, wrap):
     answer = among_neighbours(run, giving(lambda: returned), wrap=wrap)
     returned.job_id, returned.request_id = "j", "r"
     assert answer == decode_frame(encode_frame(returned))
@@ -190,7 +190,7 @@ def test_an_outcome_of_ours_is_sent_as_it_is(run, returned, wrap):
     ],
     ids=itertools.count(),
 )
-def test_a_wrong_outcome_of_ours_is_answered_with_the_cause(run, make, cause):
+def test_an_invalid_outcome_of_this_package_is_answered_with_the_cause(run, make, cause):
     answer = among_neighbours(run, giving(make))
     assert answer.type is OutcomeType.FAILURE
     assert re.search(cause, answer.error.message), answer.error.message

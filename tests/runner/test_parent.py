@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="parents are POSIX's 
 
 
 @pytest.mark.parametrize("function_name", [None, "wait", "swallow", "block", "wait_for_thread"])
-def test_a_runner_whose_parent_goes_away_ends(command, function_name):
+def test_a_runner_exits_when_its_parent_ends(command, function_name):
     with Orphan(command, "--grace", "600") as runner:
         command.serving(runner.port, lambda: runner.parent.poll() is None)
         if function_name is not None:
@@ -26,14 +26,14 @@ def test_a_runner_whose_parent_goes_away_ends(command, function_name):
         print(f"ended {time.monotonic() - start:.2f} s after its parent")
 
 
-def test_a_runner_whose_parent_goes_away_ends_while_it_imports_the_settings(command):
+def test_a_runner_exits_when_its_parent_ends_during_the_import_of_the_settings(command):
     with Orphan(command, settings="hangs.handlers") as runner:
         until((command.folder / "hangs").exists, "the settings are imported")
         runner.lose_parent()
         assert runner.gone(PATIENCE)
 
 
-def test_no_parent_watch_keeps_it_alive(command):
+def test_no_parent_watch_keeps_the_runner_alive(command):
     with Orphan(command, "--no-parent-watch") as runner:
         command.serving(runner.port, lambda: runner.parent.poll() is None)
         peer = command.begin(runner.port, "outlive_parent")
@@ -44,7 +44,7 @@ def test_no_parent_watch_keeps_it_alive(command):
 
 
 @pytest.mark.parametrize("milliseconds", range(0, 400, 25))
-def test_a_runner_whose_parent_goes_away_ends_while_it_starts(command, milliseconds):
+def test_a_runner_exits_when_its_parent_ends_during_the_start(command, milliseconds):
     with Orphan(command) as runner:
         time.sleep(milliseconds / 1000)
         runner.lose_parent()
@@ -52,7 +52,7 @@ def test_a_runner_whose_parent_goes_away_ends_while_it_starts(command, milliseco
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="it is known by its session, on Linux")
-def test_a_runner_whose_parent_went_away_before_its_first_line_ends(command):
+def test_a_runner_exits_if_its_parent_ended_before_the_start(command):
     parent_is_gone = command.folder / "parent is gone"
     line = [
         "/bin/sh",
@@ -66,7 +66,7 @@ def test_a_runner_whose_parent_went_away_before_its_first_line_ends(command):
         assert runner.gone(PATIENCE)
 
 
-def test_it_ends_without_its_parent_though_its_output_is_a_full_pipe(command):
+def test_a_runner_exits_when_its_parent_ends_although_its_output_is_a_full_pipe(command):
     with FullPipe() as pipe, Orphan(command, settings="logs.handlers", stderr=pipe) as runner:
         command.serving(runner.port, lambda: runner.parent.poll() is None)
         command.begin(runner.port, "log")

@@ -37,7 +37,7 @@ COMPLAINTS = (
 @posix
 @pytest.mark.parametrize("number", ENDINGS)
 @pytest.mark.parametrize("settings", ["app.handlers", "app.settings"])
-def test_a_signal_cancels_and_answers_what_runs(command, number, settings):
+def test_a_signal_cancels_and_answers_running_jobs(command, number, settings):
     if settings == "app.settings":
         pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
     runner = command.start("--grace", "600", settings=settings)
@@ -81,7 +81,7 @@ def test_a_signal_answers_requests_that_wait_for_handlers_that_block(command):
 
 @posix
 @pytest.mark.parametrize("number", ENDINGS)
-def test_an_ending_runner_accepts_no_connection(command, number):
+def test_a_runner_that_shuts_down_accepts_no_connection(command, number):
     runner = command.start("--grace", "600")
     peer = command.begin(runner.port, "swallow")
     runner.send_signal(number)
@@ -95,7 +95,7 @@ def test_an_ending_runner_accepts_no_connection(command, number):
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("turns", range(8))
-def test_a_connection_of_the_last_moment_is_ended(run, turns):
+def test_a_connection_that_arrives_during_the_shutdown_is_closed(run, turns):
     async def scenario():
         loop = asyncio.get_running_loop()
         port = free_port()
@@ -123,7 +123,7 @@ def test_a_connection_of_the_last_moment_is_ended(run, turns):
 
 @posix
 @pytest.mark.parametrize("number", ENDINGS)
-def test_a_handler_has_the_grace_to_clean_up(command, number):
+def test_a_cancelled_handler_can_clean_up_during_the_grace(command, number):
     runner = command.start("--grace", "600")
     peer = command.begin(runner.port, "clean_up")
     runner.send_signal(number)
@@ -146,7 +146,7 @@ def test_a_handler_has_the_grace_to_clean_up(command, number):
         "flood",  # the peer does not read its answer
     ],
 )
-def test_what_does_not_end_is_ended_after_the_grace(command, number, function_name):
+def test_the_runner_exits_after_the_grace_whatever_a_handler_does(command, number, function_name):
     runner = command.start("--grace", "0.2")
     command.begin(runner.port, function_name)
     runner.send_signal(number)
@@ -161,7 +161,7 @@ def test_what_does_not_end_is_ended_after_the_grace(command, number, function_na
     "function_name",
     ["swallow", "block", "leave_stubborn_task", "leave_thread", "wait_for_thread", "flood"],
 )
-def test_a_second_signal_ends_it_at_once(command, number, function_name):
+def test_a_second_signal_kills_the_runner_at_once(command, number, function_name):
     runner = command.start("--grace", "600")
     command.begin(runner.port, function_name)
 
@@ -175,7 +175,7 @@ def test_a_second_signal_ends_it_at_once(command, number, function_name):
 
 
 @posix
-def test_a_second_signal_at_the_same_moment_ends_it_too(command):
+def test_two_signals_at_the_same_moment_kill_the_runner(command):
     runner = command.start("--grace", "600")
     command.begin(runner.port, "signal_twice")
     assert command.wait(runner) in (-signal.SIGINT, -signal.SIGTERM)
@@ -184,7 +184,7 @@ def test_a_second_signal_at_the_same_moment_ends_it_too(command):
 
 @posix
 @pytest.mark.parametrize("function_name", ["wait_for_thread", "block"])
-def test_what_does_not_end_is_ended_by_default(command, function_name):
+def test_the_runner_exits_by_default_although_a_handler_does_not_end(command, function_name):
     runner = command.start()
     command.begin(runner.port, function_name)
     runner.send_signal(signal.SIGTERM)
@@ -194,7 +194,7 @@ def test_what_does_not_end_is_ended_by_default(command, function_name):
 @posix
 @pytest.mark.parametrize("number", ENDINGS)
 @pytest.mark.parametrize("function_name", ["log", "print_a_bit"])
-def test_it_ends_though_its_output_is_a_full_pipe(command, number, function_name):
+def test_the_runner_exits_although_its_output_is_a_full_pipe(command, number, function_name):
     with FullPipe() as pipe:
         runner = command.start(settings="logs.handlers", stdout=pipe, stderr=pipe)
         command.begin(runner.port, function_name)
@@ -226,7 +226,7 @@ asyncio.run(main())
 
 @posix
 @pytest.mark.parametrize("number", ENDINGS)
-def test_a_signal_ends_each_serve_of_a_program(command, number):
+def test_a_signal_ends_every_serve_call_of_a_program(command, number):
     ports = [free_port(), free_port()]
     sockets = [f"127.0.0.1:{port}" for port in ports]
     program = command.spawn([sys.executable, "-c", SERVE_TWICE, *sockets], stdout=subprocess.PIPE)
@@ -253,7 +253,7 @@ def test_a_signal_ends_each_serve_of_a_program(command, number):
         ("restores_the_default", -signal.SIGTERM),
     ],
 )
-def test_a_signal_handler_of_the_settings_ends_it(command, module, settings, status):
+def test_a_signal_handler_of_the_settings_can_end_the_runner(command, module, settings, status):
     pytest.importorskip("rrq", reason="rrq is not installed")
     arguments = ["--grace", "600"] if module == OURS else []
     runner = command.start(*arguments, settings=f"{settings}.settings", module=module)
@@ -266,7 +266,7 @@ def test_a_signal_handler_of_the_settings_ends_it(command, module, settings, sta
 @posix
 @pytest.mark.parametrize("module", [OURS, STOCK])
 @pytest.mark.parametrize("settings", ["only_notes_it", "ignores_it"])
-def test_a_signal_handler_of_the_settings_lets_it_go_on(command, module, settings):
+def test_a_signal_handler_of_the_settings_can_keep_the_runner_running(command, module, settings):
     pytest.importorskip("rrq", reason="rrq is not installed")
     runner = command.start(settings=f"{settings}.settings", module=module)
     for _ in range(2):
@@ -275,7 +275,7 @@ def test_a_signal_handler_of_the_settings_lets_it_go_on(command, module, setting
 
 
 @posix
-def test_a_signal_handler_that_exits_in_the_midst_of_a_job_ends_it(command):
+def test_a_signal_handler_that_exits_during_a_job_ends_the_runner(command):
     runner = command.start("--grace", "600", settings="exits.handlers")
     waiting = command.begin(runner.port, "wait")
     command.begin(runner.port, "work")
@@ -285,7 +285,7 @@ def test_a_signal_handler_that_exits_in_the_midst_of_a_job_ends_it(command):
 
 
 @posix
-def test_a_signal_that_is_ignored_when_it_starts_stays_ignored(command):
+def test_a_signal_that_is_ignored_at_the_start_stays_ignored(command):
     line = ["/bin/sh", "-c", 'trap "" INT; exec "$@"', "sh"]
     runner = command.start(before=line)
     runner.send_signal(signal.SIGINT)

@@ -74,7 +74,7 @@ def ask_until_another(peer, before):
 
 
 @pytest.mark.parametrize("settings", ["renewed.handlers", "renewed.settings"])
-def test_it_starts_anew_after_a_number_of_jobs_on_the_same_connections(command, settings):
+def test_the_runner_restarts_after_a_number_of_jobs_and_keeps_its_connections(command, settings):
     if settings.endswith("settings"):
         pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
     runner = command.start("--max-jobs", "4", settings=settings, stdout=-1)
@@ -93,7 +93,7 @@ def test_it_starts_anew_after_a_number_of_jobs_on_the_same_connections(command, 
     assert "the number of jobs that --max-jobs allows is reached" in runner.errors()
 
 
-def test_no_request_is_lost_or_run_twice_while_it_starts_anew_again_and_again(command):
+def test_no_request_is_lost_or_run_twice_during_many_restarts(command):
     runner = command.start("--max-jobs", "3", settings="renewed.handlers")
     peers = [command.connect(runner.port) for _ in range(8)]
     answers = []
@@ -112,7 +112,7 @@ def test_no_request_is_lost_or_run_twice_while_it_starts_anew_again_and_again(co
     assert len(answers) >= 80
 
 
-def test_requests_wait_while_a_job_runs_on(command):
+def test_requests_wait_for_a_second_at_most_while_a_job_delays_the_restart(command):
     runner = command.start("--max-jobs", "2", settings="renewed.handlers")
     running = command.begin(runner.port, "until_told")
     other = command.connect(runner.port)
@@ -125,7 +125,7 @@ def test_requests_wait_while_a_job_runs_on(command):
     ask_until_another(other, me)
 
 
-def test_half_a_message_holds_it_up_until_the_rest_comes(command):
+def test_half_a_message_delays_the_restart_until_the_rest_arrives(command):
     runner = command.start("--max-jobs", "1", settings="renewed.handlers")
     half, peer = command.connect(runner.port), command.connect(runner.port)
     half.socket.sendall(b"\0\0")
@@ -137,7 +137,7 @@ def test_half_a_message_holds_it_up_until_the_rest_comes(command):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident memory is known on Linux only")
-def test_it_starts_anew_when_it_has_too_much_memory(command):
+def test_the_runner_restarts_when_it_uses_too_much_memory(command):
     runner = command.start("--max-rss", "180M", settings="renewed.handlers")
     peer = command.connect(runner.port)
     me = peer.ask("grow")
@@ -154,7 +154,7 @@ def test_a_limit_below_what_an_idle_runner_has_gets_one_line_and_status_1(comman
     assert done.returncode == 1
 
 
-def test_sigterm_ends_it_while_it_waits_for_a_job_before_starting_anew(command):
+def test_sigterm_ends_a_runner_that_waits_for_a_job_before_its_restart(command):
     runner = command.start("--max-jobs", "1", settings="renewed.handlers")
     peer = command.begin(runner.port, "until_told")
     command.connect(runner.port).ask("kind")
@@ -164,7 +164,7 @@ def test_sigterm_ends_it_while_it_waits_for_a_job_before_starting_anew(command):
     assert command.wait(runner) == 0
 
 
-def test_settings_that_break_meanwhile_end_it(command):
+def test_the_runner_exits_if_its_settings_fail_at_the_restart(command):
     runner = command.start("--max-jobs", "1", settings="renewed.handlers")
     (command.folder / "renewed.py").write_text("raise RuntimeError('broken')")
     command.connect(runner.port).ask("kind")
@@ -179,7 +179,7 @@ def test_jitter_is_a_tenth_at_most_and_below_the_limit():
     assert 980 < max(numbers) <= 1000
 
 
-def test_serve_returns_when_it_has_run_a_number_of_jobs(run):
+def test_serve_returns_after_a_number_of_jobs(run):
     async def answer(request):
         return "answer"
 

@@ -47,7 +47,7 @@ def start(command):
     return command.start("--reload", settings="source.app.handlers")
 
 
-def test_a_change_of_any_file_of_the_package_is_served(command):
+def test_a_change_of_any_file_of_the_package_takes_effect(command):
     runner = start(command)
     peer = command.connect(runner.port)
     assert peer.ask("ask") == "first"
@@ -59,7 +59,7 @@ def test_a_change_of_any_file_of_the_package_is_served(command):
     assert runner.errors() == ""
 
 
-def test_a_job_that_runs_may_end(command):
+def test_a_running_job_ends_before_the_restart(command):
     runner = start(command)
     peer, running = command.connect(runner.port), command.begin(runner.port, "until_told")
     command.change("TEXT = 'second'")
@@ -68,7 +68,7 @@ def test_a_job_that_runs_may_end(command):
     until(lambda: peer.ask("ask") == "second", "the change is served")
 
 
-def test_a_mistake_is_shown_and_its_correction_served(command):
+def test_a_syntax_error_is_shown_and_its_correction_takes_effect(command):
     runner = start(command)
     peer = command.connect(runner.port)
     assert peer.ask("ask") == "first"
@@ -80,7 +80,7 @@ def test_a_mistake_is_shown_and_its_correction_served(command):
     assert peer.receive().result == "corrected"
 
 
-def test_a_runner_that_starts_with_a_mistake_serves_its_correction(command):
+def test_a_runner_that_starts_with_a_syntax_error_runs_after_the_correction(command):
     command.change("TEXT = (")
     port, errors = free_port(), command.folder / "errors"
     with errors.open("w") as file:
@@ -94,7 +94,7 @@ def test_a_runner_that_starts_with_a_mistake_serves_its_correction(command):
     assert command.connect(port).ask("ask") == "corrected"
 
 
-def test_sigterm_ends_it_while_it_waits_for_a_correction(command):
+def test_sigterm_ends_a_runner_that_waits_for_a_correction(command):
     runner = start(command)
     command.change("TEXT = (")
     until(lambda: "waiting for a change" in runner.errors(), "the mistake is shown")

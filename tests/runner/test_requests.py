@@ -73,7 +73,7 @@ def test_a_job_without_a_handler_is_answered_in_the_words_of_the_stock_runner(ru
 
 
 @pytest.mark.parametrize("limit", [None, 1, 3])
-def test_beyond_the_limit_in_flight_a_request_is_told_that_the_runner_is_busy(run, limit):
+def test_a_request_beyond_the_limit_in_flight_is_answered_busy(run, limit):
     async def running():
         held = asyncio.Event()
 
@@ -200,7 +200,7 @@ def test_a_response_sent_to_the_runner_is_ignored(run):
     ],
     ids=["HTTP", "empty frame", "4 GiB", "a byte over 16 MiB", "TLS"],
 )
-def test_garbage_closes_its_own_connection_alone(run, garbage):
+def test_invalid_bytes_close_only_their_own_connection(run, garbage):
     async def running():
         held = asyncio.Event()
 
@@ -267,7 +267,7 @@ def test_the_end_of_a_connection_cancels_its_jobs_and_no_others(run):
     run(running())
 
 
-def test_a_readiness_probe_that_sends_nothing_leaves_nothing(run):
+def test_a_readiness_probe_that_sends_nothing_is_closed(run):
     async def running():
         async with serving({"echo": echo}) as connect:
             probe = await connect()
@@ -277,7 +277,7 @@ def test_a_readiness_probe_that_sends_nothing_leaves_nothing(run):
     run(running())
 
 
-def test_requests_that_were_held_back_are_not_run_once_the_runner_ends(run):
+def test_requests_held_back_by_unread_answers_are_not_run_at_the_shutdown(run):
     began = []
 
     async def large(request):

@@ -324,13 +324,13 @@ def test_a_result_that_cannot_be_sent_is_answered_with_the_cause(run, make, caus
         pytest.param(RudeModel, marks=needs_rrq, id="a model that exits"),
     ],
 )
-def test_a_result_that_would_end_the_stock_runner_is_answered_with_the_cause(run, make):
+def test_a_result_whose_code_exits_is_answered_with_the_cause(run, make):
     answer = among_neighbours(run, giving(make))
     assert answer.type is OutcomeType.FAILURE
     assert re.search("result of 'report' cannot be sent: .*SystemExit", answer.error.message)
 
 
-def test_the_largest_result_fits_and_one_byte_more_is_told_by_size_and_limit(run):
+def test_the_largest_result_fits_and_one_byte_more_is_an_error_with_size_and_limit(run):
     async def sized(request):
         return "x" * request.params["size"]
 

@@ -102,7 +102,7 @@ def test_each_function_is_named_once(run, caplog):
     ]
 
 
-def test_what_runs_after_a_deadline_counts(run, caplog):
+def test_blocking_after_the_deadline_is_named_too(run, caplog):
     assert calls(run, after_its_cancellation, timeout=LIMIT).type is OutcomeType.TIMEOUT
     (record,) = warnings(caplog)
     assert "here it blocks" in record.getMessage()
@@ -116,7 +116,7 @@ def test_a_handler_that_waits_or_runs_in_a_thread_is_not_named(run, caplog):
     assert warnings(caplog) == []
 
 
-def test_code_that_lets_no_other_thread_run_is_named(run, caplog):
+def test_code_that_holds_the_gil_is_named(run, caplog):
     calls(run, holds_the_interpreter)
     (record,) = warnings(caplog)
     assert record.getMessage().startswith("'holds_the_interpreter' has blocked the event loop")
@@ -159,7 +159,7 @@ class Callable:
         (Callable(), "called"),
     ],
 )
-def test_handlers_do_what_they_do_without_it(run, handler, result):
+def test_handlers_behave_the_same_with_slow_callback(run, handler, result):
     async def calling():
         async with running({"it": handler}, slow_callback=60) as client:
             return (await client.execute("it")).result
@@ -167,19 +167,19 @@ def test_handlers_do_what_they_do_without_it(run, handler, result):
     assert run(calling()) == result
 
 
-def test_an_awaitable_of_a_users_own_is_awaited(run):
+def test_an_awaitable_object_in_a_handler_is_awaited(run):
     async def delegate(request):
         return await gives_an_awaitable(request)
 
     assert calls(run, delegate).result == "awaited"
 
 
-def test_its_thread_ends_with_the_runner(run):
+def test_the_watching_thread_ends_with_the_runner(run):
     calls(run, at_once)
     until(lambda: "rrq-fastwire-slow" not in [each.name for each in threading.enumerate()], "end")
 
 
-def test_without_it_nothing_is_named(run, caplog):
+def test_without_slow_callback_no_handler_is_named(run, caplog):
     run(run_job(at_once))
     assert warnings(caplog) == []
 
@@ -212,7 +212,7 @@ def command(command):
 
 
 @pytest.mark.parametrize("given", [["--slow-callback"], ["--slow-callback", "0.05"]])
-def test_a_handler_that_never_goes_on_is_named_while_it_blocks(command, given):
+def test_a_handler_that_blocks_for_ever_is_named_while_it_blocks(command, given):
     runner = command.start(*given, settings="slow.handlers")
     command.begin(runner.port, "stuck")
     until(lambda: "time.sleep(600)" in runner.errors(), "a warning")

@@ -47,7 +47,7 @@ async def deaf(served):
         yield stream
 
 
-def test_the_end_of_a_peer_that_never_reads_is_noticed(run):
+def test_a_peer_that_never_reads_can_disconnect(run):
     async def scenario():
         async with serving() as served, deaf(served) as stream:
             stream.transport.write(BLOB)  # which the runner does not take
@@ -57,7 +57,7 @@ def test_the_end_of_a_peer_that_never_reads_is_noticed(run):
     run(scenario())
 
 
-def test_a_peer_that_never_reads_does_not_delay_the_end(run):
+def test_a_peer_that_never_reads_does_not_delay_the_shutdown(run):
     async def scenario():
         served = Served()
         async with await start_server(served.runner.on_stream, "127.0.0.1", 0) as server:
@@ -161,7 +161,9 @@ class Neighbour:
         ("wait", {}),  # 64 of them, and no end of busy answers
     ],
 )
-def test_a_peer_that_never_reads_is_read_slowly_and_loses_nothing(runner, function_name, params):
+def test_requests_of_a_peer_that_never_reads_use_little_memory_and_are_all_answered(
+    runner, function_name, params
+):
     port, memory = runner
     neighbour = Neighbour(port)
     with neighbour.socket, socket.create_connection(("127.0.0.1", port)) as deaf:
@@ -204,7 +206,7 @@ def test_a_peer_that_never_reads_is_read_slowly_and_loses_nothing(runner, functi
         neighbour.ask()
 
 
-def test_answers_to_a_peer_that_never_reads_are_held_once(runner):
+def test_answers_to_a_peer_that_never_reads_are_in_memory_only_once(runner):
     port, memory = runner
     neighbour = Neighbour(port)
     size = 2**21

@@ -132,7 +132,7 @@ async def within_its_span(request):
     ],
     ids=lambda report: report.__name__,
 )
-def test_a_span_is_told_what_the_stock_runner_tells_it(run, recorder, report):
+def test_a_span_gets_the_same_calls_as_from_the_stock_runner(run, recorder, report):
     stock_answer(report)
     [theirs] = recorder.spans
     recorder.spans.clear()
@@ -147,7 +147,7 @@ def test_a_span_is_told_what_the_stock_runner_tells_it(run, recorder, report):
 @pytest.mark.parametrize("handler", [forever, spin, swallow, fail_instead, linger])
 @pytest.mark.parametrize("how", ["request", "job", "deadline", "end"])
 @both_kinds_of_handlers
-def test_a_span_is_told_of_a_cancellation_and_of_a_deadline(run, recorder, handler, how, wrap):
+def test_a_cancel_or_a_deadline_calls_the_method_of_the_span(run, recorder, handler, how, wrap):
     async def running():
         async with serving(wrap({"handler": handler, "echo": echo})) as connect:
             peer = await connect()
@@ -166,14 +166,14 @@ def test_a_span_is_told_of_a_cancellation_and_of_a_deadline(run, recorder, handl
     run(running())
 
 
-def test_a_handler_that_cancels_itself_is_a_cancelled_span(run, recorder):
+def test_a_handler_that_cancels_itself_makes_its_span_cancelled(run, recorder):
     among_neighbours(run, cancel_itself_and_wait)
     [span] = (each for each in recorder.spans if each.request.function_name == "report")
     assert span.told == [("cancelled", {})]
     assert span.closed == 1
 
 
-def test_what_does_not_run_has_no_span(run, recorder):
+def test_a_refused_request_has_no_span(run, recorder):
     call(
         run,
         {"echo": echo},
@@ -217,7 +217,7 @@ class RudeTelemetry(rrq.telemetry.Telemetry):
     ],
 )
 @pytest.mark.parametrize("error", [LookupError("telemetry"), SystemExit("telemetry")], ids=repr)
-def test_telemetry_that_raises_is_one_error_answer(run, place, report, error):
+def test_an_exception_of_the_telemetry_fails_only_its_job(run, place, report, error):
     rrq.telemetry.configure(RudeTelemetry(place, error))
     try:
         answer = among_neighbours(run, report)

@@ -46,7 +46,7 @@ def test_deliver_calls_in_the_event_loop_iteration_of_the_read(run, connected):
 
 
 @pytest.mark.parametrize("arrives", ["before", "while it waits"])
-def test_deliver_raises_errors_of_its_function_and_can_go_on(run, connected, arrives):
+def test_deliver_raises_errors_of_its_function_and_can_be_called_again(run, connected, arrives):
     async def scenario():
         async with connected() as (stream, peer):
             found = []

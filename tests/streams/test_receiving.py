@@ -215,7 +215,7 @@ def test_an_error_during_a_cancellation_is_raised_by_the_next_call(run, connecte
     run(scenario())
 
 
-def test_polling_receives_everything_though_reading_pauses(run, connected):
+def test_polling_receives_everything_although_reading_pauses(run, connected):
     sent = list(map(str, range(5000)))
 
     async def scenario():
@@ -265,7 +265,7 @@ def test_the_traceback_of_a_repeated_error_does_not_grow(run, connected):
 
 @both_ways_of_receiving
 @pytest.mark.parametrize("first", [iterate, deliver])
-def test_a_second_receiver_is_refused_and_the_first_goes_on(run, connected, first, receive):
+def test_a_second_receiver_is_refused_and_the_first_continues(run, connected, first, receive):
     async def scenario():
         async with connected() as (stream, peer):
             receiver = asyncio.create_task(everything(stream, first))

@@ -112,7 +112,7 @@ class CountingLoop(asyncio.SelectorEventLoop):
 
 
 @pytest.mark.parametrize("size", [10, 2**15])
-def test_many_who_wait_to_send_go_on_in_their_order_in_linear_time(connected, size):
+def test_many_waiting_senders_continue_in_order_in_linear_time(connected, size):
     count = 10_000 if size < 1000 else 1000
 
     async def scenario():
