@@ -1,4 +1,7 @@
-"""Handlers that use asyncio, or a library on top of it, in every way."""
+"""Handlers that use asyncio, or a library built on it, in many ways.
+
+test_asyncio_in_handlers.py compares what the stock runner and this runner answer for them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import contextvars
 import importlib
 import time
 
-PATIENCE = 30
+PATIENCE = 30  # seconds for what takes less, unless it is broken
 
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
@@ -247,7 +250,7 @@ async def awaits_itself(request):
 
 
 async def shares_a_future(request):
-    """Others wait for what the handler waits for, before its task has seen it."""
+    """Other tasks wait for the same future, and start to wait before the handler does."""
     future = asyncio.get_running_loop().create_future()
 
     async def wait():
@@ -459,13 +462,14 @@ async def uses_aiohttp(request):
 
 
 async def runs_the_event_loop_itself_where_it_may(request):
-    if not hasattr(asyncio, "_nest_patched"):  # by nest_asyncio
+    if not hasattr(asyncio, "_nest_patched"):  # nest_asyncio is not applied
         return 2
     found = asyncio.get_running_loop().run_until_complete(sleep_and_return(2))
     await asyncio.sleep(0)
     return found
 
 
+# All handlers of this file: functions with the one argument `request`.
 CASES = [
     case
     for name, case in list(globals().items())
@@ -473,4 +477,5 @@ CASES = [
     and case.__module__ == __name__
     and case.__code__.co_varnames[: case.__code__.co_argcount] == ("request",)
 ]
+# The library that a handler needs.
 NEEDS = {uses_anyio: "anyio", cancels_an_anyio_scope_at_once: "anyio", uses_aiohttp: "aiohttp"}

@@ -19,7 +19,7 @@ from rrq_fastwire.cli.runner_process import free_port
 
 OURS, STOCK = "rrq_fastwire.runner", "rrq.runner_runtime"
 
-# What is promised to happen within a second, or at once, is given this long before a test fails.
+# Seconds to wait for something that happens at once, or within a second, unless it is broken.
 PATIENCE = 10
 
 APP = '''
@@ -27,7 +27,7 @@ import asyncio, multiprocessing, os, signal, threading, time
 from pathlib import Path
 
 def begun(request):
-    """Tells the test that the handler runs."""
+    """Tells the test that the handler has started."""
     Path(request.params["begun"]).touch()
 
 async def kind(request):
@@ -81,11 +81,11 @@ async def outlive_parent(request):
     begun(request)
     while os.getppid() == parent:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(1.5)  # half as long again as a runner that watches has
+    await asyncio.sleep(1.5)  # a runner that watches its parent exits within a second
     return "still here"
 
 async def stop_child(request):
-    """How children end that are terminated: at once, while they sleep, and in C code."""
+    """The exit codes of children that are terminated at once, while they sleep, and in C code."""
     codes = []
     for function, argument, seconds in (time.sleep, 600, 0), (time.sleep, 600, 0.1), (sum, range(10**12), 0.1):
         child = multiprocessing.get_context("fork").Process(target=function, args=(argument,))
@@ -97,7 +97,7 @@ async def stop_child(request):
     return codes
 
 async def signal_twice(request):
-    """Both signals come at once: the second before Python has called the handler of the first."""
+    """Sends two signals, the second before Python has called the signal handler of the first."""
     both = signal.SIGINT, signal.SIGTERM
     signal.pthread_sigmask(signal.SIG_BLOCK, both)
     for number in both:
@@ -222,7 +222,12 @@ MODULES = {
 
 
 def until(ready, what):
-    """Polls for something that sends no event."""
+    """Waits until a condition is true, for what sends no event.
+
+    Arguments:
+        ready: the condition.
+        what: a name of it for the error message.
+    """
     deadline = time.monotonic() + PATIENCE
     while not ready():
         assert time.monotonic() < deadline, f"not within {PATIENCE} s: {what}"
@@ -230,7 +235,7 @@ def until(ready, what):
 
 
 class Peer:
-    """A connection to a runner, without asyncio."""
+    """The orchestrator's side of a connection to a runner, without asyncio."""
 
     def __init__(self, port):
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
@@ -255,7 +260,7 @@ class Peer:
         self.socket.sendall(self.request(function_name, **params))
 
     def receive(self):
-        """The next answer; None where the runner has ended the stream."""
+        """The next answer; None if the runner has closed the connection."""
         while True:
             for message in self.decoder:
                 return message
@@ -266,12 +271,13 @@ class Peer:
             self.decoder.feed(data)
 
     def ask(self, function_name):
+        """The result of a job."""
         self.send(function_name)
         return self.receive().result
 
 
 class Command:
-    """Starts runners in a folder of settings modules, and ends what it started."""
+    """Starts runners in a folder that has modules with settings, and kills them at the end."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -290,17 +296,17 @@ class Command:
 
     @staticmethod
     def line(*arguments, settings="app.handlers", tcp_socket="127.0.0.1:9000", module=OURS):
-        """The command line; an argument that is None is left out."""
+        """The command line of a runner, without those options that are None."""
         named = {"--settings": settings, "--tcp-socket": tcp_socket}
         given = [word for pair in named.items() if pair[1] is not None for word in pair]
         return [sys.executable, "-m", module, *given, *arguments]
 
     def hide_uvloop(self):
-        """Makes it as if uvloop were not installed."""
+        """Makes uvloop impossible to import in this folder."""
         (self.folder / "uvloop.py").write_text("raise ImportError('No module named uvloop')")
 
     def run(self, *arguments, **options):
-        """Runs the command to its end."""
+        """Runs a runner that exits by itself."""
         return subprocess.run(
             self.line(*arguments, **options),
             env=self.environment,
@@ -316,11 +322,11 @@ class Command:
         return process
 
     def start(self, *arguments, host="127.0.0.1", before=(), stdout=None, stderr=None, **options):
-        """Starts a runner, and waits until it serves.
+        """Starts a runner, and waits until it listens.
 
         Arguments:
-            before: a command that starts it.
-            stderr: where that goes; else to a file, which errors() of the process reads.
+            before: words of a command that starts the runner's command line.
+            stderr: where stderr goes; by default to a file, which errors() of the process reads.
         """
         port = free_port()
         errors = self.folder / f"stderr {next(self._numbers)}"
@@ -337,7 +343,7 @@ class Command:
 
     @staticmethod
     def serving(port, alive):
-        """Waits until a port is listened on."""
+        """Waits until a runner listens on a port, as long as alive() is true."""
 
         def connects():
             assert alive(), "the runner has ended"
@@ -355,7 +361,7 @@ class Command:
         return peer
 
     def begin(self, port, function_name):
-        """Sends a job on a connection of its own, and waits until its handler runs."""
+        """Sends a job on a new connection, and waits until its handler has started."""
         peer = self.connect(port)
         begun = self.folder / f"begun {next(self._numbers)}"
         peer.send(function_name, begun=str(begun))
@@ -364,7 +370,7 @@ class Command:
 
     @staticmethod
     def wait(process):
-        """The exit status of a process that is about to end."""
+        """Waits for the end of a process, and returns its exit status."""
         start = time.monotonic()
         status = process.wait(PATIENCE)
         print(f"ended after {time.monotonic() - start:.2f} s")
@@ -389,12 +395,16 @@ with subprocess.Popen(sys.argv[1:]) as runner:
 
 
 class Orphan:
-    """A runner with a parent that can be killed. Both hold the pipe, which tells when both are gone."""
+    """A runner with a parent that can be killed.
+
+    Both have the other end of a pipe open, so the pipe shows when both have ended.
+    """
 
     def __init__(self, command, *arguments, before=(), stderr=None, **options):
         self.port = free_port()
         line = command.line(*arguments, tcp_socket=f"127.0.0.1:{self.port}", **options)
-        # A process that adopts orphans may have the session of the tests.
+        # The runner knows its parent by the session. The process that adopts orphans may have the
+        # same session as the tests, so the parent gets a new one.
         self.parent = command.spawn(
             [sys.executable, "-c", PARENT, *before, *line],
             stdout=subprocess.PIPE,
@@ -404,6 +414,7 @@ class Orphan:
         self.pid = int(self.parent.stdout.readline())
 
     def gone(self, seconds):
+        """Whether both processes have ended, or end within some seconds."""
         return bool(select.select([self.parent.stdout], [], [], seconds)[0])
 
     def lose_parent(self):
@@ -419,7 +430,7 @@ class Orphan:
 
 
 class FullPipe:
-    """A pipe that a process can write to and that takes nothing more."""
+    """A pipe that is full, so that writing to it blocks."""
 
     def __init__(self):
         self.reader, self.writer = os.pipe()

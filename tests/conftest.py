@@ -1,4 +1,4 @@
-"""The suite runs over both implementations; --no-orjson puts the standard library's json in orjson's place."""
+"""Fixtures of all tests: both implementations, both event loops, captures, terminals, connections."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rrq_fastwire.streams import MessageStream
 
 
-# Other examples each night; in CI, Hypothesis would try the same ones.
+# The nightly run tries other examples each time. In CI, Hypothesis would try the same ones.
 settings.register_profile(
     "fuzz",
     max_examples=50_000,
@@ -40,13 +40,13 @@ settings.register_profile(
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--no-orjson", action="store_true", help="as if orjson were not installed")
-    parser.addoption("--conformance", type=Path, help="the folder of the reference's verdicts")
+    parser.addoption("--no-orjson", action="store_true", help="run as if orjson were not installed")
+    parser.addoption("--conformance", type=Path, help="the folder of RRQ's frames and verdicts")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell without job control ignores Ctrl-C in what it starts in the background, and the
-    # commands under test would inherit that.
+    # A shell without job control lets background processes ignore Ctrl-C, and the commands under
+    # test would inherit this.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("--no-orjson"):
@@ -71,7 +71,7 @@ def wire(request: pytest.FixtureRequest) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def captures() -> dict[str, bytes]:
-    """What the real orchestrator and the stock runner sent each other: file names to bytes."""
+    """The bytes that the real orchestrator and the stock runner sent each other, by file name."""
     return {path.stem: path.read_bytes() for path in Path(__file__).parent.glob("captures/*.bin")}
 
 
@@ -88,7 +88,7 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
         with asyncio.Runner(loop_factory=loops.new_event_loop) as runner:
             runner.get_loop().set_exception_handler(lambda _, context: unhandled.append(context))
             result = runner.run(coroutine)
-            gc.collect(1)  # what the run has left, and not the whole heap
+            gc.collect(1)  # collects what the run has left; the whole heap would take too long
         assert unhandled == []
         return result
 
@@ -97,7 +97,10 @@ def run(request: pytest.FixtureRequest) -> Callable[[Coroutine[Any, Any, Any]], 
 
 @pytest.fixture
 def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
-    """Runs a command with stdout, or other streams, a terminal: its exit status, and what it shows."""
+    """Runs a command on a terminal; returns its exit status, and what the terminal shows.
+
+    The terminal is the command's stdout, unless other streams are named.
+    """
     pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
@@ -113,7 +116,7 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, s
         ) as process:
             os.close(theirs)
             shown = b""
-            # Where the other side is closed, Linux says EIO.
+            # On Linux, reading fails with EIO once the other side is closed.
             with contextlib.suppress(OSError):
                 while data := os.read(ours, 65536):
                     shown += data
@@ -160,11 +163,13 @@ def connected(
 
 @pytest.hookimpl(wrapper=True)
 def pytest_report_to_serializable() -> Generator[None, Any, Any]:
-    # pytest-xdist sends reports as UTF-8, which has no lone surrogates. The output of some tests has.
+    # pytest-xdist sends reports as UTF-8, which has no lone surrogates. The output of some tests
+    # has.
     return encodable((yield))
 
 
 def encodable(value: Any) -> Any:
+    """A report with all lone surrogates in its strings replaced."""
     if isinstance(value, str):
         return value.encode("utf-8", "backslashreplace").decode()
     if isinstance(value, dict):
@@ -175,6 +180,6 @@ def encodable(value: Any) -> Any:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """The end-to-end tests run when they are asked for by name: they want Redis and minutes."""
+    """The end-to-end tests run only if they are named, because they need Redis and take minutes."""
     asked = any("e2e" in argument for argument in config.args)
     return True if collection_path.name == "e2e" and not asked else None

@@ -1,4 +1,4 @@
-"""A runner in this process, and the orchestrator's side of its connections."""
+"""Runs a runner in this process, with the orchestrator's side of its connections."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from rrq_fastwire.streams import start_server
 
 from .stock import HAS_RRQ, StockRequest, registry, rrq
 
-# Seconds for what has no event to wait for: reached only where something is broken.
+# Seconds to wait for what sends no event. This is reached only if something is broken.
 PATIENCE = 30
 
-# Near enough to wait for, and far enough for a handler to have begun.
+# Seconds until a deadline that a test waits for. Until then a handler has started.
 SOON = 0.1
 
 
@@ -45,7 +45,12 @@ def request(
     protocol_version="2",
     **context,
 ):
-    """A request's frame. A deadline is given in seconds from now."""
+    """The frame of a request.
+
+    Arguments:
+        deadline: seconds from now, or None.
+        context: other fields of the request's context.
+    """
     now = datetime.now(timezone.utc)
     job_id = f"job of {id}" if job_id is None else job_id
     return encode_frame(
@@ -68,26 +73,31 @@ def request(
 
 
 def cancel(job_id, id=None, **fields):
+    """The frame of a cancel."""
     return encode_frame(CancelRequest(job_id=job_id, request_id=id, **fields))
 
 
 def unique(pairs):
+    """For json.loads(): the object, if no key occurs twice."""
     keys = [key for key, _ in pairs]
     assert len(set(keys)) == len(keys), f"a key twice in {keys}"
     return dict(pairs)
 
 
 def finite(digits):
+    """For json.loads(): the number, if a double can hold it."""
     number = float(digits)
     assert math.isfinite(number), f"{digits[:30]}... is beyond a double"
     return int(digits) if digits.lstrip("-").isdigit() else number
 
 
 def never(name):
+    """For json.loads(): NaN and Infinity are refused."""
     raise AssertionError(f"{name} is not JSON")
 
 
 def depth(text):
+    """How deeply a JSON text is nested."""
     deepest = now = 0
     for bracket in re.findall(r"[][{}]", re.sub(r'"(?:[^"\\]+|\\.)*"', "", text)):
         now += 1 if bracket in "[{" else -1
@@ -96,7 +106,10 @@ def depth(text):
 
 
 def read_strictly(frame):
-    """A response's fields. AssertionError or ValueError where the orchestrator would close the connection."""
+    """The fields of a response.
+
+    Raises AssertionError or ValueError if the orchestrator would close the connection.
+    """
     assert 0 < len(frame) - 4 == int.from_bytes(frame[:4], "big") <= MAX_FRAME_SIZE
     text = frame[4:].decode()
     assert depth(text) <= 127
@@ -118,7 +131,7 @@ def read_strictly(frame):
 
 
 def meaning(outcome):
-    """An outcome as text, in which 1 is neither 1.0 nor true."""
+    """An outcome as text, to compare. Unlike in Python, 1, 1.0 and true differ."""
     error = outcome.error and (
         outcome.error.message,
         outcome.error.type,
@@ -129,7 +142,7 @@ def meaning(outcome):
 
 
 class Peer:
-    """A connection to the runner, byte by byte."""
+    """The orchestrator's side of a connection, which sends and receives frames."""
 
     def __init__(self, reader, writer):
         self._reader, self._writer = reader, writer
@@ -140,17 +153,18 @@ class Peer:
         self._writer.write(b"".join(frames))
 
     async def fields(self, count):
-        """What the next answers say, in the order of their arrival."""
+        """The fields of the next answers, in the order of their arrival."""
         return [await self._next() for _ in range(count)]
 
     async def answers(self, count):
-        """The next answers, by request_id: none is the second to its request."""
+        """The next answers by request_id. Checks that no request is answered twice."""
         fields = await self.fields(count)
         found = {each["request_id"]: outcome(each) for each in fields}
         assert len(found) == count, f"answered twice: {fields}"
         return found
 
     async def answer(self):
+        """The next answer."""
         [found] = (await self.answers(1)).values()
         return found
 
@@ -170,7 +184,12 @@ class Peer:
         self._writer.write_eof()
 
     def stop(self, how):
-        """Stops the request "r" in one of the ways of the tests. A deadline passes by itself."""
+        """Stops the request "r".
+
+        Arguments:
+            how: "request" or "job" sends a cancel, "end" ends the connection, and "deadline" does
+                nothing, because a deadline passes by itself.
+        """
         if how == "request":
             self.send(cancel("job of r", "r"))
         elif how == "job":
@@ -198,9 +217,9 @@ def outcome(fields):
 
 @contextlib.asynccontextmanager
 async def serving(handlers, **options):
-    """Runs a runner, and gives a function that connects to it.
+    """Runs a runner, and yields a function that connects to it.
 
-    At the end it checks that no request was answered twice and that no task is left.
+    At the end, it checks that no request was answered twice, and that no task remains.
     """
     peers = []
     before = asyncio.all_tasks()
@@ -217,7 +236,7 @@ async def serving(handlers, **options):
         for peer in peers:
             if not peer.is_closing():
                 peer.end()
-                assert await peer.ended(), "there was an answer too many"
+                assert await peer.ended(), "there was one more answer than the test took"
     finally:
         for peer in peers:
             await peer.close()
@@ -227,14 +246,18 @@ async def serving(handlers, **options):
 
 
 async def until(condition):
-    """Waits for what has no event of its own."""
+    """Waits until a condition is true, for what sends no event."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.001)
 
 
 def call(run, handlers, *frames, **options):
-    """The answers to some requests on one connection, by request_id."""
+    """Sends some requests on one connection. Returns the answers by request_id.
+
+    Arguments:
+        options: those of Runner.
+    """
 
     async def calling():
         async with serving(handlers, **options) as connect:
@@ -246,7 +269,14 @@ def call(run, handlers, *frames, **options):
 
 
 def among_neighbours(run, report, *, wrap=registry, finally_=lambda: None):
-    """What the job "report" is answered, while jobs before, after and beside it get theirs."""
+    """The answer to a job with the handler `report`, which runs among other jobs.
+
+    Checks that the jobs before it, after it and on another connection get their own answers.
+
+    Arguments:
+        wrap: makes a Runner's handlers of the mapping: dict or registry.
+        finally_: called at the end, also if the test fails.
+    """
 
     async def running():
         held = asyncio.Event()
@@ -298,7 +328,7 @@ def among_neighbours(run, report, *, wrap=registry, finally_=lambda: None):
 
 
 def stock_answer(report):
-    """The frame that the stock runner sends for a job of this handler; b"" where it never does."""
+    """The frame that the stock runner sends for a job with this handler; b"" if it sends none."""
 
     class Writer:
         async def drain(self):
@@ -328,7 +358,12 @@ def stock_answer(report):
 
 
 def compare(run, report, cause, **options):
-    """Checks that a job is answered as by the stock runner, or, with a cause, why it is not."""
+    """Checks the answer to a job with the handler `report`.
+
+    Arguments:
+        cause: None if the answer must be that of the stock runner. Otherwise a pattern of the error
+            with which the job must be answered, where the stock runner fails.
+    """
     ours = among_neighbours(run, report, **options)
     if cause is None:
         theirs = stock_answer(report)
@@ -349,6 +384,7 @@ CONTEXT = {"job_id": "j", "attempt": 0, "enqueue_time": "2025-01-02T12:00:00Z", 
 
 
 def malformed(type="request", *, without=(), **changes):
+    """The frame of a request with changed fields, or without some of them."""
     fields = {
         "request_id": "r",
         "job_id": "j",
@@ -362,4 +398,5 @@ def malformed(type="request", *, without=(), **changes):
 
 
 def table(cases):
+    """The cases of a dict of tuples, for parametrize(), with their names as ids."""
     return [pytest.param(*case, id=name) for name, case in cases.items()]

@@ -1,4 +1,4 @@
-"""A runner whose connections are at fault, one after another, beside one that is not."""
+"""A runner, for tests in which one connection is faulty and another one must not be affected."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
 
-# A test fails if what it waits for takes longer.
+# Seconds after which a test fails if something that it waits for has not happened.
 PATIENCE = 60
 
 
 class Served:
-    """A runner that listens, and the state that its handlers share."""
+    """A runner, and the state that its handlers share."""
 
     def __init__(self):
         self.running = Counter()
         self.changed = asyncio.Event()
-        self.released = asyncio.Event()  # the jobs of faulty connections
-        self.filled = asyncio.Event()  # the jobs of a connection that does not read
-        self.over = asyncio.Event()  # the job of the neighbour
+        self.released = asyncio.Event()  # ends the jobs of faulty connections
+        self.filled = asyncio.Event()  # ends the jobs of a connection that does not read
+        self.over = asyncio.Event()  # ends the job of the other connection
         self.runner = Runner(
             {
                 handler.__name__: handler
@@ -66,7 +66,7 @@ class Served:
         self.changed.set()
 
     async def until_running(self, name, number):
-        """Wait until `number` handlers of a name are waiting, or, if they do not wait, have run."""
+        """Wait until `number` handlers of a name are running, or, for blob_later, have started."""
         while self.running[name] != number:
             self.changed.clear()
             await self.changed.wait()
@@ -74,7 +74,10 @@ class Served:
 
 @asynccontextmanager
 async def serving():
-    """A runner with a job on one connection, which no fault of another connection may affect."""
+    """Yields a Served runner, which has a job on another connection.
+
+    At the end, checks that this job was not affected, and that new connections are served.
+    """
     served = Served()
     server = await start_server(served.runner.on_stream, "127.0.0.1", 0)
     served.port = server.sockets[0].getsockname()[1]
@@ -82,7 +85,7 @@ async def serving():
         job = asyncio.create_task(neighbour.execute("stay"))
         await served.until_running("stay", 1)
         yield served
-        # Other jobs have ended, and both the next connection and the neighbour are served.
+        # The jobs of faulty connections have ended.
         await served.until_running("wait", 0)
         async with await RunnerClient.connect("127.0.0.1", served.port) as client:
             assert (await client.execute("echo", {"a": 1})).result == {"a": 1}
@@ -93,7 +96,7 @@ async def serving():
 
 
 async def execute_all(port, calls, function_name="echo"):
-    """Run jobs over one connection and check the answers."""
+    """Run some jobs on one connection, and check their answers."""
     async with await RunnerClient.connect("127.0.0.1", port) as client:
         params = [{"number": number, "é": "x" * number} for number in range(calls)]
         outcomes = await asyncio.gather(*(client.execute(function_name, each) for each in params))
@@ -115,7 +118,7 @@ def request(function_name, request_id, job_id="job", **params):
 
 
 async def received(stream):
-    """The answers of a runner up to the end of the connection, and the type of its error or None."""
+    """All answers up to the end of a connection, and the type of the error that ended it, or None."""
     answers = []
     try:
         async for answer in stream:

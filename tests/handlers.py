@@ -1,4 +1,4 @@
-"""Handlers that several files of tests run."""
+"""Handlers that several test files use."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def spin(request):
 
 
 async def swallow(request):
-    """Takes its cancellation for an interruption."""
+    """Suppresses its cancellation, and returns a result later."""
     with contextlib.suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
     for _ in range(3):
@@ -58,11 +58,15 @@ async def cancel_itself_and_wait(request):
 
 
 class RudeStrError(Exception):
+    """An exception whose text cannot be read."""
+
     def __str__(self):
         raise ZeroDivisionError
 
 
 def raising(make):
+    """Two handlers that raise an exception: at once, and after a wait."""
+
     async def report(request):
         raise make()
 
@@ -74,6 +78,7 @@ def raising(make):
 
 
 def nested(levels, of=list):
+    """Containers that are nested this many levels deep."""
     value = of()
     for _ in range(levels - 1):
         value = of([value])
@@ -81,6 +86,8 @@ def nested(levels, of=list):
 
 
 def giving(make):
+    """A handler that returns what make() returns."""
+
     async def report(request):
         return make()
 

@@ -1,4 +1,7 @@
-"""A small runner, for the tests of `check`: `small_runner.py [RULE-TO-BREAK ...] --tcp-socket HOST:PORT`."""
+"""A small runner that can break rules of the protocol, for the tests of `check`.
+
+small_runner.py [RULE-TO-BREAK ...] --tcp-socket HOST:PORT
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,10 @@ from datetime import datetime, timezone
 
 
 class SmallRunner:
-    """A runner that keeps to the protocol, but for the rules that it is told to break.
+    """A runner that keeps to the protocol, except for the rules that it has to break.
 
-    Each rule is a phrase that is looked for where the rule is kept.
+    Arguments:
+        broken: phrases that name these rules. Each phrase occurs below, where its rule is kept.
     """
 
     def __init__(self, *broken: str) -> None:
@@ -41,7 +45,7 @@ class SmallRunner:
         writer.close()
 
     async def read(self, reader: asyncio.StreamReader) -> bytes | None:
-        """The next payload; None where the connection is to be closed."""
+        """The next payload; None if the connection has to be closed."""
         try:
             length = int.from_bytes(await reader.readexactly(4))
         except asyncio.IncompleteReadError:

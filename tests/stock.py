@@ -1,4 +1,4 @@
-"""What the tests take from rrq. Where that is not installed, the tests that need it are skipped."""
+"""Names of rrq, the stock runner, for tests. Without rrq, `needs_rrq` skips the tests that need it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ needs_rrq = pytest.mark.skipif(not HAS_RRQ, reason="needs rrq, which is not inst
 
 
 def registry(handlers):
-    """An rrq Registry of handlers by name; the mapping itself where rrq is not installed."""
+    """An rrq Registry of handlers by name; without rrq, the mapping itself."""
     if not HAS_RRQ:
         return handlers
     made = Registry()
@@ -57,7 +57,7 @@ def stock(status, **fields):
 
 @contextlib.asynccontextmanager
 async def stock_server(registry):
-    """Serves a registry by the stock runner. Gives the port."""
+    """Runs the stock runner with a registry, and yields its port."""
     tracker = rrq.runner_runtime._InflightTracker()
     await tracker.start()
     runner = rrq.runner.PythonRunner(job_registry=registry, worker_id=None)

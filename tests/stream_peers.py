@@ -1,4 +1,4 @@
-"""Messages for the tests of streams, and plain sockets that send and receive them."""
+"""Helpers of the tests of streams: messages, and plain sockets that send and receive them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ from rrq_fastwire import (
     encode_frame,
 )
 
+# A frame whose payload, b"no", is not a valid message.
 NO_MESSAGE = b"\0\0\0\x02no"
 
 
 def message(job_id, size=0):
+    """A message with a name, which is at least `size` bytes large."""
     return CancelRequest(job_id=f"{job_id}{'.' * size}")
 
 
@@ -30,6 +32,7 @@ def frames(*job_ids, size=0):
 
 
 def name(received):
+    """The name of a message."""
     return received.job_id.rstrip(".")
 
 
@@ -46,7 +49,7 @@ both_ways_of_receiving = pytest.mark.parametrize("receive", [iterate, deliver])
 
 
 async def everything(stream, receive):
-    """The names of the messages that can still be received, and the errors between and after them."""
+    """Receives until the stream ends: the names of messages, payloads of wrong ones, and the last error."""
     found = []
     while True:
         try:
@@ -75,7 +78,7 @@ async def read(peer, count):
 
 
 async def reset(peer):
-    """Reset a connection on which the plain socket has not read everything."""
+    """Reset a connection from the plain socket. The stream must have sent something before."""
     await asyncio.get_running_loop().sock_recv(peer, 1)
     if peer.family != socket.AF_INET and sys.platform != "linux":
         pytest.skip("only Linux resets Unix sockets")
@@ -85,6 +88,7 @@ async def reset(peer):
 
 
 async def until(condition):
+    """Wait until a condition is true, for what sends no event."""
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""`tap` in a process of its own, between an orchestrator and a runner that the tests play."""
+"""Runs `tap` as a process. The tests play the orchestrator, and often the runner too."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ENQUEUED = datetime(2024, 1, 1, tzinfo=timezone.utc)
 
 
 def until(condition):
-    """Polls for what is true, and returns it."""
+    """Waits until a condition gives something true, and returns that."""
     give_up = time.monotonic() + WAIT_SECONDS
     while not (found := condition()):
         assert time.monotonic() < give_up
@@ -69,9 +69,9 @@ class Tap:
     """A `tap` process.
 
     Attributes:
-        port: where it listens.
-        output: what it has printed so far.
-        marker: an environment variable that it and what it starts have.
+        port: where tap listens.
+        output: what tap has printed so far, if it is read.
+        marker: an environment variable, by which tap and its child processes are found.
     """
 
     def __init__(self, *arguments: str, port: int, stdout: int, prefix=()) -> None:
@@ -88,12 +88,16 @@ class Tap:
         )
 
     def read(self, descriptor: int | None = None) -> None:
-        """Reads what it prints from now on."""
+        """Starts to read what tap prints, in a thread.
+
+        Arguments:
+            descriptor: of a terminal; by default that of tap's stdout.
+        """
         if descriptor is None:
             descriptor = self.process.stdout.fileno()
 
         def read():
-            # A terminal that was hung up is an error.
+            # Reading from a terminal fails once the other side is closed.
             with contextlib.suppress(OSError):
                 while data := os.read(descriptor, 65536):
                     self.output += data.decode()
@@ -102,7 +106,7 @@ class Tap:
         self._reader.start()
 
     def says(self, *words: str) -> str:
-        """Waits for a line with all the words."""
+        """Waits for a line of the output that has all the words, and returns it."""
 
         def line():
             lines = self.output.split("\n")[:-1]
@@ -111,7 +115,10 @@ class Tap:
         return until(line)
 
     def ends(self, number: int | None = None) -> int:
-        """Sends a signal, if any, and returns the exit status; nothing may be said on stderr."""
+        """Waits for the end of tap, after a signal if one is given. Returns the exit status.
+
+        Checks that tap has printed nothing to stderr.
+        """
         if number is not None:
             self.process.send_signal(number)
         status = self.process.wait(WAIT_SECONDS)
@@ -134,7 +141,7 @@ class Tap:
 
 
 class Wire(Tap):
-    """A `tap --listen --to` in front of a runner that the test plays, like the orchestrator."""
+    """A `tap --listen --to`. The test plays both the orchestrator and the runner."""
 
     def __init__(self, *options: str, read=True, stdout=subprocess.PIPE) -> None:
         self.runner = socket.create_server(("127.0.0.1", 0))
@@ -149,7 +156,7 @@ class Wire(Tap):
             self.says("is passed on to")
 
     def connection(self) -> tuple[socket.socket, socket.socket]:
-        """The orchestrator's side and the runner's of a new connection."""
+        """A new connection through tap: its socket in the orchestrator, and that in the runner."""
         orchestrator = self.connect()
         runner, _ = self.runner.accept()
         runner.settimeout(WAIT_SECONDS)
@@ -168,13 +175,15 @@ def receive(connection: socket.socket, size: int) -> bytes:
 
 
 def passes(sender: socket.socket, receiver: socket.socket, data: bytes) -> None:
-    with ThreadPoolExecutor(1) as pool:  # there may be more than sockets hold
+    """Sends bytes, and checks that they arrive at the other side of tap."""
+    with ThreadPoolExecutor(1) as pool:  # sockets cannot buffer all of the larger payloads
         sending = pool.submit(sender.sendall, data)
         assert receive(receiver, len(data)) == data
         sending.result()
 
 
 def reset(connection: socket.socket) -> None:
+    """Closes a connection with a reset."""
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     connection.close()
 
@@ -188,6 +197,7 @@ def can_connect(port: int) -> bool:
 
 
 def on_a_terminal(start, *options: str) -> Wire:
+    """Starts a Wire whose stdout is a terminal."""
     terminal, end = os.openpty()
     tap = start(*options, read=False, stdout=end)
     os.close(end)

@@ -1,4 +1,7 @@
-"""A field is added by one line in messages.py, as CONTRIBUTING.md says. The test does it to a copy."""
+"""One line in messages.py adds a field, as docs/how-to/extend-the-protocol.md says.
+
+The test does this to a copy of the package, for two messages.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ for message in (request, outcome):
 assert b'"queue_name":"q","tenant":"t","deadline"' in wire.encode_frame(request)
 assert b'"request_id":"r","host":"h","status"' in wire.encode_frame(outcome)
 
-# From an orchestrator that does not know the field yet.
+# An orchestrator that does not know the field yet does not send it.
 old = wire.encode_frame(request)[4:].replace(b'"tenant":"t",', b"")
 decoded = wire.decode_frame(wire.pack_frame(old))
 assert (decoded.context.tenant, decoded.context.queue_name) == (None, "q")

@@ -1,4 +1,4 @@
-"""What a build makes, and says, where there is a C compiler and where there is none."""
+"""What pip builds and prints, with and without a C compiler."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture
 def sources(tmp_path):
-    """A copy of the sources: what `git clone` has, changes included."""
+    """A copy of the sources: the files of a clone, with changes that are not committed yet."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -39,7 +39,12 @@ def sources(tmp_path):
 
 
 def build(sources, pure, **environment):
-    """Exit status and output of pip, as its user sees it, and the wheels that it left."""
+    """Builds a wheel. Returns the exit status and the output of pip, and the wheels.
+
+    Arguments:
+        pure: the value of RRQ_FASTWIRE_PURE, or None to leave it unset.
+        environment: other environment variables.
+    """
     environment = {
         key: value for key, value in os.environ.items() if key != "RRQ_FASTWIRE_PURE"
     } | environment
@@ -58,7 +63,7 @@ def build(sources, pure, **environment):
 
 @pytest.fixture
 def no_compiler(tmp_path):
-    """An environment in which there is none, whatever Python was compiled with."""
+    """Environment variables with which no C compiler is found."""
     (tmp_path / "bin").mkdir()
     return {"PATH": str(tmp_path / "bin"), "CC": "no-such-compiler"}
 

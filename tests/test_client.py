@@ -1,4 +1,4 @@
-"""The orchestrator's side: every call gets its own answer, or a clear end."""
+"""RunnerClient: every call gets its own answer, or an exception."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from rrq_fastwire.streams import MessageStream, start_server
 
 @pytest.fixture
 def meet(connected):
-    """Gives a client, and the stream at its other end: a runner that does what the test does."""
+    """Yields a client, and the stream at its other end, on which the test plays the runner."""
 
     @asynccontextmanager
     async def meet():
@@ -51,7 +51,7 @@ def meet(connected):
 
 @asynccontextmanager
 async def running(**handlers):
-    """A client of this package's runner."""
+    """Runs this package's runner, and yields a client."""
     runner = Runner(handlers)
     server = await start_server(runner.on_stream, "127.0.0.1", 0)
     try:
@@ -239,7 +239,7 @@ def test_a_call_times_out_if_the_runner_never_reads(run, meet, monkeypatch):
                     await asyncio.sleep(0.001)
             with pytest.raises(TimeoutError):
                 await client.execute("late", timeout=0.01)
-            # It was not sent at all.
+            # The call that timed out was never sent.
             for request in await requests(runner, 20):
                 assert request.function_name == "f"
                 runner.send_nowait(success(request))
@@ -355,7 +355,7 @@ def test_connecting_without_a_listener_is_an_os_error(run):
 
 
 async def call_many(client):
-    """10,000 calls, 64 at a time: all are answered, each with its own params."""
+    """Makes 10,000 calls, 64 at a time, and checks that each is answered with its own params."""
     left = iter(range(10_000))
     seen = Counter()
 
@@ -429,7 +429,7 @@ def test_ten_thousand_calls_of_the_stock_runner(run, tmp_path):
 
 
 def test_large_requests_and_answers_do_not_wait_for_each_other(run):
-    """Each end has more to send than fits, and must read all the same."""
+    """Both ends have more to send than the sockets can buffer, and must read meanwhile."""
     params = {"x": "." * 2**20}
 
     async def scenario():

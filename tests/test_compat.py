@@ -1,4 +1,4 @@
-"""compat does what rrq.protocol does, type for type, and goes into an rrq that is in use."""
+"""compat does the same as rrq.protocol, and install() puts it into an imported rrq."""
 
 from __future__ import annotations
 

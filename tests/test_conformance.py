@@ -1,4 +1,4 @@
-"""Frames of the reference implementation, and whether it takes them. --conformance names the data."""
+"""Compares decoding with RRQ's own parser: its frames and its verdicts, in the data of --conformance."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pytest
 
 from rrq_fastwire import FastwireError, MessageError
 
-# Deliberate differences, listed in the data's README: refused here, and taken here.
+# Deliberate differences, see docs/reference/encoding.md: groups of frames that only RRQ's parser
+# accepts, and groups and single frames that may also be accepted here.
 REFUSED_HERE = {"sequence_form"}
 TAKEN_HERE = {"depth", "duplicate_keys"}
 TAKEN_HERE_BY_NAME = {"type_twice_around_payload", "context.attempt=neg_zero"}
@@ -21,7 +22,7 @@ RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d
 
 
 def is_moment(text):
-    """Whether a date-time is RFC 3339, and one of the years 0001 to 9999 in UTC."""
+    """Whether a date-time has RFC 3339's form, and is in the years 0001 to 9999 in UTC."""
     try:
         return bool(RFC_3339.fullmatch(text) and moment(text.upper()))
     except (ValueError, OverflowError):
@@ -29,7 +30,7 @@ def is_moment(text):
 
 
 def has_foreign_date_time(frame):
-    """Whether a frame has a date-time that only the reference takes."""
+    """Whether a frame has a date-time that only RRQ's parser accepts."""
     try:
         context = json.loads(frame[4:])["payload"]["context"]
         return not all(
@@ -54,12 +55,12 @@ def pytest_generate_tests(metafunc):
 
 
 def moment(text):
-    """A date-time of the reference, which keeps nanoseconds, at the precision of Python's."""
+    """A date-time of RRQ's parser, which keeps nanoseconds, with the precision of Python's datetime."""
     return datetime.fromisoformat(text).astimezone(timezone.utc)
 
 
 def assert_same(mine, reference):
-    """`mine` is what the reference decoded, given as JSON, to."""
+    """Checks that a decoded value is the same as that of RRQ's parser, which is given as JSON."""
     if isinstance(reference, float) or isinstance(mine, float):
         assert abs(mine - reference) <= 2 * math.ulp(reference)
     elif isinstance(mine, datetime):
@@ -100,7 +101,7 @@ def test_an_odd_frame_gets_the_verdict_of_the_reference(wire, verdict):
     if accepted and (verdict["group"] in REFUSED_HERE or has_foreign_date_time(frame)):
         accepted = False
     elif verdict["group"] in TAKEN_HERE or verdict["name"] in TAKEN_HERE_BY_NAME:
-        # Taken or, where JSON itself is broken, refused: by the documented errors alone.
+        # May be accepted or, if the JSON itself is invalid, refused with a documented error.
         accepted = accepted or None
     try:
         message = wire.decode_frame(frame)

@@ -1,4 +1,4 @@
-"""What the pages say about commands, options and names is true of the package."""
+"""The commands, options, names and links in the pages of the documentation exist."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[list[str]]:
-    """The command lines that a page tells the reader to type or to put into rrq.toml, as words."""
+    """The command lines of a page, to type or to write into rrq.toml, each as a list of words."""
     found = []
     for block in blocks(page, "console"):
         for line in re.findall(r"^\$ (.*)$", block.replace("\\\n", " "), re.MULTILINE):
@@ -47,6 +47,7 @@ def commands(page: Path) -> list[list[str]]:
 
 
 def check_runner(words: list[str]) -> None:
+    """Checks the options of `rrq-fastwire-runner`."""
     from rrq_fastwire.runner.options import option_parser
 
     known = option_parser()._option_string_actions
@@ -55,6 +56,7 @@ def check_runner(words: list[str]) -> None:
 
 
 def check_tool(words: list[str]) -> None:
+    """Checks the subcommand and the options of `rrq-fastwire`."""
     import click
 
     from rrq_fastwire.cli.commands import commands as group
@@ -107,6 +109,8 @@ def test_links_of_a_page_lead_to_files(page):
         assert "://" in link or (page.parent / link).exists(), link
 
 
+# For each runner of how-to/write-a-runner.md: the number of its code block, and code that starts
+# it.
 RUNNERS = {
     "asyncio": (0, "asyncio.run(serve_asyncio(port))"),
     "threads": (2, "serve_threads(socket.create_server(('127.0.0.1', port)))"),
@@ -120,7 +124,7 @@ def test_runners_of_the_page_pass_check(name, tmp_path):
         pytest.importorskip(module, reason="is in the extra `dev`")
     number, serve = RUNNERS[name]
     parts = blocks(ROOT / "docs" / "how-to" / "write-a-runner.md", "python")
-    # The first block has what all share. The asserts are run by docs/conftest.py.
+    # The first block has functions that all runners use. docs/conftest.py runs the asserts.
     parts = [re.sub("^assert .*", "", part, flags=re.M) for part in (parts[0], parts[number])]
     port = "import socket, sys\nport = int(sys.argv[-1].rpartition(':')[2])\n"
     runner = tmp_path / "runner.py"

@@ -1,4 +1,4 @@
-"""The fuzzing harnesses work, and their seeds pass: what `make fuzz` starts from."""
+"""The harnesses of `make fuzz` accept the seeds with which fuzzing starts."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ def test_harness_accepts_its_seeds(name):
         harness.check(seed[: len(seed) // 2])
 
 
-def test_dictionary_has_one_quoted_word_a_line():
+def test_dictionary_has_one_quoted_word_per_line():
     words = Path(__file__).with_name("fuzz").joinpath("wire.dict").read_text().splitlines()
     assert all(line.startswith("#") or line[0] == line[-1] == '"' for line in words)

@@ -1,4 +1,4 @@
-"""The code in README.md runs as it stands. docs/conftest.py runs that of the pages."""
+"""The code blocks of README.md run. docs/conftest.py runs those of the other pages."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
-# They run together, on another port.
+# These two blocks run together.
 RUNNER, CLIENT = (block for block in BLOCKS if "9000" in block)
 ALONE = [block for block in BLOCKS if block not in (RUNNER, CLIENT)]
 
@@ -46,6 +46,7 @@ def test_the_client_runs_a_job_of_the_runner():
 
 
 def on_a_free_port(*code: str) -> list[str]:
+    """Code blocks with a free port instead of port 9000."""
     port = str(free_port())
     return [block.replace("9000", port) for block in code]
 

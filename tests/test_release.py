@@ -1,4 +1,4 @@
-"""A tag is released only if version, changelog and address are there; the links of PyPI's page."""
+"""`.ci/release.py`, which decides whether a tag can be released, and the links on PyPI's page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which implementation runs, and how a user learns it."""
+"""Which implementation runs, and how a user sees which one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ HERE = os.environ.get("RRQ_FASTWIRE_PURE")
 
 
 def run(*arguments, pure=HERE, before=""):
-    """What a new interpreter prints, and its exit status. `pure` None has it unset."""
+    """Runs a new interpreter. Returns its exit status, and what it prints.
+
+    Arguments:
+        pure: the value of RRQ_FASTWIRE_PURE, or None to leave it unset.
+        before: code to run instead of the arguments.
+    """
     environment = {key: value for key, value in os.environ.items() if key != "RRQ_FASTWIRE_PURE"}
     if pure is not None:
         environment["RRQ_FASTWIRE_PURE"] = pure
@@ -29,7 +34,7 @@ def run(*arguments, pure=HERE, before=""):
     return done.returncode, done.stdout + done.stderr
 
 
-# What a new interpreter finds, whatever this one was told by --no-orjson.
+# The JSON library of a new interpreter. --no-orjson has an effect only on this one.
 ORJSON = "orjson" if PathFinder.find_spec("orjson") else "json"
 SHOW = "import rrq_fastwire; print(rrq_fastwire.IMPLEMENTATION, rrq_fastwire.JSON_BACKEND)"
 NO_C = "import sys; sys.modules['rrq_fastwire._c'] = None; "

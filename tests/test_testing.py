@@ -1,4 +1,4 @@
-"""rrq_fastwire.testing runs handlers in a test as the runner would."""
+"""rrq_fastwire.testing: run_job() and running() run handlers as the runner does."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Call the compiled codec while each allocation in turn fails: `failing_allocations.py [SCENARIO]`.
 
-This is a process of its own, because a mistake ends it. orjson has mistakes of this kind, so a module
-that gives prepared values replaces it: the fast paths run as with orjson. CPython 3.11 has some in
-its interpreter, so code in Python is left out: the pure implementation, and rare values.
+This is a process of its own, because a mistake ends it. orjson has mistakes of this kind, so a
+module that gives prepared values replaces it: the fast paths run as with orjson. CPython 3.11 has
+some in its interpreter, so code in Python is left out: the pure implementation, and rare values.
 """
 
 from __future__ import annotations

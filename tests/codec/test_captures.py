@@ -37,7 +37,8 @@ def test_a_recording_decodes_completely_and_encodes_back(wire, captures, name):
         assert wire.decode_frame(wire.encode_frame(message)) == message
         # The standard library and older versions of orjson have ways of their own with exponents.
         if "to-runner" in name and not re.search(rb"\de[+-]?\d", payload):
-            # With the nanoseconds cut off, which a datetime cannot hold, it is the same to the byte.
+            # With the nanoseconds cut off, which a datetime cannot hold, it is the same to the
+            # byte.
             trimmed = re.sub(rb"(\.\d{6})\d{3}Z", rb"\1Z", payload)
             trimmed = re.sub(rb"(\.\d{3})000Z", rb"\1Z", trimmed)
             assert wire.encode_frame(

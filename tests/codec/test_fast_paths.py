@@ -1,7 +1,8 @@
 """The fast paths of the compiled implementation give what the generic codec gives.
 
-A space in front of a payload turns them off: with and without it, the same payloads are accepted, give
-equal messages, and are refused for the same reason. What is encoded is the same in both implementations.
+A space in front of a payload turns them off: with and without it, the same payloads are accepted,
+give equal messages, and are refused for the same reason. What is encoded is the same in both
+implementations.
 """
 
 from __future__ import annotations

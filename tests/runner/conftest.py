@@ -1,4 +1,4 @@
-"""What the tests of the runner's process share: the command in a folder of settings modules."""
+"""Fixtures of the tests that run the runner's command as a process."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ def command_on_each_loop(request, command):
 
 @pytest.fixture(scope="module")
 def command_for_errors(tmp_path_factory):
-    """One folder for all of the commands that end by themselves."""
+    """A command for tests whose runners exit by themselves. All tests of a file share its folder."""
     return Command(tmp_path_factory.mktemp("settings"))

@@ -1,4 +1,4 @@
-"""Who may connect, how many, and what they may announce: each limit on both sides."""
+"""Limits of connections: allowed networks, their number, the size of messages, the time to arrive."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def command(command_on_each_loop):
 
 
 def ends(connection):
-    """Whether the runner closes a connection."""
+    """Waits until the runner closes a connection. Returns whether it does."""
     connection.settimeout(10)
     with suppress(ConnectionResetError):
         return connection.recv(1) == b""
@@ -29,7 +29,7 @@ def ends(connection):
 
 
 def own_address():
-    """An address of this machine that is not loopback."""
+    """An address of this machine that is not a loopback address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # sends nothing
@@ -117,7 +117,7 @@ def test_serve_refuses_allow_remote_without_networks(run):
 def test_connections_up_to_the_limit_are_served_and_the_next_is_refused(command):
     runner = command.start("--max-connections", "3")
     peers = []
-    # The connection by which start() waits for the runner may not be at its end yet.
+    # The runner may not have noticed yet that start() has closed its own connection.
     until(lambda: peers.extend(served(command, runner, 3)) or peers, "three are served")
     with socket.create_connection(("127.0.0.1", runner.port)) as one_too_many:
         assert ends(one_too_many)
@@ -128,7 +128,7 @@ def test_connections_up_to_the_limit_are_served_and_the_next_is_refused(command)
 
 
 def served(command, runner, number):
-    """Peers that a runner answers; others are closed. All are closed if one is refused."""
+    """Connects a number of peers. Returns them; if one was refused, closes them and returns fewer."""
     peers = []
     for _ in range(number):
         peer = command.connect(runner.port)
@@ -199,8 +199,9 @@ def test_a_connection_that_has_sent_a_message_may_be_idle(command):
     runner = command.start("--header-timeout", "0.1")
     peer, clock = command.connect(runner.port), command.connect(runner.port)
     peer.ask("kind")
-    assert ends(clock.socket)  # an idle one that has sent nothing
-    assert ends(command.connect(runner.port).socket)  # and once more
+    # The runner closes connections that have sent nothing, so the timeout has passed twice.
+    assert ends(clock.socket)
+    assert ends(command.connect(runner.port).socket)
     assert peer.ask("kind") == "rrq_fastwire"
 
 
@@ -211,7 +212,7 @@ def test_a_connection_that_keeps_sending_messages_stays_open(command):
     message = struct.pack(">I", 2) + b"{}"
     peer.socket.sendall(message[:3])
     with suppress(ConnectionResetError):
-        while True:  # until the one that sends nothing is closed
+        while True:  # until the runner closes the connection that sends nothing
             peer.socket.sendall(message[3:] + message[:3])
             with suppress(TimeoutError):
                 assert clock.socket.recv(1) == b""
@@ -230,7 +231,7 @@ def test_a_connection_that_is_handed_over_may_be_idle(command):
         peer.ask("kind")
 
     def a_silent_connection_ends():
-        """It does not if it is handed over."""
+        """Whether the runner closes a new connection. It does not if it restarts at that moment."""
         connection = command.connect(runner.port).socket
         connection.settimeout(1)
         with suppress(TimeoutError):
@@ -252,6 +253,6 @@ def test_a_handler_that_blocks_does_not_make_messages_late(command):
     runner = command.start("--header-timeout", "0.2", settings="blocks.handlers")
     other = command.connect(runner.port)
     peer = command.begin(runner.port, "block_briefly")
-    other.send("kind")  # cannot be taken for as long as the handler blocks
+    other.send("kind")  # the runner cannot read it while the handler blocks
     assert other.receive().result == "rrq_fastwire"
     peer.receive()

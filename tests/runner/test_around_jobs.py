@@ -1,4 +1,4 @@
-"""What runs around each job: current_job(), middleware, and on_error."""
+"""Code that runs around each job: current_job(), middleware and on_error."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SOON = 0.1
 
 
 def calls(run, handlers, *names, timeout=None, **options):
-    """The outcomes of some functions, one after another."""
+    """Runs some functions, one after another. Returns their outcomes."""
 
     async def calling():
         async with running(handlers, **options) as client:
@@ -36,6 +36,7 @@ def calls(run, handlers, *names, timeout=None, **options):
 
 
 def seen():
+    """The id of the current job, or None."""
     job = current_job()
     return None if job is None else job.job_id
 

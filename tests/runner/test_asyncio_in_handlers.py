@@ -1,4 +1,4 @@
-"""A handler that uses asyncio is answered as by the stock runner."""
+"""Handlers that use asyncio are answered as by the stock runner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def our_server(registry):
 
 
 async def answers(serve, handlers):
-    """What the handlers are answered, each alone and then all at once."""
+    """The answers to jobs with these handlers: one after another, all at once, and with deadlines."""
     names = [handler.__name__ for handler in handlers]
     made = registry(dict(zip(names, handlers, strict=True)))
     async with serve(made) as port, await RunnerClient.connect("127.0.0.1", port) as client:
@@ -41,10 +41,10 @@ async def answers(serve, handlers):
             return outcome.type, outcome.result, message
 
         async def ask_with_a_deadline(name):
-            # On Python 3.11, the stock runner then has another task for it, of another name.
+            # On Python 3.11, the stock runner runs a job with a deadline in a task of another name.
             return await ask(name, None if name.startswith("names") else PATIENCE)
 
-        at_once = (names * 2)[:60]  # the stock runner takes 64
+        at_once = (names * 2)[:60]  # the stock runner allows 64 in flight
         async with asyncio.timeout(PATIENCE):
             found = [
                 *[await ask(name) for name in names],

@@ -1,4 +1,4 @@
-"""Handlers that keep the event loop hold back neither ready answers nor cancels for long."""
+"""Handlers that block the event loop do not delay ready answers and cancels for long."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from rrq_fastwire import (
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
 
-# Seconds for what has no event to wait for: reached only where something is broken.
+# Seconds to wait for what sends no event. This is reached only if something is broken.
 PATIENCE = 10
 
-# More than the engine lets handlers run before the event loop has its next iteration.
+# Longer than the handlers of one read may run before the event loop continues.
 LONG_SECONDS = 0.006
 
 
 class Peer:
-    """A connection to the runner that handlers can use, too: nothing of it needs the event loop."""
+    """A connection to the runner. It does not use the event loop, so that handlers can use it too."""
 
     def __init__(self, address):
         self.socket = socket.create_connection(address, PATIENCE)
@@ -46,7 +46,7 @@ class Peer:
         return answer
 
     def answers(self, count):
-        """The next answers in a thread, so that the event loop can run."""
+        """The next answers, received in a thread, so that the event loop can run."""
         return asyncio.to_thread(lambda: [self.answer() for _ in range(count)])
 
 
@@ -64,7 +64,7 @@ def request(function_name, id):
 
 @asynccontextmanager
 async def serving(handlers, connections):
-    """Gives a runner, and some peers that it has accepted."""
+    """Yields a runner, and some peers that it has accepted."""
     runner = Runner(handlers)
     async with await start_server(runner.on_stream, "127.0.0.1", 0) as server:
         peers = [Peer(server.sockets[0].getsockname()) for _ in range(connections)]

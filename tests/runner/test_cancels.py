@@ -1,4 +1,4 @@
-"""What a cancel ends, and what a handler makes of it."""
+"""Cancels: which requests they end, and that each of these gets one answer."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def test_a_cancelled_request_gets_one_answer_whatever_its_handler_does(run, hand
             else:
                 assert answer == ExecutionOutcome.cancelled("job of r", "r")
             if how != "end":
-                # The id is free at once, whatever the handler still does.
+                # The id can be used again at once, even if the handler is still running.
                 peer.send(cancel("job of r"), request("echo", {"again": True}))
                 assert (await peer.answer()).result == {"again": True}
 
@@ -160,7 +160,7 @@ def test_a_handler_that_never_ends_delays_neither_its_answer_nor_other_jobs(run)
 
         async with serving({"stubborn": stubborn, "echo": echo}, max_in_flight=2) as connect:
             peer = await connect()
-            for _ in range(5):  # they count no more as in flight
+            for _ in range(5):  # answered requests no longer count as in flight
                 peer.send(request("stubborn", id="1"), request("stubborn", id="2", deadline=SOON))
                 peer.send(cancel("job of 1"))
                 answers = await peer.answers(2)

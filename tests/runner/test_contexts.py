@@ -6,7 +6,6 @@ import asyncio
 import contextvars
 import gc
 import logging
-import logging.config
 import random
 import weakref
 
@@ -76,7 +75,7 @@ def test_jobs_that_wait_at_once_later_or_never_each_get_their_own_answer(  # noq
     owners = {}  # tasks of jobs that have waited and not ended
 
     async def pause(request):
-        """Waits, and checks that it goes on in its own task and context."""
+        """Waits, and checks that the handler continues in its own task and context."""
         id, task = request.request_id, asyncio.current_task()
         assert owners.setdefault(task, id) == id
         waiting[id] = asyncio.get_running_loop().create_future()
@@ -208,7 +207,7 @@ def test_objects_of_a_failed_handler_are_freed_at_once(run):
         held.append(weakref.ref(heavy))
         if request.params["waits"]:
             try:
-                await failing_soon()  # which nothing in this frame refers to
+                await failing_soon()  # no variable of this frame refers to the future
             except OwnError:
                 if request.params["catches"]:
                     return
@@ -231,7 +230,7 @@ def test_objects_of_a_failed_handler_are_freed_at_once(run):
 
     gc.collect()
     gc.disable()
-    logging.disable()  # or pytest keeps the records, and with them what was raised
+    logging.disable()  # otherwise pytest keeps the records, and with them the exceptions
     try:
         assert run(running()) == [None] * len(frames)
     finally:

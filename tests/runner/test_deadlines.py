@@ -1,4 +1,4 @@
-"""When a job is answered that takes too long."""
+"""Deadlines: when jobs that take too long are answered."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_deadlines_are_answered_in_their_own_order_whatever_the_order_of_request
                 for id, delay in enumerate(random.Random(4).sample(delays, len(delays)))
             ]
             peer.send(*frames)
-            # Not the delays: making the frames takes time, too.
+            # The deadlines are not exactly the delays, because making the frames takes time.
             messages = [decode_frame(frame) for frame in frames]
             deadlines = {each.request_id: each.context.deadline for each in messages}
             passed = [
@@ -76,7 +76,7 @@ def test_deadlines_are_answered_in_their_own_order_whatever_the_order_of_request
 
 
 class SkippingLoop(asyncio.SelectorEventLoop):
-    """A loop whose time can be put forward."""
+    """An event loop whose clock can be put forward."""
 
     ahead = 0.0
 
@@ -100,7 +100,7 @@ def test_ten_thousand_deadlines_are_answered_in_order():
             for n in order:
                 peer.send(request("wait", id=f"{n:05}", deadline=1000 + 60 * n))
             await until(lambda: len(begun) == count)
-            asyncio.get_running_loop().ahead = 970 + 60 * 4900  # amid them
+            asyncio.get_running_loop().ahead = 970 + 60 * 4900  # about half of them have passed
             half = [fields["request_id"] for fields in await peer.fields(4900)]
             assert half == [f"{n:05}" for n in range(4900)]
             peer.send(request("echo", id="echo"))
@@ -114,7 +114,7 @@ def test_ten_thousand_deadlines_are_answered_in_order():
 
 
 class FrozenLoop(asyncio.SelectorEventLoop):
-    """A loop whose time is what is set, as long as something is."""
+    """An event loop whose clock shows `now`, or the real time if that is None."""
 
     now = 0.0
 
@@ -123,7 +123,7 @@ class FrozenLoop(asyncio.SelectorEventLoop):
 
 
 def test_a_deadline_is_answered_5_ms_early_if_its_request_is_alone_on_the_connection(monkeypatch):
-    """Elsewhere the orchestrator cancels the job; there, it would end the process."""
+    """For such a request, the orchestrator would end the process. For others, it sends a cancel."""
 
     async def running():
         loop = asyncio.get_running_loop()
@@ -178,7 +178,7 @@ def test_jobs_that_end_in_time_are_freed_before_their_deadlines(run):
                 peer.send(*(request("pause", id=str(n), deadline=3600) for n in range(60)))
                 await peer.answers(60)
             assert jobs() < 1000
-            # A deadline that is nearer than all of theirs is not lost among them.
+            # A nearer deadline is still noticed.
             peer.send(request("forever", deadline=SOON), request("pause", id="2", deadline=3600))
             await peer.answers(2)
 

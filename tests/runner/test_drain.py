@@ -1,4 +1,4 @@
-"""--drain: what runs may end, and nothing new is taken."""
+"""--drain: running jobs may end, and no new ones are taken."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def is_refused(port):
         socket.create_connection(("127.0.0.1", port)).close()
     except ConnectionRefusedError:
         return True
-    except ConnectionResetError:  # one of the last moment
+    except ConnectionResetError:  # connected just before the listening socket was closed
         pass
     return False
 
@@ -97,12 +97,13 @@ def test_a_request_that_arrives_during_the_drain_is_not_run(command):
     idle = command.connect(runner.port)
     idle.ask("kind")
     runner.terminate()
-    assert idle.receive() is None  # it drains
+    assert idle.receive() is None  # the drain has begun
     late = command.folder / "late"
     peer.send("wait", begun=str(late))
     (command.folder / "told").touch()
     assert peer.receive().result == "ended"
-    with suppress(ConnectionResetError):  # whether the end comes in order depends on the kernel
+    # The runner closes a connection with an unread request, so the kernel may reset it.
+    with suppress(ConnectionResetError):
         assert peer.receive() is None
     assert command.wait(runner) == 0
     assert not late.exists()
@@ -120,9 +121,9 @@ def test_a_request_that_arrives_during_the_drain_does_not_cut_off_a_large_answer
             while not os.path.exists(begun):
                 await asyncio.sleep(0.005)
             runner.terminate()
-            assert await asyncio.to_thread(idle.receive) is None  # it drains
+            assert await asyncio.to_thread(idle.receive) is None  # the drain has begun
             ignored = asyncio.create_task(client.execute("wait", {"begun": late}))
-            await asyncio.sleep(0)  # it is sent
+            await asyncio.sleep(0)  # lets the request be sent
             (command.folder / "told").touch()
             assert len((await job).result) == 12_000_000
             with pytest.raises(ConnectionError):

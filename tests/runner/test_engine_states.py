@@ -1,4 +1,4 @@
-"""The runner against a model orchestrator, in any order of events: one answer for each request."""
+"""Any order of events in a runner, against a model: each request gets exactly one answer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ..fuzz.oracles import split, strict
 
 START = datetime(2026, 11, 24, tzinfo=timezone.utc)
 
-# Event loop iterations after which everything has happened that does not wait for a rule.
+# After this many event loop iterations, everything waits for the next rule.
 SETTLED = 25
 
 MAX_IN_FLIGHT = 4
@@ -51,11 +51,11 @@ class ClockedLoop(asyncio.SelectorEventLoop):
 
 
 class Peer:
-    """The orchestrator's side of a connection, and what it knows of its requests.
+    """The orchestrator's side of a connection, and its requests.
 
     Attributes:
-        waiting: the requests that are not answered yet: ids to deadlines, or None.
-        sent: how many requests were sent with an id.
+        waiting: the deadlines (or None) of the requests that are not answered yet, by id.
+        sent: how many requests were sent, by id.
     """
 
     def __init__(self, runner):
@@ -75,13 +75,15 @@ class Peer:
 
 
 class RunnerMachine(RuleBasedStateMachine):
+    """Rules that send requests and cancels, end handlers and connections, and move the clock."""
+
     def __init__(self):
         super().__init__()
         self.cleanup = ExitStack()
         self.loop = ClockedLoop()
         self.cleanup.callback(self.loop.close)
         self.cleanup.enter_context(patch("time.time", self.wall_clock))
-        # Else jobs would be postponed where the machine is slow.
+        # Without this, the runner would postpone jobs on a slow machine.
         clock = patch("rrq_fastwire.runner.engine.monotonic", self.loop.time)
         self.cleanup.enter_context(clock)
         self.unhandled = []
@@ -122,7 +124,7 @@ class RunnerMachine(RuleBasedStateMachine):
     # The event loop
 
     def call(self, function, *arguments):
-        """Call a function as the event loop calls a transport's callbacks, and let all settle."""
+        """Call a function from the event loop, as a transport does, and run the loop for a while."""
 
         async def settle():
             for _ in range(SETTLED):
@@ -137,6 +139,7 @@ class RunnerMachine(RuleBasedStateMachine):
             self.call(lambda: self.peers.append(Peer(self.runner)))
 
     def open_peer(self, choice):
+        """One of the open connections, or None."""
         found = [peer for peer in self.peers if not (peer.is_reset or peer.is_ended)]
         return found[choice % len(found)] if found else None
 
@@ -185,7 +188,7 @@ class RunnerMachine(RuleBasedStateMachine):
         self.forget_refused(peer)
 
     def forget_refused(self, peer):
-        """Requests beyond the limit are answered at once, and wait for nothing."""
+        """Removes requests beyond the limit from `waiting`, because they are answered at once."""
         answered = {answer.request_id for answer in peer.answers() if busy(answer)}
         for request_id in answered & set(peer.waiting):
             if request_id not in self.released:

@@ -1,4 +1,4 @@
-"""What a job is answered whose handler raises an exception."""
+"""Handlers that raise exceptions: how their jobs are answered."""
 
 from __future__ import annotations
 

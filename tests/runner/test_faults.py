@@ -1,4 +1,4 @@
-"""A fault of one connection affects no other: cut bytes, resets, other protocols, floods."""
+"""Faults of one connection affect no other one: split bytes, resets, other protocols, floods."""
 
 from __future__ import annotations
 
@@ -68,12 +68,16 @@ class Reset:
 
 @asynccontextmanager
 async def proxy(port, requests=forward, answers=forward):
-    """A proxy in front of a runner that forwards the bytes by these functions. Gives its port."""
+    """Runs a proxy in front of a runner, and yields its port.
+
+    Arguments:
+        requests, answers: functions that forward bytes to the runner, and from it.
+    """
 
     async def pass_on(reader, writer, do):
         while data := await reader.read(65536):
             await do(data, writer)
-        with suppress(OSError):  # the other direction may have ended it
+        with suppress(OSError):  # the other direction may have closed the connection
             writer.write_eof()
 
     async def connected(reader, writer):
@@ -224,7 +228,7 @@ def test_a_peer_with_another_protocol_is_disconnected(run, sent):
             await served.until_running("wait", 1)
             stream.transport.write(sent)
             answers, how = await received(stream)
-            # Bytes after the fault are not read, so the system may send a reset.
+            # The runner does not read bytes after the fault, so the system may send a reset.
             assert how in (None, ConnectionResetError, BrokenPipeError)
             assert [answer.type for answer in answers] in (["cancelled"], [])
 

@@ -1,4 +1,4 @@
-"""The requests that handlers are given, with and without rrq."""
+"""The requests that handlers get, with and without rrq."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ WITHOUT_RRQ = '''
 import asyncio, contextlib, json, sys
 
 class Missing:
-    """As if these were not installed."""
+    """Makes rrq and pydantic impossible to import."""
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in ("rrq", "pydantic"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
@@ -136,7 +136,7 @@ def test_a_runner_works_without_rrq(tmp_path):
         text=True,
         timeout=PATIENCE,
     )
-    assert "Traceback" in done.stderr  # seen without any configuration of logging
+    assert "Traceback" in done.stderr  # printed without any configuration of logging
     assert "ValueError: failed" in done.stderr
     assert "'slow' timed out: Job execution timed out." in done.stderr
     assert "Warning" not in done.stderr

@@ -1,4 +1,4 @@
-"""Handlers that do odd things with their task, their request or the event loop."""
+"""Handlers that do unusual things with their task, their request or the event loop."""
 
 from __future__ import annotations
 
@@ -216,7 +216,7 @@ def test_jobs_that_never_wait_are_all_answered_however_many_come_at_once(run):
             for peer in peers:
                 for id, answer in (await peer.answers(30)).items():
                     assert answer.result == {"n": int(id)}
-            # Those after a job that has ruined the task go on in another.
+            # Jobs after one that has cancelled their shared task run in another task.
             peers[0].send(request("cancel"), request("echo", id="1"), request("echo", id="2"))
             assert len(await peers[0].answers(3)) == 3
 
@@ -225,7 +225,7 @@ def test_jobs_that_never_wait_are_all_answered_however_many_come_at_once(run):
 
 @pytest.mark.parametrize("waits", [False, True], ids=["at once", "after a wait"])
 def test_an_answer_does_not_wait_for_jobs_that_block_the_event_loop(run, waits):
-    """Each job receives the answer to the one before, while it keeps the event loop."""
+    """Each handler receives the answer to the job before it, while it blocks the event loop."""
     count = 20
 
     async def running():
@@ -240,7 +240,7 @@ def test_an_answer_does_not_wait_for_jobs_that_block_the_event_loop(run, waits):
     async def report(request):
         if waits:
             await asyncio.sleep(0)
-        time.sleep(0.01)  # more than a read may take
+        time.sleep(0.01)  # longer than handlers may run before the event loop continues
         if seen:
             answers.feed(ours.recv(2**16))
             assert decode_frame(pack_frame(next(answers))).request_id == seen[-1]
@@ -293,7 +293,7 @@ def test_tasks_that_outlive_their_handler_keep_running_and_affect_no_other_job(r
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
-        (lambda _: 5, "await"),  # in whatever words, which 3.14 has changed
+        (lambda _: 5, "await"),  # Python 3.14 has other words for the rest
         (lambda: None, "takes 0 positional arguments but 1 was given"),
     ],
     ids=["not awaitable", "no argument"],
@@ -307,7 +307,7 @@ def test_a_callable_that_cannot_be_a_handler_fails_its_job(run, handler, message
 
 
 def test_an_id_that_leaves_no_room_for_an_answer_affects_no_other_job(run):
-    """The largest request is about as large as the answer that gives its ids back."""
+    """The ids of the largest request fill a whole answer."""
     long = type("Unsendable" * 50, (), {})
 
     def fill(id):
@@ -327,7 +327,7 @@ def test_an_id_that_leaves_no_room_for_an_answer_affects_no_other_job(run):
 
 
 def decorated(function):
-    """An async handler that runs a sync function, as decorators make them."""
+    """An async handler around a sync function, as decorators make it."""
 
     @functools.wraps(function)
     async def handler(request):
@@ -337,7 +337,7 @@ def decorated(function):
 
 
 class Callable:
-    """A callable object that stands for a sync function, and is async."""
+    """An async callable object around a sync function."""
 
     def __init__(self, function):
         functools.update_wrapper(self, function)

@@ -1,4 +1,4 @@
-"""Handlers that are not async run in threads, which hold neither the event loop nor the process."""
+"""--threads: plain functions run in threads, which block neither the event loop nor the shutdown."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from rrq_fastwire.testing import run_job, running
 
 from ..commands import PATIENCE
 
-# Seconds until a deadline that is meant to pass.
+# Seconds until a deadline that a test waits for.
 SOON = 0.3
 
 
@@ -275,7 +275,7 @@ def test_objects_of_a_job_in_a_thread_are_freed_at_once(run):
 
     gc.collect()
     gc.disable()
-    logging.disable()  # or pytest keeps the records, and with them what was raised
+    logging.disable()  # otherwise pytest keeps the records, and with them the exceptions
     try:
         assert run(calling())
     finally:

@@ -1,4 +1,4 @@
-"""Without rrq, results have the JSON forms that they have with it."""
+"""Without rrq, results have the same JSON forms as with rrq."""
 
 from __future__ import annotations
 

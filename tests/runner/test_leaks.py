@@ -1,6 +1,6 @@
-"""A runner has no more objects and memory after 100,000 requests that end in every way.
+"""100,000 requests that end in all possible ways leave no objects and no memory in a runner.
 
-The runner is another process: this file, run as a script.
+The runner is a process of its own: this file, run as a script.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ WARM_UP = 20_000
 TOTAL = 100_000
 CONNECTIONS = 8
 
-# How much may be added after the warm-up, in which every kind of ending has occurred already. A leak
-# in one kind of ending would be at least 1,500 objects.
+# How much may be added after the warm-up, in which every kind of ending has occurred already. A
+# leak in one kind of ending would be at least 1,500 objects.
 MARGIN_OBJECTS = 50  # of one type
 MARGIN_BLOCKS = 300  # of memory, including objects that gc does not track; measured: up to 61
 MARGIN_KIB = (
     4096  # of resident memory: 50 bytes per request; measured: up to 1800, and no more for 600,000
 )
 
-# A deadline that is never reached, and an earlier one, which stays the next in the heap.
+# Seconds until a deadline that is never reached, and until an earlier one, which stays first in the
+# heap of deadlines.
 FAR = 7200
 NEXT = 3600
 
@@ -143,7 +144,7 @@ def handlers(kind):
 
 
 async def serve(kind):
-    """Serve until stdin ends, with one more handler, which returns what the process holds."""
+    """Run a runner until stdin ends. The handler `inventory` returns what the process holds."""
 
     async def inventory(request):
         gc.collect()
@@ -168,7 +169,9 @@ async def serve(kind):
     else:
         found.register("inventory", inventory)
     runner = Runner(found)
-    logging.getLogger("rrq_fastwire").addHandler(logging.NullHandler())  # or stderr has it all
+    logging.getLogger("rrq_fastwire").addHandler(
+        logging.NullHandler()
+    )  # otherwise stderr gets all records
     async with await start_server(runner.on_stream, "127.0.0.1", 0) as server:
         print(server.sockets[0].getsockname()[1], flush=True)
         await asyncio.to_thread(sys.stdin.read)
@@ -187,7 +190,7 @@ class Requests:
         self.name = name
         self.sent = 0
         self.stream = None
-        self.expected = {}  # the types of the answers that are to come, by request_id
+        self.expected = {}  # the types of the answers that are still to come, by request_id
         self.last = None
         self.all_answered = asyncio.Event()
 
@@ -292,7 +295,12 @@ class Requests:
         await self.answered()
 
     async def go_away(self, how):
-        """End the connection while 20 jobs run. The answer to the last request shows that they do."""
+        """End the connection while 20 jobs run.
+
+        Arguments:
+            how: "end" or "half a request" ends the stream, "close" and "abort" close the
+            connection.
+        """
         for name in ("wait", "swallow"):
             for _ in range(10):
                 self.send(name, "cancelled", FAR)
@@ -341,7 +349,7 @@ async def storm(kind, port, number):
 
 
 async def inventory(port, connections=1):
-    """What the runner holds, after the handlers that continue for a while have ended."""
+    """What the runner holds, when the handlers that ignore their cancellation have ended."""
     async with Requests(port, "inventory") as requests:
         async with asyncio.timeout(10):
             while True:

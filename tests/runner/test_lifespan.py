@@ -1,4 +1,4 @@
-"""A lifespan is entered before the runner listens, and left after the last answer."""
+"""The lifespan: entered before the runner listens, and exited after the last answer."""
 
 from __future__ import annotations
 
@@ -276,7 +276,7 @@ async def yields_a_value():
 
 
 async def serving(port, **options):
-    """A task of serve(), once it listens."""
+    """Starts serve() in a task. Returns the task, once the runner listens, and a client."""
     task = asyncio.create_task(serve({"value": value}, f"127.0.0.1:{port}", **options))
     async with asyncio.timeout(PATIENCE):
         while not task.done():
@@ -284,7 +284,7 @@ async def serving(port, **options):
                 return task, await RunnerClient.connect("127.0.0.1", port)
             await asyncio.sleep(0.01)
     await task
-    raise AssertionError("it has ended")
+    raise AssertionError("serve() has returned")
 
 
 def test_a_cancel_of_serve_exits_the_lifespan_without_an_exception(run):

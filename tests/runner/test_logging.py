@@ -1,4 +1,4 @@
-"""What the runner logs of jobs and of peers."""
+"""What the runner logs about jobs and about peers."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ EVERY_ENDING = {
 
 
 def end_in_every_way(run):
-    """Runs a job for every way to end, and gives the connection's name."""
+    """Runs jobs that end in all possible ways. Returns the name of their connection."""
 
     async def running():
         async with serving(registry(EVERY_ENDING)) as connect:
@@ -123,8 +123,8 @@ def test_an_exception_of_a_cancelled_handler_is_logged(run, caplog):
 
 @pytest.fixture
 def configured_logging():
-    """Lets a test configure logging, and undoes it."""
-    # All of them, because dictConfig() disables those that it does not name.
+    """Lets a test configure logging, and restores the configuration afterwards."""
+    # Of all loggers, because dictConfig() disables those that it does not name.
     loggers = [logging.getLogger(name) for name in ["", *logging.root.manager.loggerDict]]
     before = [(each.level, each.handlers[:], each.propagate, each.disabled) for each in loggers]
     yield

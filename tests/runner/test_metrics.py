@@ -1,4 +1,4 @@
-"""--metrics, as Prometheus sees it."""
+"""--metrics, as Prometheus reads them."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def start(command, settings="measured.handlers"):
 
 
 def scrape(runner, accept="text/plain"):
-    """The samples by name and labels, as a real parser reads them."""
+    """The samples by name and values of labels, read by prometheus-client's own parser."""
     request = urllib.request.Request(runner.metrics, headers={"Accept": accept})
     with urllib.request.urlopen(request, timeout=10) as response:
         text = response.read().decode()
@@ -91,7 +91,7 @@ def test_jobs_are_counted_by_function_and_outcome(command, settings, accept):
         counted = scrape(runner, accept).items()
         return {key[1:]: value for key, value in counted if key[0] == "rrq_fastwire_jobs_total"}
 
-    # A job is counted when its answer has been written, which may be read sooner.
+    # A job is counted after its answer has been written, so the peer may have the answer before.
     until(lambda: sum(jobs().values()) == 7, "the last job to be counted")
     samples = scrape(runner, accept)
     assert jobs() == {
@@ -107,7 +107,7 @@ def test_jobs_are_counted_by_function_and_outcome(command, settings, accept):
     assert samples["rrq_fastwire_job_duration_seconds_bucket", "+Inf", "sleep"] == 1
     assert 0.19 < samples["rrq_fastwire_job_duration_seconds_sum", "sleep"] < 10
     assert samples["rrq_fastwire_jobs_in_flight",] == 0
-    assert samples["app_emails_total",] == 1  # metrics of handlers are served beside them
+    assert samples["app_emails_total",] == 1  # a metric of the handlers
     assert samples["process_resident_memory_bytes",] > 1e6
 
 
@@ -148,7 +148,7 @@ def test_metrics_are_served_during_a_blocked_event_loop_and_show_its_lag(command
     runner = start(command)
     peer = command.connect(runner.port)
     peer.send("block_for_a_second")
-    assert scrape(runner)["rrq_fastwire_jobs_in_flight",] in (0, 1)  # and answers meanwhile
+    assert scrape(runner)["rrq_fastwire_jobs_in_flight",] in (0, 1)  # served meanwhile
     peer.receive()
     until(lambda: late(scrape(runner)) >= 1, "the lag is measured")
 
@@ -171,7 +171,7 @@ def test_a_port_in_use_gets_one_line_and_status_1(command):
 
 
 def test_processes_of_a_pool_have_ports_of_their_own(command):
-    # The orchestrator counts up the port of --tcp-socket, and gives all the same other options.
+    # The orchestrator counts up the port of --tcp-socket; all other options are the same.
     runners = [start(command), start(command)]
     for number, runner in enumerate(runners):
         for _ in range(number + 1):
@@ -189,10 +189,10 @@ def test_metrics_are_served_after_a_restart(command):
     key = "rrq_fastwire_jobs_total", "kind", "success"
     counts = []
 
-    def has_begun_anew():
+    def has_restarted():
         peer.ask("kind")
-        with suppress(OSError, HTTPException):  # it may be about to start
+        with suppress(OSError, HTTPException):  # the runner may be restarting
             counts.append(scrape(runner).get(key, 0))
         return sorted(counts) != counts
 
-    until(has_begun_anew, "another process counts from 0")
+    until(has_restarted, "the count starts again from 0")

@@ -1,4 +1,4 @@
-"""The options of rrq-fastwire-runner as environment variables, their help, and wrong values of them."""
+"""Options of rrq-fastwire-runner: as environment variables, in the help, and with wrong values."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ OPTIONS = {
 
 
 def set_option(command, monkeypatch, name, value):
+    """Sets an option by its environment variable. Returns the name of the variable."""
     variable = "RRQ_FASTWIRE_RUNNER_" + name[2:].upper().replace("-", "_")
     monkeypatch.setitem(command.environment, variable, value)
     return variable
@@ -60,7 +61,7 @@ def test_an_option_can_be_an_environment_variable(command, monkeypatch):
 
 def test_the_command_line_overrides_the_environment(command, monkeypatch):
     set_option(command, monkeypatch, "--settings", "nothing.handlers")
-    set_option(command, monkeypatch, "--grace", "not looked at")
+    set_option(command, monkeypatch, "--grace", "not read")
     runner = command.start("--grace", "1", settings="app.handlers")
     assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
 
@@ -121,6 +122,7 @@ WRONG = [
 
 
 def run(command, name, value, arguments=()):
+    """Runs a runner that has the required options, except for the one that is tested."""
     given = {"settings": "app.handlers", "tcp_socket": "127.0.0.1:9000"}
     given.pop(name[2:].replace("-", "_"), None)
     return command.run(*arguments, **(dict.fromkeys(("settings", "tcp_socket")) | given))

@@ -1,4 +1,4 @@
-"""Outcomes that handlers return, those of rrq and those of this package."""
+"""Handlers that return outcomes: those of rrq, and those of this package."""
 
 from __future__ import annotations
 
@@ -38,12 +38,13 @@ from ..stock import (
 
 
 class Posing:
-    """Says that it is an outcome, and is none."""
+    """An object that claims to be an outcome."""
 
     __class__ = ExecutionOutcome
 
 
 def unchecked(status="success", **fields):
+    """An outcome of rrq that pydantic has not validated."""
     return StockOutcome.model_construct(status=status, **fields)
 
 
@@ -67,7 +68,7 @@ OUTCOMES_LIKE_STOCK = {
     "cancelled": lambda: stock("error", error=StockError(message="m", type="cancelled")),
     "timeout": lambda: stock("timeout", error=StockError(message="m")),
     "retry": lambda: stock("retry", error=StockError(message="m"), retry_after_seconds=2.5),
-    "retry of its own accord": lambda: stock("retry"),
+    "retry without an error": lambda: stock("retry"),
     "retry after text": lambda: stock("retry", retry_after_seconds="5"),
     "retry in the past": lambda: stock("retry", retry_after_seconds=-1),
     "odd result": lambda: stock("success", result=[datetime(2025, 1, 2), {1: b"x"}]),
@@ -137,7 +138,7 @@ def test_the_ids_of_an_outcome_are_always_those_of_the_request(run, ids):
     for each in given:
         before = repr(each)
         assert among_neighbours(run, giving(lambda each=each: each)) == expected
-        assert repr(each) == before  # it is the handler's own
+        assert repr(each) == before  # the handler's object is not changed
 
 
 def test_one_outcome_can_be_the_answer_to_many_jobs(run):

@@ -1,4 +1,4 @@
-"""rrq-fastwire-runner ends when its parent goes away."""
+"""rrq-fastwire-runner exits when its parent process ends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ def test_a_runner_exits_when_its_parent_ends_during_the_start(command, milliseco
         assert runner.gone(PATIENCE)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="it is known by its session, on Linux")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="only on Linux, a runner knows its parent by the session"
+)
 def test_a_runner_exits_if_its_parent_ended_before_the_start(command):
     parent_is_gone = command.folder / "parent is gone"
     line = [

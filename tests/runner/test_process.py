@@ -1,4 +1,4 @@
-"""How the process of rrq-fastwire-runner ends: at a signal, and by force."""
+"""How the process of rrq-fastwire-runner ends after a signal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(command_on_each_loop):
 
 ENDINGS = [signal.SIGTERM, signal.SIGINT]
 
-# Lines of the log that a handler may cause that does not end, or leaves something running.
+# The ends of log lines that are allowed if a handler does not end, or leaves something running.
 COMPLAINTS = (
     "ended by force: a handler, or what it left running, did not end",
     "goes on though it is cancelled",
@@ -90,8 +90,8 @@ def test_a_runner_that_shuts_down_accepts_no_connection(command, number):
         command.connect(runner.port)
 
 
-# asyncio drops a connection with a warning if the server is closed before a protocol has it. CPython
-# 3.13.0 also raises an exception in __del__.
+# asyncio drops a connection with a warning if the server is closed before a protocol has it.
+# CPython 3.13.0 also raises an exception in __del__.
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("turns", range(8))
@@ -105,7 +105,7 @@ def test_a_connection_that_arrives_during_the_shutdown_is_closed(run, turns):
                 with suppress(ConnectionRefusedError), Peer(port).socket:
                     break
                 await asyncio.sleep(0.01)
-        with Peer(port).socket as peer:  # connected, and the loop has yet to see it
+        with Peer(port).socket as peer:  # connected, but not yet accepted by the event loop
             peer.setblocking(False)
             for _ in range(turns):
                 await asyncio.sleep(0)
@@ -166,7 +166,7 @@ def test_a_second_signal_kills_the_runner_at_once(command, number, function_name
     command.begin(runner.port, function_name)
 
     def ends():
-        runner.send_signal(number)  # two are one, if they come at the same moment
+        runner.send_signal(number)  # repeated, because two signals at the same moment become one
         return runner.poll() is not None
 
     until(ends, "the end")
@@ -188,7 +188,7 @@ def test_the_runner_exits_by_default_although_a_handler_does_not_end(command, fu
     runner = command.start()
     command.begin(runner.port, function_name)
     runner.send_signal(signal.SIGTERM)
-    assert command.wait(runner) == 0  # and prints after how long
+    assert command.wait(runner) == 0
 
 
 @posix

@@ -1,4 +1,4 @@
-"""--max-jobs and --max-rss: the runner starts anew, and its peers do not notice."""
+"""--max-jobs and --max-rss: the runner restarts, and its peers do not notice."""
 
 from __future__ import annotations
 
@@ -62,14 +62,14 @@ def command(command_on_each_loop):
 
 
 def ask_until_another(peer, before):
-    """Asks who it is until it is another process image."""
+    """Sends jobs until the runner has restarted, and returns the last answer."""
     answers = []
 
     def is_another():
         answers.append(peer.ask("who"))
         return answers[-1][0] != before
 
-    until(is_another, "the runner starts anew")
+    until(is_another, "the runner has restarted")
     return answers[-1]
 
 
@@ -83,13 +83,13 @@ def test_the_runner_restarts_after_a_number_of_jobs_and_keeps_its_connections(co
     peer.ask("change")
     assert idle.ask("who")[0] == first[0]
     peer.ask("kind")
-    # Identical, the directory, the environment and the command line included.
+    # The process id, the directory, the environment and the command line are the same.
     assert ask_until_another(peer, first[0])[1:] == first[1:]
     assert idle.ask("who")[0] != first[0]
     assert command.connect(runner.port).ask("kind") in ("rrq", "rrq_fastwire")
     runner.terminate()
     assert command.wait(runner) == 0
-    assert runner.stdout.read().count("left\n") >= 2  # each process ends as any other
+    assert runner.stdout.read().count("left\n") >= 2  # atexit functions ran before each restart
     assert "the number of jobs that --max-jobs allows is reached" in runner.errors()
 
 
@@ -118,7 +118,7 @@ def test_requests_wait_for_a_second_at_most_while_a_job_delays_the_restart(comma
     other = command.connect(runner.port)
     me = other.ask("who")[0]
     other.ask("who")
-    other.send("who")  # waits for a second at most, and not for the job
+    other.send("who")  # waits for a second at most, not until the job ends
     assert other.receive().result[0] == me
     (command.folder / "told").touch()
     assert running.receive().result == me
@@ -131,7 +131,7 @@ def test_half_a_message_delays_the_restart_until_the_rest_arrives(command):
     half.socket.sendall(b"\0\0")
     me = peer.ask("who")[0]
     assert peer.ask("who")[0] == me
-    half.socket.sendall(b"\0\2{}")  # not a valid message; nothing answers it
+    half.socket.sendall(b"\0\2{}")  # completes a frame that is not a valid message
     ask_until_another(peer, me)
     assert half.ask("kind") == "rrq_fastwire"
 

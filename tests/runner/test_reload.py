@@ -1,4 +1,4 @@
-"""--reload: the runner starts anew when the source of its settings changes."""
+"""--reload: the runner restarts when the source of its settings changes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,8 @@ handlers = {"ask": ask, "until_told": until_told}
 @pytest.fixture
 def command(command_on_each_loop):
     command = command_on_each_loop
-    # Python takes the compiled file of a source that has the same size and second.
+    # Python would use the compiled file again, because two versions of a source have the same size
+    # and are written within the same second.
     command.environment["PYTHONDONTWRITEBYTECODE"] = "1"
     source = command.folder / "source"
     source.mkdir()
@@ -75,7 +76,7 @@ def test_a_syntax_error_is_shown_and_its_correction_takes_effect(command):
     command.change("TEXT = (")
     until(lambda: "waiting for a change" in runner.errors(), "the mistake is shown")
     assert "SyntaxError: '(' was never closed" in runner.errors()
-    peer.send("ask")  # waits
+    peer.send("ask")  # waits for the correction
     command.change("TEXT = 'corrected'")
     assert peer.receive().result == "corrected"
 

@@ -1,4 +1,4 @@
-"""What the runner answers to the requests of a connection."""
+"""Requests on a connection: valid, refused and invalid ones, and how they are answered."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def test_a_request_beyond_the_limit_in_flight_is_answered_busy(run, limit):
                 message = "Runner busy: too many in-flight requests"
                 assert answer == ExecutionOutcome.failure(f"job of {id}", id, message)
                 assert int(id) >= most
-            other.send(*(request("wait", id=str(n)) for n in range(most)))  # has its own limit
+            # Another connection has its own limit.
+            other.send(*(request("wait", id=str(n)) for n in range(most)))
             other.send(request("wait", id="extra"))
             assert (await other.answer()).error.message == message
             held.set()
@@ -117,7 +118,7 @@ def test_a_second_request_of_an_id_in_flight_is_refused_and_the_first_goes_on(ru
             one.send(request("wait"), request("wait"))
             refused = await one.answer()
             assert refused.error.message == "Request already in flight"
-            other.send(request("wait"))  # ids are one connection's own
+            other.send(request("wait"))  # the same id on another connection is another request
             one.send(request("wait"))
             assert await one.answer() == refused
             held.set()
@@ -163,7 +164,7 @@ def test_an_invalid_message_is_answered_if_it_names_a_request_and_the_connection
             assert answers.pop("next").type is OutcomeType.SUCCESS
             if message is not None:
                 assert answers == {"r": ExecutionOutcome.failure("j", "r", message)}
-            # It says nothing of a request of the same id in flight, which has an answer to come.
+            # A request with the same ids that is in flight still gets its own answer.
             peer.send(request("forever", job_id="j"), frame, request("echo", id="next"))
             assert list(await peer.answers(1)) == ["next"]
             peer.send(cancel("j"))

@@ -1,4 +1,4 @@
-"""What a job is answered, whatever its handler returns."""
+"""Handlers that return values of all kinds: each job gets an answer."""
 
 from __future__ import annotations
 
@@ -128,12 +128,6 @@ class RudeClass:
         raise LookupError("hostile")
 
 
-class Posing:
-    """Says that it is an outcome, and is none."""
-
-    __class__ = ExecutionOutcome
-
-
 class Iterable:
     def __iter__(self):
         return iter([1])
@@ -179,7 +173,7 @@ UNAWAITED = []
 
 def unawaited():
     coroutine = asyncio.sleep(0)
-    UNAWAITED.append(coroutine)  # to be closed, so that nothing warns of it
+    UNAWAITED.append(coroutine)  # the test closes it, so that Python does not warn
     return coroutine
 
 
@@ -187,7 +181,7 @@ async def generate_async():
     yield 1
 
 
-# Results that the stock runner answers with, by name.
+# Results that the stock runner can send, by name.
 LIKE_STOCK = {
     "None": lambda: None,
     "True": lambda: True,
@@ -247,11 +241,11 @@ LIKE_STOCK = {
     "rrq's ExecutionError": lambda: StockError(message="m", details={"a": 1}),
 }
 
-# The envelope of a result in a frame of ours, for the ids of the table.
+# The size of a success without its result, with the ids that the tests use.
 FULL = len(encode_frame(ExecutionOutcome.success("j", "r", ""))) - 4
 
-# Results that cannot be sent: why, in the answer. To these the stock runner sends nothing, or what
-# takes the connection down.
+# Results that cannot be sent, and patterns of the reason in the answer. For these, the stock runner
+# sends nothing, or a frame for which the orchestrator closes the connection.
 UNSENDABLE = {
     "object": (object, "unknown type.*object"),
     "class": (lambda: int, "unknown type.*type"),
@@ -355,8 +349,8 @@ VALUES = st.recursive(
         st.integers(-(2**70), 2**70),
         st.floats(),
         st.text(max_size=5),
-        # First halves of pairs alone: with a second half after it, json writes a character, where
-        # this package refuses a text that UTF-8 cannot carry.
+        # Only first halves of surrogate pairs: json would write a pair as one character, but this
+        # package refuses it.
         st.text(st.sampled_from("aé\ud800\udbff"), max_size=3),
         st.binary(max_size=3),
         st.sampled_from([Color.RED, Mode.FAST, Level.HIGH, date(2025, 1, 2), object(), Text("x")]),
@@ -404,5 +398,5 @@ def test_any_mixture_of_values_is_answered_as_by_the_stock_runner_or_as_an_error
 
 
 def decoded(value):
-    """A result that json has read, as the orchestrator and we do: integers beyond 64 bits as floats."""
+    """A result of json.loads() as this package decodes it: larger integers than 64 bits as floats."""
     return outcome({"job_id": "", "request_id": "", "status": "success", "result": value}).result

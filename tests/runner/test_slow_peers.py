@@ -1,4 +1,4 @@
-"""Peers that send, and do not read what they are answered."""
+"""Peers that send requests, but do not read the answers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ..faulty_peers import (
 
 @asynccontextmanager
 async def deaf(served):
-    """A connection that requests 60 MB, more than the system buffers, and reads nothing."""
+    """A connection that requests 60 MB, more than sockets can buffer, and reads nothing."""
     async with await open_connection("127.0.0.1", served.port) as stream:
         stream.transport.pause_reading()
         blobs = [request("blob_later", str(number), size=1_000_000) for number in range(60)]
@@ -50,7 +50,7 @@ async def deaf(served):
 def test_a_peer_that_never_reads_can_disconnect(run):
     async def scenario():
         async with serving() as served, deaf(served) as stream:
-            stream.transport.write(BLOB)  # which the runner does not take
+            stream.transport.write(BLOB)  # the runner does not read it
             await execute_all(served.port, 1)
             stream.transport.abort()
 
@@ -86,7 +86,7 @@ async def wait(request):
     await asyncio.Event().wait()
 
 async def blobs(request):
-    """Ends when 64 of them run."""
+    """All 64 of them return when the last one has started."""
     import asyncio
     running.append(asyncio.get_running_loop().create_future())
     if len(running) == 64:
@@ -102,7 +102,10 @@ handlers = {"echo": echo, "blob": blob, "wait": wait, "blobs": blobs}
 
 @pytest.fixture
 def runner(tmp_path):
-    """A runner in another process: its port, and a function that returns its memory in MiB, or its peak."""
+    """A runner in another process: its port, and a function that returns its memory in MiB.
+
+    With most=True, the function returns the peak of the memory.
+    """
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("the memory of another process is read from /proc, which is not here")
     (tmp_path / "handlers.py").write_text(HANDLERS)
@@ -158,7 +161,7 @@ class Neighbour:
     [
         ("echo", {"text": "x" * 300}),
         ("blob", {"size": 100_000}),
-        ("wait", {}),  # 64 of them, and no end of busy answers
+        ("wait", {}),  # 64 of them wait; all others are answered busy
     ],
 )
 def test_requests_of_a_peer_that_never_reads_use_little_memory_and_are_all_answered(
@@ -177,7 +180,7 @@ def test_requests_of_a_peer_that_never_reads_use_little_memory_and_are_all_answe
             try:
                 taken = deaf.send(rest)
             except BlockingIOError:
-                neighbour.ask()  # others are served all the time
+                neighbour.ask()  # other connections are served meanwhile
                 asked += 1
             else:
                 asked = 0
@@ -186,10 +189,10 @@ def test_requests_of_a_peer_that_never_reads_use_little_memory_and_are_all_answe
             assert sent < 300_000, "the runner reads on and on"
             most = max(most, memory() - before) if asked else most
         print(f"{sent} requests went out; the runner grew by {most:.1f} MiB")
-        # 64 answers, what the sockets hold, and what is on the way between.
+        # The runner may hold 64 answers, and what the sockets cannot buffer.
         assert most < 24
 
-        # Once it reads, everything it asked for is there.
+        # When the peer reads at last, it gets every answer.
         deaf.setblocking(True)
         deaf.settimeout(PATIENCE)
         decoder = MessageDecoder()
@@ -223,7 +226,7 @@ def test_answers_to_a_peer_that_never_reads_are_in_memory_only_once(runner):
             neighbour.ask()
         grown = memory(most=True) - before
         print(f"64 answers of {size / 2**20:.0f} MiB; the runner grew by {grown:.0f} MiB")
-        # One more is with the transport, or being made.
+        # One more answer may be in the transport, or be encoded at the moment.
         assert grown < 1.2 * 64 * size / 2**20
 
         deaf.settimeout(PATIENCE)

@@ -1,4 +1,4 @@
-"""What the spans of rrq's telemetry are told of a job."""
+"""Spans of rrq's telemetry: which of their methods are called for a job."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ SPAN = contextvars.ContextVar("SPAN", default=None)
 
 
 class Recorder(rrq.telemetry.Telemetry):
-    """Notes what spans are told, and checks that they end once, in the context they begin in."""
+    """A telemetry whose spans note the calls of their methods.
+
+    The spans check that they are closed once, and in the context in which they were entered.
+    """
 
     enabled = True
 
@@ -72,7 +75,7 @@ class Span(rrq.telemetry.RunnerSpan):
 
     def __exit__(self, *exception):
         assert SPAN.get() is self
-        SPAN.reset(self.token)  # ValueError in another context
+        SPAN.reset(self.token)  # raises ValueError in another context
         return super().__exit__(*exception)
 
     def close(self):
