@@ -1,4 +1,4 @@
-"""`tap` processes that end with their test."""
+"""A fixture for the tests of `tap`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..taps import Wire
 
 @pytest.fixture
 def start():
-    """Starts a Wire, or any other Tap; it is closed at the end."""
+    """Starts `tap`: a Wire, or another kind of Tap. Kills it at the end of the test."""
     with contextlib.ExitStack() as stack:
 
         def start(*options, kind=Wire, **more):

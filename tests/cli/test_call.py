@@ -1,4 +1,4 @@
-"""`call`, as a user sees it: processes on pipes and on a terminal, against real and false runners."""
+"""`call`, as a user sees it: on pipes and on a terminal, with real runners and with simulated ones."""
 
 from __future__ import annotations
 
@@ -42,10 +42,13 @@ def call(*arguments: str) -> tuple[int, str, str]:
 
 
 class FalseRunner:
-    """Takes one connection, keeps the messages that come, and does to each what it is told to.
+    """A simulated runner, which accepts one connection and keeps the messages that arrive.
 
-    Usage: `with FalseRunner(on_message) as runner`, where on_message gets the connection and a
-    message, and ends the connection by returning True.
+    Usage: `with FalseRunner(on_message) as runner`.
+
+    Arguments:
+        on_message: called with the connection and each message. Returns True to close the
+        connection.
     """
 
     def __init__(self, on_message):
@@ -79,7 +82,7 @@ class FalseRunner:
 
 
 def answering(**fields):
-    """An on_message that answers."""
+    """An on_message that answers each request with an outcome of these fields."""
 
     def on_message(connection, request):
         outcome = ExecutionOutcome(job_id=request.job_id, request_id=request.request_id, **fields)
@@ -138,7 +141,9 @@ def test_any_other_outcome_is_one_line_on_stderr_after_the_log_of_the_runner(arg
     status, printed, written = call("--runner", RUNNER, *arguments)
     assert (status, printed) == (1, "")
     assert written.endswith(said)
-    assert (written == said) == (arguments[0] in ("retry", "nonsense"))  # not logged, or at INFO
+    assert (written == said) == (
+        arguments[0] in ("retry", "nonsense")
+    )  # the runner logs nothing for these
 
 
 def test_a_runner_that_runs_already_is_called_with_attempt_deadline_and_trace():

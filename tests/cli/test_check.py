@@ -1,4 +1,4 @@
-"""`check`, as a user sees it; and that it catches a runner that breaks one rule."""
+"""`check`, as a user sees it, and with runners that break one rule of the protocol each."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = shlex.join([sys.executable, str(Path(__file__).parents[1] / "small_runne
 DOUBLES = f"{SMALL} 'numbers are doubles'"
 CLOSED = "the connection was closed, instead of an answer"
 
-# Rules, and the checks that must notice when they are broken.
+# The rules that small_runner.py can break, and the checks that must notice it.
 RULES = {
     "half a header is waited for": {"half a frame"},
     "empty frames are skipped": {"frame of 0 bytes"},
@@ -84,7 +84,7 @@ def test_checks_of_rules_that_are_kept_pass():
 
 
 def check(*arguments: str, **environment: str) -> tuple[int, dict[str, tuple[str, str]], str]:
-    """Exit status, verdict and what was seen by check, and stderr."""
+    """Runs `check`. Returns the exit status, the verdict and the finding of each check, and stderr."""
     done = subprocess.run(
         [*COMMAND, *arguments],
         capture_output=True,
@@ -110,14 +110,14 @@ def test_this_packages_runner_passes():
 def test_checks_that_the_stock_runner_does_not_pass_are_reported():
     status, found, _ = check("--runner", STOCK, "--limit", "5")
     assert {name: seen for name, seen in found.items() if seen[0] != "pass"} == {
-        # It writes every character beyond ASCII as an escape, and does not look at the size.
+        # The stock runner writes characters outside ASCII as escapes, and does not check the size.
         "answer near 16 MiB": (
             "FAIL",
             "an answer of 25,166,050 bytes; the orchestrator accepts 16 MiB",
         ),
-        # The job's task is cancelled before its first step, and so never gets to answering.
+        # The job's task is cancelled before its first step, and so does not answer.
         "cancel after its request": ("FAIL", "no answer within 5 s"),
-        # It closes the connection, and cancels the other jobs on it, whose answers are lost.
+        # The stock runner closes the connection, and the other jobs on it lose their answers.
         "payload that is not JSON": ("found", CLOSED),
         "unknown type of message": ("found", CLOSED),
         "request without a context": ("found", CLOSED),

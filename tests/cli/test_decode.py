@@ -1,4 +1,4 @@
-"""`decode` and `encode`, as a user sees them: processes on pipes and on a terminal."""
+"""`decode` and `encode`, as a user sees them: on pipes and on a terminal."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_with_redaction_the_error_of_an_invalid_payload_quotes_no_value(argument
 
 
 def test_a_request_is_one_line_with_its_own_times():
-    """Ages as of now would be wrong: this job was not late when it passed."""
+    """The times are relative to the job's own: compared with now, every capture would be late."""
     date, line = shown(input=pack_frame(REQUEST))
     assert date == "jobs enqueued on 2024-01-01, UTC"
     assert line == (
@@ -336,7 +336,7 @@ def test_a_name_does_not_reach_the_terminal_as_an_escape():
 
 
 def test_text_does_not_reach_the_terminal_as_an_escape():
-    """JSON allows the controls from U+007F on as they are, of which U+009B begins an escape."""
+    """JSON allows control characters from U+007F on in strings. U+009B starts an escape sequence."""
     frame = encode_frame(ExecutionOutcome.success("j", "r", "a\x9b2Jb"))
     assert "\x9b".encode() in frame
     for option in ("--verbose", "--redact=x"):

@@ -1,4 +1,4 @@
-"""`load`, as a user sees it: processes on pipes and on a terminal."""
+"""`load`, as a user sees it: on pipes and on a terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ SETTINGS = ["--settings", "rrq_fastwire.cli.example.settings"]
 RUNNER = shlex.join([sys.executable, "-m", "rrq_fastwire.runner", *SETTINGS])
 STOCK = shlex.join([sys.executable, "-m", "rrq.runner_runtime", *SETTINGS])
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process's CPU time")
+linux = pytest.mark.skipif(
+    sys.platform != "linux", reason="the CPU time of a process is read on Linux only"
+)
 
 
 def load(*arguments: str) -> tuple[int, str, str]:
@@ -107,7 +109,9 @@ def test_at_a_rate_latency_counts_from_when_a_request_was_due(tmp_path):
         *("sleep", "--params", str(params), "--requests", "4", "--rate", "1000"),
         *("--in-flight", "1"),
     )
-    assert found["latency"]["max"] >= 0.39  # the fourth was due at once, and had to wait for three
+    assert (
+        found["latency"]["max"] >= 0.39
+    )  # the fourth request was due at once, but waited for three others
 
 
 @needs_rrq

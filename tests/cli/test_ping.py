@@ -1,4 +1,4 @@
-"""`ping`, as a health check uses it: processes against real, stuck and false runners."""
+"""`ping`, as a health check uses it: with real runners, with blocked ones, and with other servers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_a_runner_that_answers_gives_status_0(command, module):
     status, out, err = run(f"127.0.0.1:{runner.port}")
     assert (status, err) == (0, "")
     assert out.startswith(f"127.0.0.1:{runner.port} answered in ")
-    assert runner.errors() == ""  # the runner's log is not filled
+    assert runner.errors() == ""  # a ping leaves nothing in the runner's log
 
 
 def test_ping_is_answered_while_a_job_runs(command):

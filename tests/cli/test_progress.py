@@ -1,4 +1,4 @@
-"""Commands that show progress: what they print reaches a file or pipe although stderr is a terminal."""
+"""Commands that show progress: redirected output reaches its file although stderr is a terminal."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ CAPTURE = str(Path(__file__).parents[1] / "captures" / "sizes.to-runner.bin")
 RUNNER = shlex.join(
     [sys.executable, "-m", "rrq_fastwire.runner", "--settings", "rrq_fastwire.cli.example.settings"]
 )
+# For each command: its arguments, a part of its output, and a part of its progress.
 COMMANDS = {
     "decode": (["decode", CAPTURE], "attempt 1", "100%"),
     "decode --json": (["decode", "--json", CAPTURE], '"function_name":', "100%"),

@@ -1,4 +1,4 @@
-"""What `tap` shows of the messages that it passes on."""
+"""How `tap` shows the messages that it passes on."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def test_a_payload_of_a_megabyte_is_named_and_not_shown(start):
 
 
 def test_a_deeply_nested_payload_does_not_stop_the_output(start):
-    """How deep json can read depends on the version of Python: what is beyond that is named."""
+    """The nesting that json can read depends on the version of Python. Deeper payloads are not shown."""
     tap = start("--redact", "x")
     orchestrator, runner = tap.connection()
     nested = b'{"type":"response","payload":{"status":"success","result":%s}}'

@@ -1,4 +1,4 @@
-"""`tap` passes on the bytes of both sides."""
+"""`tap` passes on the bytes of both sides unchanged."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_both_sides_get_the_bytes_of_the_other_also_after_a_half_close(start, se
         ]
         for sender in senders:
             sender.start()
-        # The answers are not read before all of the requests are there.
+        # Nothing is read from the runner's side before all of the other side has arrived.
         assert receive(runner, len(there)) == there
         assert receive(orchestrator, len(back)) == back
         for sender in senders:
@@ -140,7 +140,7 @@ def test_recorded_captures_contain_the_bytes_that_passed(start, tmp_path, name):
         with orchestrator, runner:
             passes(orchestrator, runner, there)
             passes(runner, orchestrator, back)
-    with tap.connect():  # as the readiness probe, of which nothing is kept
+    with tap.connect():  # like the readiness probe, for which no capture is written
         tap.runner.accept()[0].close()
     tap.ends(signal.SIGTERM)
     files = sorted((tmp_path / "new" / "folder").iterdir())

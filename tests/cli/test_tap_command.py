@@ -1,4 +1,4 @@
-"""The command line of `tap`, where it prints to, and how it ends."""
+"""The command line of `tap`, its output to pipes and terminals, and its end."""
 
 from __future__ import annotations
 
@@ -133,9 +133,6 @@ def test_a_port_in_use_or_a_missing_runner_gets_one_sentence():
             (message,) = done.stderr.splitlines()
             assert said in message
             assert (done.stdout, done.returncode) == ("", 1)
-
-
-# --wrap
 
 
 def test_help_has_an_example_and_names_what_is_not_redacted():

@@ -1,4 +1,4 @@
-"""`tap --wrap` starts the runner."""
+"""`tap --wrap`, which starts a runner and listens in its place."""
 
 from __future__ import annotations
 
@@ -36,6 +36,8 @@ pytest.importorskip("rich", reason="the command line is an extra")
 
 
 class Wrap(Tap):
+    """A `tap --wrap` with the command of a runner."""
+
     def __init__(self, *command: str, **more) -> None:
         port = free_port()
         arguments = ["--wrap", "--", *command, "--tcp-socket", f"127.0.0.1:{port}"]
@@ -43,7 +45,7 @@ class Wrap(Tap):
         self.read()
 
     def left(self) -> list[int]:
-        """What runs of it and of all that it has started."""
+        """The ids of the processes that are left: tap, and all that it has started."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -95,7 +97,8 @@ def test_a_signal_reaches_the_runner_once_and_its_last_answers_are_passed_on(sta
     with tap.connect() as orchestrator:
         orchestrator.sendall(request("sleep", params={"seconds": WAIT_SECONDS}))
         tap.says("-> sleep")
-        # The orchestrator signals the group; a second signal would end the runner at once.
+        # The orchestrator signals the whole group. If tap passed the signal on again, this second
+        # signal would kill the runner.
         (os.killpg if whole_group else os.kill)(tap.process.pid, signal.SIGTERM)
         answer = b""
         while data := orchestrator.recv(65536):
@@ -115,14 +118,13 @@ def test_the_exit_status_of_the_runner_is_passed_on(start):
 def test_tap_listens_only_once_the_runner_listens(start, tmp_path):
     code = (
         "import sys, time, pathlib; from rrq_fastwire.runner import main\n"
-        "while not pathlib.Path(sys.argv.pop(1)).exists(): time.sleep(0.01)\n"
-        "main()"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
+        "main(sys.argv[2:])"
     )
-    code = code.replace("sys.argv.pop(1)", "sys.argv[1]").replace("main()", "main(sys.argv[2:])")
     go = tmp_path / "go"
     tap = start(sys.executable, "-c", code, str(go), *SETTINGS, kind=Wrap)
     if sys.platform == "linux":
-        until(lambda: len(tap.left()) == 3)  # tap, the runner, and what keeps it
+        until(lambda: len(tap.left()) == 3)  # tap, the runner, and a process between them
     assert not can_connect(tap.port)
     go.touch()
     until(lambda: can_connect(tap.port))

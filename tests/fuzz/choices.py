@@ -1,4 +1,4 @@
-"""Structured values from a fuzzer's bytes: each choice takes the next bytes, and zeros after the end."""
+"""Makes structured values from a fuzzer's bytes. After the end of the bytes, all choices are zero."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 class Choices:
-    """Takes choices from the front of some bytes.
+    """Makes choices. Each takes the next bytes.
 
     Arguments:
-        data: what the fuzzer mutates.
+        data: the bytes that the fuzzer mutates.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -23,7 +23,7 @@ class Choices:
         self._at = 0
 
     def __bool__(self) -> bool:
-        """Whether bytes are left. Loops end by it, because choices never do."""
+        """Whether bytes are left. Loops need this to end, because choices never fail."""
         return self._at < len(self._data)
 
     def bytes(self, size: int) -> bytes:

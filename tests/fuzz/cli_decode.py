@@ -29,6 +29,8 @@ _OPTIONS = (
 
 
 class _Stdin(io.BytesIO):
+    """A stdin with the name that `decode` prints."""
+
     name = "<stdin>"
 
 
@@ -52,12 +54,12 @@ def check(data: bytes) -> None:
     if options[0:1] == ["--json"]:
         _check_json(shown.getvalue().split("\n"), payloads, may_leave_out="--job" in options)
     else:
-        # Nothing that moves the cursor, recolours or renames a reader's terminal.
+        # No control characters, which could change the terminal of the reader.
         assert shown.getvalue().replace("\n", "").isprintable()
 
 
 def _check_json(lines: list[str], payloads: list[bytes], *, may_leave_out: bool) -> None:
-    """A line for each payload: strict JSON as far as the payload is it, and its place."""
+    """Check that each line is JSON, and has the place and the length of its payload."""
     assert lines.pop() == ""
     if not may_leave_out:
         assert len(lines) == len(payloads), (len(lines), len(payloads))

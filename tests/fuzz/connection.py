@@ -1,4 +1,4 @@
-"""Fuzz the runner's connection: any bytes in, in any pieces; only valid frames out, one per request."""
+"""Fuzz the runner's connection: for any bytes, in any pieces, it sends one valid answer per request."""
 
 from __future__ import annotations
 
@@ -25,27 +25,30 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-# An answer takes a few event loop iterations; this many end every wait for one.
+# An answer takes a few event loop iterations. If this many are not enough, it will never come.
 _MOST_ITERATIONS = 200
 
 _STEPS = 12
 
 
 class Transport(asyncio.Transport):
-    """Keeps what is written. Reads as asyncio does: in callbacks, and not while that is paused."""
+    """A transport without a socket, which keeps what is written.
+
+    Like asyncio's, it gives bytes to the stream in callbacks, and not while reading is paused.
+    """
 
     def __init__(self, stream: MessageStream) -> None:
         super().__init__({"peername": ("127.0.0.1", 1)})
         self.written = bytearray()
         self._stream = stream
         self._loop = asyncio.get_running_loop()
-        self._arrived: deque[bytes] = deque()  # pieces; an empty one is the end
+        self._arrived: deque[bytes] = deque()  # pieces; an empty one is the end of the stream
         self._is_paused = False
         self._closing = False
         stream.connection_made(self)
 
     def arrive(self, piece: bytes) -> None:
-        """Give a piece to the stream once it reads; b"" for the peer's end of the stream."""
+        """Let a piece arrive from the peer; b"" is the end of the stream."""
         self._arrived.append(piece)
         self._loop.call_soon(self._read)
 
@@ -129,7 +132,7 @@ _HANDLERS = {
 
 
 class _Loop:
-    """One event loop for all inputs, because making one takes longer than an input does."""
+    """One event loop for all inputs, because making a new one takes longer than to check an input."""
 
     runner: asyncio.Runner | None = None
 
@@ -186,9 +189,11 @@ async def _check(steps: list[tuple[int, int]], data: bytes) -> None:
             break
         await asyncio.sleep(0)
     assert closed.done(), "the connection does not end"
-    for _ in range(5):  # cancelled handlers end
+    for _ in range(5):  # lets cancelled handlers end
         await asyncio.sleep(0)
-    assert len(asyncio.all_tasks()) <= 2, asyncio.all_tasks()  # this one, and one in reserve
+    assert len(asyncio.all_tasks()) <= 2, (
+        asyncio.all_tasks()
+    )  # this task, and one that the runner keeps in reserve
     assert not unhandled, unhandled
     _check_answers(data, bytes(transport.written), is_complete=not is_reset)
     await runner.stop(0)
@@ -197,7 +202,7 @@ async def _check(steps: list[tuple[int, int]], data: bytes) -> None:
 async def _receive(
     stream: MessageStream, transport: Transport, steps: list[tuple[int, int]], data: bytes
 ) -> bool:
-    """Give the bytes to the stream, and its end. Returns whether that was a reset."""
+    """Let the bytes arrive, and then the end of the stream. Returns whether that was a reset."""
     is_write_paused = False
     loop = asyncio.get_running_loop()
     for how, size in steps:

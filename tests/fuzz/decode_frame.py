@@ -1,4 +1,4 @@
-"""Fuzz decode_frame(): one payload, or the bytes of a frame as they are."""
+"""Fuzz decode_frame(): one payload, or a whole frame with its header."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def seeds() -> Iterator[bytes]:
 
 
 def check(data: bytes) -> None:
-    """Check one input. Its first byte says whether the header is part of what follows."""
+    """Check one input. Its first byte says whether the rest is a payload or a frame."""
     if not data:
         return
     if data[0] % 4:

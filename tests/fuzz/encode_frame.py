@@ -1,4 +1,4 @@
-"""Fuzz encode_frame(): messages of structured Python values, objects with hostile code among them."""
+"""Fuzz encode_frame(): messages of structured Python values, also of objects with hostile code."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class HostileError(Exception):
-    """What the code of hostile values raises."""
+    """The exception that the code of hostile values raises."""
 
 
 def _hostile(*_: object, **__: object) -> Any:
@@ -48,7 +48,7 @@ _METHODS = (
 
 
 def _derived(base: type, code: Callable[..., Any]) -> type:
-    """A class derived from `base` whose methods are not to be called."""
+    """A subclass of `base` whose methods the codec must not call."""
     namespace = {name: code for name in _METHODS if hasattr(base, name)}
     if base is object:
         namespace["__class__"] = property(lambda self: dict)
@@ -60,7 +60,7 @@ _DERIVED = {base: tuple(_derived(base, code) for code in (_hostile, _lies)) for 
 
 
 class _Zone(tzinfo):
-    """A time zone with code of the fuzzer's choice."""
+    """A time zone whose offset is chosen by the fuzzer."""
 
     def __init__(self, offset: Any) -> None:
         self._offset = offset
@@ -103,12 +103,18 @@ _ODD_ZONES = (_Zone(HostileError), _Zone("a lie"), _Zone(timedelta(days=2)), _Zo
 
 
 class _Values:
-    """Values of the fuzzer's choice; plain ones only, if `hostile` is false."""
+    """Makes values that the fuzzer chooses.
+
+    Arguments:
+        hostile: whether to make values that cannot be sent, and objects with hostile code.
+    """
 
     def __init__(self, choices: Choices, *, hostile: bool) -> None:
         self._choices = choices
         self._hostile = hostile
-        self._made: list[Any] = []  # containers, to be used again: shared and recursive ones
+        self._made: list[
+            Any
+        ] = []  # containers, which are used again to make shared and recursive ones
 
     def text(self) -> Any:
         choices = self._choices
@@ -159,7 +165,7 @@ class _Values:
 
     def _nested(self, levels: int) -> Any:
         value = self.any(levels - 1)
-        deepest = self._choices.one_of((3, 3, 3, 140))  # the deep ones take most of the time
+        deepest = self._choices.one_of((3, 3, 3, 140))  # deep values are slow, so they are rare
         for _ in range(self._choices.number(deepest)):
             value = [value] if self._choices.number(1) else {"in": value}
         return value
@@ -249,7 +255,7 @@ def _message(values: _Values, choices: Choices) -> Any:
 
 
 def _spoil(message: Any, choices: Choices, values: _Values) -> None:
-    """Set attributes to what does not belong there, or delete them."""
+    """Set attributes of a message to values of wrong types, or delete them."""
     for _ in range(choices.number(3)):
         target = message
         for nested in ("context", "error"):
@@ -285,7 +291,7 @@ def check(data: bytes) -> None:
         if mode == 2:
             _spoil(message, choices, values)
     except (HostileError, TypeError, OverflowError):
-        return  # hostile keys cannot be put into a dict, nor every time into a datetime
+        return  # some hostile values cannot be keys of a dict, or parts of a datetime
     frames = [outcome(way.encode_frame, message) for way in IMPLEMENTATIONS]
     assert_same(*frames)
     frame = frames[0]

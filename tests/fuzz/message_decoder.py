@@ -1,4 +1,4 @@
-"""Fuzz MessageDecoder: a stream in pieces, by feed() and get_buffer(), iterated over now and then."""
+"""Fuzz MessageDecoder: a stream in pieces, given by feed() and get_buffer(), and iterated in between."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-# How a piece is given to the decoder, after its size and how many messages are taken after it.
+# The forms in which a piece is given to the decoder: as one of these types, or by get_buffer().
 _FORMS = (bytes, bytearray, memoryview, None)
 
 _STEPS = 10
@@ -57,7 +57,7 @@ def check(data: bytes) -> None:
 
 
 def _taken_in_steps(decoder: Any, steps: list[tuple[int, int]], stream: bytes) -> list[Any]:
-    """Everything that a decoder yields and raises, up to its end or a FrameError."""
+    """Everything that a decoder yields and raises, up to the end of the stream or a FrameError."""
     taken: list[Any] = []
     for how, size in steps:
         piece, stream = stream[: size * size // 16], stream[size * size // 16 :]
@@ -66,7 +66,7 @@ def _taken_in_steps(decoder: Any, steps: list[tuple[int, int]], stream: bytes) -
         except FrameError:
             # The complete frames before it can still be taken.
             return taken + _take(decoder, None)
-        # Abandoned after some messages, and resumed after the next piece.
+        # The iteration stops after some messages, and continues after the next piece.
         many = how // 4 % 4
         items = _take(decoder, None if many == 3 else many)
         taken += items
@@ -78,11 +78,12 @@ def _taken_in_steps(decoder: Any, steps: list[tuple[int, int]], stream: bytes) -
 
 
 def _give(decoder: Any, how: int, piece: bytes) -> None:
+    """Give a piece to the decoder, and overwrite the memory of the piece afterwards."""
     form = _FORMS[how % 4]
     if form is not None:
         owned = bytearray(piece)
         decoder.feed(form(owned) if form is not bytearray else owned)
-        owned[:] = b"x" * len(owned)  # what is yielded does not depend on it
+        owned[:] = b"x" * len(owned)  # must not change the messages
         return
     while True:
         memory = decoder.get_buffer(how - 1)
@@ -96,7 +97,7 @@ def _give(decoder: Any, how: int, piece: bytes) -> None:
 
 
 def _take(decoder: Any, most: int | None) -> list[Any]:
-    """Up to `most` messages and errors of messages, and the FrameError that ends the stream."""
+    """Up to `most` messages and errors of messages (None: all), and a FrameError that ends the stream."""
     taken: list[Any] = []
     while most is None or len(taken) < most:
         try:

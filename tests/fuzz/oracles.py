@@ -1,4 +1,4 @@
-"""What holds for every input: both implementations agree, and what is sent is strict JSON."""
+"""Properties that hold for every input: both implementations agree, and frames are strict JSON."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ STANDARD_JSON = _with_the_standard_library()
 
 
 class Raised(NamedTuple):
-    """An exception as far as implementations have to agree on it."""
+    """An exception, to compare: those parts in which the implementations have to agree."""
 
     cls: type[BaseException]
     arguments: tuple[Any, ...]
@@ -70,7 +70,7 @@ def outcome(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def assert_same(first: Any, second: Any) -> None:
-    """Equal in value and in every type: True is not 1, and 1 is not 1.0."""
+    """Check that two results are equal, types included: True is not 1, and 1 is not 1.0."""
     assert repr(first) == repr(second), (first, second)
     assert first == second, (first, second)
 
@@ -103,7 +103,7 @@ def strict(payload: bytes) -> Any:
 
 
 def depth(value: Any) -> int:
-    """How many containers are nested in one another."""
+    """How deeply containers are nested in a value."""
     deepest, left = 0, [(value, 1)]
     while left:
         item, level = left.pop()
@@ -115,7 +115,7 @@ def depth(value: Any) -> int:
 
 
 def check_payload(payload: bytes) -> RunnerMessage | Raised:
-    """Decode a payload in every way, and encode the message again. Returns what came of it."""
+    """Decode a payload with both implementations, and check the message. Returns the result."""
     results = [outcome(way.decode_payload, payload) for way in IMPLEMENTATIONS]
     assert_same(*results)
     _check_backends(payload)
@@ -137,12 +137,13 @@ def _check_backends(payload: bytes) -> None:
 
 
 def check_message(message: RunnerMessage) -> None:
-    """Encode a decoded message in every way: it can be sent, and comes back as it is."""
+    """Encode a decoded message with both implementations, and check that it decodes to the same."""
     frames = [outcome(way.encode_frame, message) for way in IMPLEMENTATIONS]
     assert_same(*frames)
     frame = frames[0]
     if isinstance(frame, Raised):
-        # Of what can be decoded, only what is nested too deep cannot be sent.
+        # Decoding accepts deeper nesting than encoding. Everything else that was decoded can be
+        # sent.
         assert "nested too deep" in frame.text, frame
         assert depth(_values(message)) > MAX_NESTING - 3
         return
@@ -161,9 +162,9 @@ def _values(message: RunnerMessage) -> Any:
 
 
 def split(data: bytes, limit: int) -> tuple[list[bytes], FrameError | None, bytes]:
-    """The payloads in a stream, the error after them, and the bytes of the frame that is cut.
+    """The payloads in a stream, the error after them, and the bytes of an incomplete frame.
 
-    The model of a decoder: the shortest way to read the stream, with no regard for speed.
+    This is the model of a decoder: short code, without regard for speed.
     """
     payloads = []
     while len(data) >= FRAME_HEADER_LEN:

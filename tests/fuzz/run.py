@@ -1,7 +1,7 @@
 """Run one harness under Atheris: `python -m tests.fuzz.run HARNESS [LIBFUZZER-ARGUMENT ...]`.
 
-The harness is a module of this package with seeds() and check(). The first folder among the
-arguments gets the seeds.
+The harness is a module of this package with the functions seeds() and check(). The seeds are
+written to the first folder among the arguments, which is libFuzzer's corpus.
 """
 
 from __future__ import annotations

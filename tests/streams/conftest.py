@@ -1,4 +1,4 @@
-"""Servers of streams."""
+"""A fixture with servers of MessageStreams, over TCP and Unix sockets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rrq_fastwire.streams import (
 
 @pytest.fixture(params=["tcp", "unix"])
 def serve(request):
-    """A server, and a function that connects to it."""
+    """Runs a server with a function for its streams, and yields a function that connects to it."""
     if request.param == "unix" and not hasattr(socket, "AF_UNIX"):
         pytest.skip("there are no Unix sockets here")
 

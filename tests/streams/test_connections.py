@@ -1,4 +1,4 @@
-"""How connections begin and end, and servers for them."""
+"""Opening and closing connections, and servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MessageStream.deliver(): messages are handled in the callback of the read."""
+"""MessageStream.deliver(), which handles messages in the callback of the read."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_deliver_calls_in_the_event_loop_iteration_of_the_read(run, connected):
             await write(peer, frames("a", "b"))
             peer.shutdown(socket.SHUT_WR)
             await receiver
-            assert tasks == [None, None]  # no task was woken for them
+            assert tasks == [None, None]  # called outside any task
 
     run(scenario())
 

@@ -1,4 +1,4 @@
-"""The memory that connections hold."""
+"""How much memory connections hold."""
 
 from __future__ import annotations
 
@@ -116,5 +116,5 @@ def test_an_idle_connection_uses_little_memory_besides_its_transport(loops, stat
         return float(done.stdout)
 
     extra = measured("stream") - measured("bare")
-    print(f"{extra:.0f} bytes a connection")
+    print(f"{extra:.0f} bytes per connection")
     assert extra <= 4096

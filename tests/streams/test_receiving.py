@@ -1,4 +1,4 @@
-"""What a MessageStream receives by iterating."""
+"""Receiving from a MessageStream: messages, errors and the end, by iteration and by deliver()."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_messages_and_errors_are_received_in_order(
                 await asyncio.sleep(0)
             peer.shutdown(socket.SHUT_WR)
             assert await receiver == expected
-            # A stream that has ended raises the same error again.
+            # Receiving again from a stream that has ended raises the same error.
             assert await everything(stream, receive) == [
                 last for last in expected[-1:] if isinstance(last, type)
             ]

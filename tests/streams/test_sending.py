@@ -1,4 +1,4 @@
-"""What a MessageStream sends, and when."""
+"""Sending to a MessageStream: when it writes, and when it waits."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from ..stream_peers import (
 
 
 class CountingTransport:
+    """A transport that counts its writes."""
+
     def __init__(self, transport):
         self._transport = transport
         self.writes = 0
@@ -44,11 +46,11 @@ def test_messages_sent_in_one_event_loop_iteration_leave_in_one_write(run, conne
     async def scenario():
         async with connected() as (stream, peer):
             stream.transport = transport = CountingTransport(stream.transport)
-            for turn in (1, 2):
+            for writes in (1, 2):
                 for number in range(count):
                     asyncio.get_running_loop().call_soon(stream.send_nowait, message(number))
                 assert await read(peer, count) == [str(number) for number in range(count)]
-                assert transport.writes == turn
+                assert transport.writes == writes
 
     run(scenario())
 
@@ -102,7 +104,7 @@ def test_send_waits_if_much_was_sent_in_one_event_loop_iteration(run, connected)
 
 
 class CountingLoop(asyncio.SelectorEventLoop):
-    """Counts what it is asked to call."""
+    """An event loop that counts the calls of call_soon()."""
 
     calls = 0
 
