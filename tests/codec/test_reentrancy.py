@@ -152,9 +152,6 @@ else:
     given = memory if {how!r} == "bytearray" else memoryview(memory)
     decode = lambda: wire.decode_frame(given)
 
-def write(phase, _):
-    memory[at:at + 8] = b"\\xff" * 8
-
 collections = 0
 
 def write(phase, _):

@@ -1,4 +1,4 @@
-"""`rrq-runner`, with this package's codec in place of its own."""
+"""Runs `rrq-runner` with this package's codec instead of its own."""
 
 from rrq import runner_runtime
 
@@ -7,7 +7,7 @@ import rrq_fastwire.compat
 
 if __name__ == "__main__":
     rrq_fastwire.compat.install()
-    # Otherwise the suite would compare the stock runner with itself.
+    # Without the codec, the suite would compare the stock runner with itself.
     assert runner_runtime.read_message is rrq_fastwire.compat.read_message
     assert runner_runtime.write_message is rrq_fastwire.compat.write_message
     assert rrq_fastwire.IMPLEMENTATION == "cython"

@@ -1,6 +1,6 @@
-"""What the end-to-end tests share: a Redis server, and the orchestrators with this package.
+"""Fixtures of the end-to-end tests: a Redis server, and the orchestrators with this package.
 
-What is made here is taken down here, but for the virtual environments, which stay in build/e2e/.
+Virtual environments stay in build/e2e/ for the next run. Everything else is removed at the end.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
+    """A client of a new Redis server."""
     with redis_server(tmp_path_factory.mktemp("redis")) as client:
         yield client
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
-    """This package, compiled from a copy: the checkout's build/ may hold modules long deleted."""
+    """A wheel of this package. It is built from a copy, because build/ may have deleted modules."""
     source, wheels = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     ignore = shutil.ignore_patterns(".*", "build", "dist", "tests", "*.egg-info", "*.so")
     shutil.copytree(ROOT, source, ignore=ignore, dirs_exist_ok=True)
@@ -38,7 +39,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="session", params=SOCKETS)
 def orchestrator(request, database, wheel, tmp_path_factory):
-    """One version of rrq, with this package beside it, in a virtual environment of its own."""
+    """A virtual environment with one version of rrq and this package."""
     venv = ROOT / "build" / "e2e" / request.param / sys.implementation.cache_tag
     python = venv / "bin" / "python"
     if not python.exists():

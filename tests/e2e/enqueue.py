@@ -1,4 +1,4 @@
-"""Enqueues the jobs on stdin with the client of the rrq that it runs in.
+"""Enqueues the jobs on stdin with the client of the installed rrq.
 
 Usage: enqueue.py CONFIG [SECONDS-BETWEEN] < {id: [function name, options], ...}
 """
@@ -20,14 +20,14 @@ async def main(config_path, between=None):
 
 
 async def enqueue(client, function_name, options):
-    """Tries again if Redis takes more than half a second, as it may for 10 MB on a busy machine."""
+    """Enqueues a job. Tries again if Redis needs more than half a second, as it may for 10 MB."""
     while True:
         try:
             await client.enqueue(function_name, options)
         except ValueError as error:
             if str(error) == "timed out":
                 continue
-            if str(error) != "job_id already exists":  # what timed out has arrived
+            if str(error) != "job_id already exists":  # the try that timed out has succeeded
                 raise
         return
 

@@ -1,7 +1,7 @@
-"""Handlers that use what this runner adds: a lifespan, threads, middleware and current_job().
+"""Handlers that use features of this runner: a lifespan, threads, middleware and current_job().
 
-`settings` runs under the stock runner as well. It runs in the orchestrator's virtual environment,
-so nothing of the suite can be imported here.
+`settings` also works with the stock runner. The runner is in the orchestrator's virtual
+environment, so this file cannot import the test suite.
 """
 
 import os
@@ -27,7 +27,7 @@ async def lifespan():
 
 
 async def count(request):
-    """Counts its runs with the client of the lifespan, or one of its own where there is none."""
+    """Counts its runs, with the client of the lifespan if there is one, or else with a new client."""
     redis = lifespan_value() or Redis.from_url(URL, socket_timeout=None)
     await redis.hincrby("runs", request.job_id)
     return lifespan_value() is not None
@@ -47,7 +47,7 @@ async def fail(request):
 
 
 async def time_it(request, call_next):
-    """A middleware."""
+    """A middleware, which stores in Redis how long each job takes."""
     start = time.monotonic()
     try:
         return await call_next(request)
@@ -57,6 +57,7 @@ async def time_it(request, call_next):
 
 
 def report(error, request):
+    """An on_error function, which stores each error in Redis."""
     BlockingRedis.from_url(URL).hset("errors", request.job_id, repr(error))
 
 

@@ -1,6 +1,6 @@
-"""The handlers whose jobs the end-to-end suite enqueues; the runner under test serves them.
+"""The handlers of the end-to-end tests, which the runner under test imports.
 
-It runs in the orchestrator's virtual environment, so nothing of the suite can be imported here.
+The runner is in the orchestrator's virtual environment, so this file cannot import the test suite.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from rrq.runner_settings import PythonRunnerSettings
 
 database = Redis.from_url(os.environ["DATABASE"], socket_timeout=None)
 
-# A line for each start of a runner.
+# Each start of a runner adds a line to this file.
 with open("starts", "a") as starts:
     starts.write(f"{os.getpid()}\n")
 
@@ -28,7 +28,7 @@ async def echo(request):
 
 
 async def describe(request):
-    """What came in, as far as it is the same in every run."""
+    """The parts of the request that are the same in every run."""
     context = request.context
     return {
         "function_name": request.function_name,
@@ -43,7 +43,7 @@ async def describe(request):
 
 
 async def name_type(request):
-    """Whose requests the handlers get."""
+    """The package whose requests the handlers get."""
     return type(request).__module__.partition(".")[0]
 
 
@@ -66,9 +66,9 @@ async def refuse(request):
 
 
 async def retry_once(request):
-    """Succeeds on the second attempt, with the attempt and whether the delay was kept.
+    """Asks for a retry, and succeeds at the second attempt. Returns whether the delay was kept.
 
-    The time of the first is kept in a file, because the second may run in another process.
+    A file keeps the time of the first attempt, because the second may run in another process.
     """
     delay = request.params.get("delay")
     first_attempt = Path(request.job_id)
@@ -80,13 +80,13 @@ async def retry_once(request):
 
 
 async def overdue(request):
-    """Never ends by itself. The time of its deadline is kept in a file."""
+    """Never ends by itself. Writes the time of its deadline to a file."""
     Path("deadline").write_text(str(request.context.deadline.timestamp()))
     await asyncio.Event().wait()
 
 
 async def outlive(request):
-    """Is in flight when `overdue` reaches its deadline, and succeeds after it."""
+    """Runs until half a second after the deadline of `overdue`, and succeeds."""
     while not Path("deadline").exists():
         await asyncio.sleep(0.01)
     await asyncio.sleep(float(Path("deadline").read_text()) + 0.5 - time.time())
@@ -94,16 +94,16 @@ async def outlive(request):
 
 
 async def count(request):
-    """Leaves in Redis how often each job has run."""
+    """Counts in Redis how often each job has run."""
     await database.hincrby("runs", request.job_id)
 
 
-# Another one in each process, and in each that replaces a process.
+# Different in each process, and after each restart of a process.
 IMAGE = str(uuid.uuid4())
 
 
 async def count_and_name_image(request):
-    """As count(), after a while; and leaves in Redis which process images have run jobs."""
+    """Waits, counts like count(), and adds IMAGE to a set in Redis."""
     await asyncio.sleep(request.params["seconds"])
     await count(request)
     await database.sadd("images", IMAGE)
@@ -118,7 +118,7 @@ async def wait_for_release(request):
 
 
 async def record(request):
-    """Leaves a line in the ledger, a file: no kill of Redis or of a runner takes it back."""
+    """Adds a line to the ledger, a file, which no kill of Redis or of a runner can undo."""
     await asyncio.sleep(request.params["seconds"])
     with open("ledger", "a") as ledger:
         ledger.write(f"{request.job_id}\n")
@@ -138,18 +138,18 @@ async def linger_in_thread(request):
 
 
 async def block(request):
-    """Keeps the event loop."""
+    """Blocks the event loop."""
     time.sleep(request.params["seconds"])
 
 
 async def make_text(request):
-    """A result of some size, after a wait: so many of them are there at the same time."""
+    """Returns a text of some size, after a wait, so that many of them are ready at the same time."""
     await asyncio.sleep(0.1)
     return "x" * request.params["size"]
 
 
 async def kill_runner(request):
-    """Kills the runner that it runs in, once, and with it the jobs that linger."""
+    """Kills its own runner once all jobs in params.lingering run there. Does so only once."""
     while not all(await database.hmget("runs", request.params["lingering"])):
         await asyncio.sleep(0.01)
     if await database.set("released", 1, nx=True):

@@ -1,7 +1,7 @@
-"""A Redis server, the published orchestrators, and how to run jobs through them.
+"""Runs jobs through the published orchestrators and a Redis server.
 
-What is started here is ended here. Nothing of pytest is used: benchmarks/orchestrator.py runs jobs,
-too.
+Everything that is started here is also stopped here. This file does not use pytest, because
+benchmarks/orchestrator.py uses it too.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from rrq_fastwire.cli.runner_process import free_port
 
 HERE = Path(__file__).parent
 
-# For what takes seconds. Without it, an orchestrator that hangs would hang for ever.
+# The time limit of what takes seconds, because an orchestrator may hang.
 RUN_SECONDS = 120
 
-# How each version wants to be told where its runner is to listen.
+# The setting with the runner's address, which each version calls otherwise.
 SOCKETS = {"0.11.1": "tcp_port = {port}", "0.9.18": 'tcp_socket = "127.0.0.1:{port}"'}
 
 CONFIG = """\
@@ -65,16 +65,16 @@ class Pool(NamedTuple):
 
 ONE_PROCESS = Pool(1, 64)
 
-# As RRQ's defaults have it on a machine with four CPUs.
+# RRQ's defaults on a machine with four CPUs.
 FOUR_PROCESSES = Pool(4, 1)
 
-# Function and options, by id.
+# The function name and the options of each job, by its id.
 Jobs: TypeAlias = "dict[str, tuple[str, dict[str, Any]]]"
 
 
 @dataclasses.dataclass
 class Run:
-    """How each job stands in Redis, by its id, and the end of what was written to the log."""
+    """The state of each job in Redis, by its id, and the end of the log."""
 
     jobs: dict[str, dict[str, Any]]
     log: str
@@ -85,8 +85,9 @@ class Orchestrator:
     """One version of rrq.
 
     Attributes:
-        bin: where its commands are, and the runners'.
-        directory: where it may leave files.
+        bin: the folder with the commands of rrq and of this package.
+        database: a client of the Redis server.
+        directory: a folder for files of the runs.
     """
 
     version: str
@@ -95,17 +96,16 @@ class Orchestrator:
     directory: Path
 
     def run(self, runner: list[str], jobs: Jobs, pool: Pool = ONE_PROCESS) -> Run:
-        """Enqueues `jobs` and works until all of them have ended.
+        """Enqueues jobs, and runs the orchestrator until all of them have ended.
 
-        What has not ended when the orchestrator fails or RUN_SECONDS are over is left as it is.
+        Returns before that if the orchestrator fails, or after RUN_SECONDS.
         """
         deadline = time.monotonic() + RUN_SECONDS
         while True:
             deployment = self.deploy(runner, pool)
             deployment.enqueue(jobs)
-            # If Redis takes more than half a second to answer, as it may for 10 MB on a busy
-            # machine, the orchestrator drops what it has at hand and ends with 0. Then all starts
-            # again.
+            # On a busy machine, Redis may need more than half a second for 10 MB. Then the
+            # orchestrator exits with 0, although jobs are left, and the run is repeated.
             if deployment.work(jobs, deadline) != 0:
                 return Run(deployment.states(jobs), deployment.log[-4000:])
 
@@ -117,10 +117,12 @@ class Orchestrator:
         *,
         is_external: bool = False,
     ) -> Deployment:
-        """A runner's command, found in `bin`, with a Redis that is empty.
+        """Writes the configuration of a runner, and empties Redis.
 
         Arguments:
-            is_external: whether the orchestrator leaves it to others to start the runner.
+            runner: the command of the runner, which is in `bin`, and its options.
+            settings: what the runner gets as --settings.
+            is_external: whether the test starts the runner, instead of the orchestrator.
         """
         self.database.flushall()
         directory = Path(tempfile.mkdtemp(dir=self.directory))
@@ -144,6 +146,16 @@ class Orchestrator:
 
 @dataclasses.dataclass
 class Deployment:
+    """A configuration of the orchestrator and its runner.
+
+    Attributes:
+        bin: the folder with the commands of rrq and of this package.
+        database: a client of the Redis server.
+        directory: the folder with rrq.toml, in which the runner also runs.
+        port: the first port of the runner's processes.
+        command: the runner's command line without --tcp-socket.
+    """
+
     bin: Path
     database: Redis
     directory: Path
@@ -164,7 +176,7 @@ class Deployment:
 
     @contextlib.contextmanager
     def worker(self) -> Iterator[subprocess.Popen[bytes]]:
-        """The orchestrator at work. In the end it is killed, and whatever it has started."""
+        """Runs the orchestrator. At the end, kills it and all processes that it has started."""
         with (
             (self.directory / "log").open("a") as log,
             subprocess.Popen(
@@ -179,15 +191,15 @@ class Deployment:
             try:
                 yield process
             finally:
-                # One that is killed leaves its runner running, since 0.11 in a process group of its
-                # own.
+                # A killed orchestrator leaves its runners running. Since 0.11, these have their own
+                # process groups, so they are found by the session.
                 for pid in session(process.pid):
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
     @contextlib.contextmanager
     def external_runner(self) -> Iterator[subprocess.Popen[bytes]]:
-        """A runner that the orchestrator has not started. It is killed in the end."""
+        """Runs a runner without the orchestrator, and kills it at the end."""
         tcp_socket = f"127.0.0.1:{self.port}"
         environment = {
             **os.environ,
@@ -214,9 +226,9 @@ class Deployment:
                 process.kill()
 
     def work(self, jobs: Iterable[str], deadline: float) -> int | None:
-        """Lets the orchestrator work until `jobs` have ended; its exit status if it ends before.
+        """Runs the orchestrator until the jobs have ended. Returns its exit status if it exits before.
 
-        Without `--burst`, which does not wait for the jobs that are to be retried later.
+        Does not use `--burst`, which does not wait for jobs that will be retried later.
         """
         left = deque(jobs)
 
@@ -250,9 +262,9 @@ class Deployment:
 
 @contextlib.contextmanager
 def redis_server(directory: Path) -> Iterator[Redis]:
-    """A server of our own, empty and in memory, as a client that is connected to it."""
+    """Runs a new Redis server, without files, and yields a client."""
     if shutil.which("redis-server") is None:
-        raise FileNotFoundError("redis-server is needed, and is not on PATH")
+        raise FileNotFoundError("redis-server is not on PATH: install Redis")
     port = free_port()
     command = f"redis-server --bind 127.0.0.1 --port {port} --appendonly no --save".split()
     with subprocess.Popen([*command, ""], cwd=directory, stdout=subprocess.DEVNULL) as server:
@@ -266,7 +278,11 @@ def redis_server(directory: Path) -> Iterator[Redis]:
 
 
 def wait_until(condition: Callable[[], bool], deadline: float | None = None) -> bool:
-    """Whether it comes true before the deadline, by time.monotonic(), or within RUN_SECONDS."""
+    """Waits until a condition is true. Returns whether it is.
+
+    Arguments:
+        deadline: when to give up, by time.monotonic(); by default after RUN_SECONDS.
+    """
     deadline = deadline or time.monotonic() + RUN_SECONDS
     while not condition():
         if time.monotonic() > deadline:
@@ -276,13 +292,13 @@ def wait_until(condition: Callable[[], bool], deadline: float | None = None) -> 
 
 
 def session(leader: int) -> list[int]:
-    """The processes that `leader` has started, and itself, as far as they are alive; Linux only."""
+    """The ids of the living processes of a session, which `leader` leads. Linux only."""
     alive = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(ProcessLookupError, FileNotFoundError):
             pid = int(entry.name)
             state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            # Who collects the dead whose parent has died may take seconds.
+            # Zombies do not count: it may take seconds until they are reaped.
             if os.getsid(pid) == leader and state != "Z":
                 alive.append(pid)
     return alive
@@ -294,7 +310,7 @@ def listens(port: int) -> bool:
 
 
 def call(*command: Path | str, input: str | None = None) -> None:
-    """Runs a command. Raises RuntimeError, with the end of what it wrote, if it fails."""
+    """Runs a command. If it fails, raises RuntimeError with the end of its output."""
     done = subprocess.run(
         command,
         input=input,

@@ -1,4 +1,4 @@
-"""Enqueues jobs without end, and writes the id of each that Redis has acknowledged to a file.
+"""Enqueues jobs until it is killed, and writes the id of each acknowledged job to a file.
 
 Usage: produce.py CONFIG FILE
 """
@@ -23,7 +23,7 @@ async def main(config_path, acknowledged_path):
 
 
 async def enqueue(client, options):
-    """Tries until Redis, which may be down, has the job."""
+    """Enqueues a job. Tries again while Redis is down."""
     while True:
         try:
             await client.enqueue("record", dict(options))

@@ -1,7 +1,7 @@
-"""No job is lost while the runners, the orchestrator and Redis are killed at random.
+"""No job is lost while runners, the orchestrator and Redis are killed at random.
 
-Two sites run side by side and are killed by the same plan: one with the stock runner, to compare
-with, and one with ours.
+Two sites run side by side, with the same plan of kills: one with the stock runner, for comparison,
+and one with this package's runner.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .orchestrator import HERE, Orchestrator, Pool, session, wait_until
 
 RUNNERS = {"stock": ["rrq-runner"], "ours": ["rrq-fastwire-runner"]}
 
-# What is killed, and how. The orchestrator ends its runners itself at SIGTERM.
+# What is killed, and by which signal. At SIGTERM, the orchestrator stops its runners itself.
 PLAN = [
     ("runner", signal.SIGKILL),
     ("runner", signal.SIGTERM),
@@ -34,7 +34,7 @@ PLAN = [
     ("redis", signal.SIGKILL),
 ]
 
-# Jobs of a killed orchestrator are run again once their lock has expired.
+# Short times, because the jobs of a killed orchestrator run again only when their lock has expired.
 SETTINGS = """
 default_job_timeout_seconds = 10
 default_lock_timeout_extension_seconds = 1
@@ -43,7 +43,7 @@ worker_health_check_interval_seconds = 1
 worker_health_check_ttl_buffer_seconds = 1
 """
 
-# After the last kill, until every job has ended.
+# From the last kill until every job has ended.
 DRAIN_SECONDS = 120
 
 # A runner that has lost its orchestrator ends within a second, unless the machine is busy.
@@ -55,7 +55,7 @@ class Site:
 
     Attributes:
         kills: how often each entry of PLAN was carried out.
-        orphans: runners that remained when their orchestrator had been killed.
+        orphans: how many runners kept running after their orchestrator had been killed.
     """
 
     def __init__(self, stack, version, bin, directory, runner):
@@ -80,7 +80,7 @@ class Site:
         )
 
     def run(self, seconds, seed):
-        """Kills something about once a second, and starts again what is down."""
+        """Kills something about once a second, and restarts it."""
         plan = random.Random(seed)
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -93,7 +93,7 @@ class Site:
         self._producer.wait()
 
     def drain(self):
-        """Works until every acknowledged job has ended."""
+        """Keeps everything running until every acknowledged job has ended."""
 
         def ended():
             self._tend()
@@ -118,6 +118,7 @@ class Site:
         )
 
     def acknowledged(self):
+        """The ids of the jobs that Redis has acknowledged to the producer."""
         return self._acknowledged.read_text().splitlines()
 
     def ledger(self):
@@ -139,6 +140,7 @@ class Site:
             self.kills[victim, number.name] += 1
 
     def _tend(self):
+        """Restarts Redis and the orchestrator if they are down."""
         if self._redis.poll() is not None:
             self._redis = self._start_redis()
             wait_until(self._redis_answers)
@@ -156,7 +158,7 @@ class Site:
         return self._stop_worker.enter_context(self.deployment.worker())
 
     def _start_redis(self):
-        # What has been acknowledged is on the disk.
+        # With these options, Redis acknowledges only what is on the disk.
         options = ["--appendonly", "yes", "--appendfsync", "always", "--save"]
         return self._spawn(
             ["redis-server", "--bind", "127.0.0.1", "--port", str(self._redis_port), *options, ""],
@@ -211,5 +213,6 @@ def test_no_job_is_lost_while_everything_is_killed(request, orchestrator, tmp_pa
 
 
 def live(site, seconds, seed):
+    """Kills processes of a site for some seconds, and then lets its jobs end."""
     site.run(seconds, seed)
     site.drain()

@@ -1,4 +1,4 @@
-"""Timeouts, handlers that block, and large answers: rrq-runner and ours side by side."""
+"""Timeouts, handlers that block, and large answers, compared with rrq-runner."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ each_runner = pytest.mark.parametrize("runner", RUNNERS)
 
 
 def work(orchestrator, runner, jobs, pool):
-    """How many jobs have ended in each status, and how often the runner was started."""
+    """Runs jobs. Returns how many have ended in each status, and how often the runner was started."""
     deployment = orchestrator.deploy(RUNNERS[runner], pool)
     deployment.enqueue(jobs)
     assert deployment.work(jobs, time.monotonic() + RUN_SECONDS) is None, deployment.log
@@ -45,7 +45,7 @@ def test_five_timeouts_of_lone_jobs_need_one_start_of_the_runner(orchestrator, r
 
 
 def test_more_jobs_that_block_end_before_their_deadline_than_with_the_stock_runner(orchestrator):
-    """Their answers leave one by one; 20 of 50 ms fit into their second."""
+    """Each job blocks for 50 ms, so about 20 of them can end within their second."""
     options = {"params": {"seconds": 0.05}, "job_timeout_seconds": 1, "max_retries": 1}
     jobs = {f"job {number}": ("block", options) for number in range(30)}
     completed = {}
@@ -58,7 +58,7 @@ def test_more_jobs_that_block_end_before_their_deadline_than_with_the_stock_runn
 
 
 class Site:
-    """A runner in a process of its own, without an orchestrator."""
+    """A runner that the test starts, without an orchestrator."""
 
     def __init__(self, stack, command, directory):
         self._port = free_port()
@@ -83,7 +83,7 @@ class Site:
         return socket.create_connection(("127.0.0.1", self._port), timeout=RUN_SECONDS)
 
     def peak(self):
-        """The most memory so far, in MiB."""
+        """The largest memory of the runner so far, in MiB."""
         status = Path(f"/proc/{self._process.pid}/status").read_text()
         return int(status.partition("VmHWM:")[2].split()[0]) / 2**10
 
@@ -129,7 +129,7 @@ def test_large_answers_that_the_peer_does_not_read_cost_no_more_than_with_the_st
             for number in range(count):
                 deaf.sendall(request("make_text", str(number), size=size))
             waits = []
-            # Until the answers are made, and a while longer.
+            # Until all answers are encoded: when the last 200 waits were all short.
             while len(waits) < 300 or max(waits[-200:]) > 0.02:
                 time.sleep(0.001)
                 start = time.monotonic()

@@ -1,4 +1,4 @@
-"""What `rrq-fastwire-runner` adds to the stock runner, under the published orchestrators."""
+"""Features of `rrq-fastwire-runner` that the stock runner lacks, with the published orchestrators."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ POOLS = {"one process": ONE_PROCESS, "four processes": FOUR_PROCESSES}
 
 
 def work(orchestrator, runner, jobs, pool, settings="features.settings"):
-    """Runs jobs to their ends, and ends the worker as a service manager does. Gives their states."""
+    """Runs jobs until they have ended, and stops the worker by SIGTERM. Returns the jobs' states."""
     deployment = orchestrator.deploy(runner, pool, settings)
     deployment.enqueue(jobs)
     deadline = time.monotonic() + RUN_SECONDS
@@ -45,7 +45,7 @@ def test_a_lifespan_gives_each_process_one_client_and_closes_it(orchestrator, po
     assert database.hgetall("runs") == dict.fromkeys(jobs, "1")
     processes = str(POOLS[pool].pool_size)
     assert database.get("entered") == processes
-    # 0.9.18 ends its runners with SIGKILL.
+    # 0.9.18 kills its runners with SIGKILL.
     assert database.get("left") == (None if orchestrator.version == "0.9.18" else processes)
 
 
@@ -69,7 +69,7 @@ def test_handlers_that_block_run_in_threads_and_a_stuck_one_costs_no_process(orc
     assert {id: state["result"] for id, state in states.items()} == {id: id for id in states}
     database = orchestrator.database
     assert database.hgetall("runs") == dict.fromkeys(jobs, "1")
-    # The orchestrator ends the process of a job that it sees time out, and starts another.
+    # The orchestrator would end the process of a job whose deadline it notices, and start another.
     assert database.get("entered") == str(POOLS[pool].pool_size)
     assert database.scard("processes") <= POOLS[pool].pool_size
 

@@ -1,4 +1,4 @@
-"""Jobs through the published orchestrators end as they should, whichever runner serves them."""
+"""Jobs end as they should with every runner, under the published orchestrators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .orchestrator import FOUR_PROCESSES, ONE_PROCESS
 # The first test of a version waits for the build, the installation and the run.
 pytestmark = pytest.mark.timeout(900)
 
-# Commands, found in the orchestrator's virtual environment. They get rrq-runner's arguments.
+# The commands of the runners. All of them are in the orchestrator's virtual environment.
 RUNNERS = {
     "stock": ["rrq-runner"],
     "codec": ["python", str(Path(__file__).with_name("codec_runner.py"))],
@@ -56,7 +56,7 @@ def job(
     last_error: str | None = None,
     retries: int = 0,
 ) -> tuple[str, dict[str, Any], dict[str, Any]]:
-    """What to enqueue, and how it has to end."""
+    """A job: its function name, its options, and the state in which it must end."""
     state = {"status": status, "result": result, "last_error": last_error, "retries": retries}
     return function_name, options, state
 
@@ -75,7 +75,7 @@ def retry(**params: float):
 
 
 def rows(size: int) -> list[dict[str, Any]]:
-    """What is about `size` bytes of JSON."""
+    """A value that has about `size` bytes as JSON."""
     row = {"id": 10_000, "name": "naïve ☠ 𝄞", "ok": True, "tags": ["a", None], "ratio": 0.25}
     length = len(json.dumps(row, ensure_ascii=False).encode())
     return [{**row, "id": number} for number in range(size // length)]
@@ -107,12 +107,13 @@ JOBS = {
     "has no handler": failure("x", "No handler registered for function 'x'", max_retries=3),
     "retries after a delay": retry(delay=0.7),
     "retries by the orchestrator's backoff": retry(),
-    # The second is in flight while the first passes its deadline, on the same connection if it can.
+    # The second job is in flight while the first passes its deadline, if possible on the same
+    # connection.
     "is overdue": failure("overdue", "Job timed out after 1s.", job_timeout_seconds=1),
     "outlives it": job("outlive", {"job_timeout_seconds": 30}, result="alive"),
 }
 
-# Whose requests the handlers get from each of RUNNERS.
+# The package whose requests the handlers get, by runner.
 REQUESTS = {
     "stock": "rrq",
     "codec": "rrq",
@@ -126,7 +127,7 @@ CORRELATION = {"0.11.1": {"tenant": "ключ"}, "0.9.18": None}
 
 @pytest.fixture(scope="session", params=POOLS)
 def run(request, orchestrator):
-    """What becomes of the jobs with one of RUNNERS. They run once, all of them together."""
+    """A function that runs all jobs together with one of RUNNERS, and does so only once."""
     jobs = {id: (function_name, options) for id, (function_name, options, _) in JOBS.items()}
     jobs["correlation"] = ("correlate", {"params": {"tenant": "ключ"}})
     jobs["request"] = ("name_type", {})
@@ -161,11 +162,12 @@ def test_jobs_end_as_with_the_stock_runner(run, runner):
 
 
 def comparable(state: dict[str, Any]) -> dict[str, Any]:
-    """What has to be equal: the result as JSON, in which 1, 1.0 and true differ."""
+    """A state of a job, to compare: with the result as JSON, in which 1, 1.0 and true differ."""
     result = json.dumps(state["result"], sort_keys=True)
     if len(result) > 1000:  # more than pytest can explain in reasonable time
         result = f"{len(result)} characters, SHA-256 {sha256(result.encode()).hexdigest()}"
-    # The orchestrator's timer and the runner's are set to the same instant; each has its own words.
+    # The timers of the orchestrator and of the runner fire at the same moment, with different
+    # texts.
     last_error = state["last_error"]
     if last_error == "Job execution timed out.":
         last_error = "Job timed out after 1s."

@@ -50,7 +50,7 @@ def test_each_job_runs_once_and_at_its_first_attempt_although_runners_restart(
     assert retries(run.jobs) == {0}
     images = orchestrator.database.scard("images")
     print(f"{images} process images")
-    # 1000 jobs at 45 to 50 each, but for what waits while others are read.
+    # Each one runs 45 to 50 of the 1000 jobs, and those that have already arrived when it stops.
     assert images >= 8
 
 

@@ -1,4 +1,4 @@
-"""`rrq-fastwire-runner` under the published orchestrators: no job is lost and no process left."""
+"""`rrq-fastwire-runner` with the published orchestrators: no job is lost, and no process remains."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ def lingering(number):
 
 POOLS = {"one process": ONE_PROCESS, "four processes": FOUR_PROCESSES}
 
-# They leave other jobs some of the 64 places, or one of the four processes.
+# As many lingering jobs leave room for others in the 64 places, or one of the four processes.
 MOST_LINGERING = {ONE_PROCESS: 20, FOUR_PROCESSES: 3}
 
 
 def counted(name, number):
+    """Jobs that count their runs."""
     return {f"{name} {at}": ("count", {}) for at in range(number)}
 
 
@@ -40,7 +41,7 @@ def runs(database):
 
 @pytest.fixture(params=POOLS)
 def loaded(request, orchestrator):
-    """A worker with lingering jobs in flight, and many others that come and go."""
+    """A worker with lingering jobs in flight, which also runs many short jobs."""
     pool = POOLS[request.param]
     lingerers = lingering(MOST_LINGERING[pool])
     deployment = orchestrator.deploy(RUNNER, pool)
@@ -111,7 +112,7 @@ def test_sigterm_under_load_ends_every_process_and_loses_no_job(orchestrator, lo
 
 @pytest.mark.parametrize("runner", [["rrq-runner"], RUNNER], ids=["stock", "ours"])
 def test_jobs_that_cannot_be_cancelled_are_put_back_at_sigterm(orchestrator, runner):
-    # The worker has two seconds for all of its processes, and ends them one after another.
+    # The worker stops its processes one after another, and has two seconds for all of them.
     pool = Pool(16, 1)
     jobs = {f"job {at}": ("linger_in_thread", {}) for at in range(pool.pool_size)}
     deployment = orchestrator.deploy(runner, pool)
@@ -127,22 +128,22 @@ def test_jobs_that_cannot_be_cancelled_are_put_back_at_sigterm(orchestrator, run
 
 
 def put_back(orchestrator):
-    """The states of jobs that ran when their worker ended.
+    """The possible states of jobs that ran when their worker ended.
 
-    0.9.18 cancels them first, and at times takes the answer before it puts the job back. It does
-    so with the stock runner, too.
+    0.9.18 cancels such jobs first, and sometimes reads the answer before it puts the job back. It
+    does the same with the stock runner.
     """
     return {"PENDING", "RETRYING"} if orchestrator.version == "0.9.18" else {"PENDING"}
 
 
 def left_of(worker):
-    """The processes of a worker that do not end."""
+    """The processes of a worker that have not ended after 20 seconds."""
     wait_until(lambda: not session(worker.pid), time.monotonic() + 20)
     return session(worker.pid)
 
 
 def said_by_the_runner(log):
-    """The orchestrator's own lines are JSON, but for one."""
+    """The lines of a log that the runner has written: the orchestrator's own are JSON, except one."""
     return [
         line
         for line in log.splitlines()

@@ -1,4 +1,4 @@
-"""The web shop of docs/examples does its jobs: with its own tests, and with the orchestrators."""
+"""The web shop of docs/examples works: its own tests pass, and its jobs run in the orchestrators."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def shop(orchestrator, monkeypatch, tmp_path):
     socket = SOCKETS[orchestrator.version].format(port=free_port(2))
     text = (folder / "rrq.toml").read_text().replace("127.0.0.1:6379", f"127.0.0.1:{port}")
     text = re.sub("tcp_port = .*", socket, text)
-    # Retries follow soon.
+    # Lets retries follow soon.
     text = text.replace("[rrq]\n", "[rrq]\nbase_retry_delay_seconds = 0.1\n", 1)
     (folder / "rrq.toml").write_text(text)
     orchestrator.database.flushall()
@@ -60,7 +60,7 @@ def shop(orchestrator, monkeypatch, tmp_path):
 
 
 def test_jobs_of_the_shop_end_as_expected(orchestrator, shop):
-    # The port and the command are for runners that the test starts.
+    # The port and the command matter only for runners that a test starts.
     deployment = Deployment(orchestrator.bin, orchestrator.database, shop, port=0, command=[])
     deployment.enqueue(JOBS)
     deployment.work(JOBS, time.monotonic() + RUN_SECONDS)

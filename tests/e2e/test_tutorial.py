@@ -18,16 +18,16 @@ TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 # The first test of a version waits for the build, the installation and the run.
 pytestmark = pytest.mark.timeout(900)
 
-# Redis and the packages are there already.
+# Commands that are left out, because the test has already set up Redis and the packages.
 SET_UP = ("mkdir", "python3 -m venv", "pip", "redis-server")
 ID = r"[0-9a-f]{8}-[0-9a-f-]{27}"
 
 
 def same_in_each_run(command: str, output: str) -> list[str]:
-    """Lines of what a command printed, with spaces, ids and numbers that are always the same.
+    """The lines of a command's output, to compare: with spaces, ids and numbers replaced.
 
-    All lines that tell about a job; otherwise the last one, because logs and tracebacks name lines
-    of code.
+    For `rrq job`, these are all lines. For other commands, it is only the last line, because logs
+    and tracebacks contain numbers of lines of code.
     """
     text = re.sub("rrq_worker_.*", "", re.sub(ID, "ID", output.strip()))
     text = re.sub(r"[ ]+", " ", re.sub(r"\d[\d.,:]*", "0", text))
