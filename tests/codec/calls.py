@@ -1,4 +1,4 @@
-"""Call the compiled codec in many ways, for `make valgrind`: a short run that covers its code."""
+"""Calls the compiled codec in many ways, for `make valgrind`: a short run that covers its code."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import types
 from functools import partial
 from pathlib import Path
 
-# No more allocations are left to fail where this many in a row have made no difference.
+# A sweep ends when this many failures in a row have had no effect: no allocations are left to fail.
 _UNTOUCHED = 15
 
 _PREPARED = {}
@@ -115,7 +115,7 @@ def drained(decoder):
 
 
 def decoder_scenarios(wire):
-    """Nothing that was fed is lost, and what failed to be fed is there as a whole or not at all."""
+    """Nothing that was fed is lost. If feed() fails, its bytes were added as a whole or not at all."""
     first, second = frame(SHORT), frame(LONG)
     stream = first + second + first
     for cls in (wire.MessageDecoder, wire.FrameDecoder):
@@ -173,7 +173,7 @@ def _decoder(cls, stream, whole, cut, taken):
     def take(state):
         decoder, _, got = state
         at = 0
-        for got[at] in decoder:  # without an allocation that could fail
+        for got[at] in decoder:  # stores messages without an allocation that could fail
             at += 1  # noqa: SIM113
 
     def check_taken(state, result, error):
@@ -192,7 +192,7 @@ def state_size(rest, stream, piece):
 
 
 def leaks(parts):
-    """Whether each sweep leaves more blocks allocated. Caches grow in some, and not for ever."""
+    """Whether every sweep leaves more blocks allocated. Caches grow only in some sweeps."""
     before = 0
     for _ in range(40):
         sweep(*parts)

@@ -1,4 +1,4 @@
-/* Includes scan.h alone, so that `make analyze` can ask of it what generated code cannot fulfil. */
+/* Includes scan.h alone, so that `make analyze` can use stricter checks than for generated code. */
 
 #include "scan.h"
 

@@ -35,7 +35,7 @@ def test_a_recording_decodes_completely_and_encodes_back(wire, captures, name):
         frame = wire.pack_frame(payload)
         assert wire.decode_frame(frame) == message
         assert wire.decode_frame(wire.encode_frame(message)) == message
-        # The standard library and older versions of orjson have ways of their own with exponents.
+        # The standard library and older versions of orjson write exponents differently.
         if "to-runner" in name and not re.search(rb"\de[+-]?\d", payload):
             # With the nanoseconds cut off, which a datetime cannot hold, it is the same to the
             # byte.

@@ -1,4 +1,4 @@
-"""A decoder under any order of calls, against a model: the whole stream, split in the simplest way."""
+"""Any order of calls of a decoder, against a model, which splits the whole stream by a simple loop."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DecoderMachine(RuleBasedStateMachine):
     # The model
 
     def expected(self):
-        """The messages and errors of messages in what was fed, and the FrameError after them."""
+        """The messages, and errors of messages, in the fed bytes, and the FrameError after them."""
         payloads, failure, _ = split(self.fed, LIMIT)
         results = []
         for payload in payloads:
@@ -92,7 +92,7 @@ class DecoderMachine(RuleBasedStateMachine):
         return piece
 
     def accepts(self, call, *arguments):
-        """Make a call that an earlier error has to refuse, and only that."""
+        """Make a call, which must raise the earlier FrameError if there was one. Returns if it worked."""
         try:
             call(*arguments)
         except FrameError as error:
@@ -184,7 +184,7 @@ class DecoderMachine(RuleBasedStateMachine):
             assert not rest
             self.memory = None
 
-    # What does not belong
+    # Wrong calls, and calls by the garbage collector
 
     @rule()
     def wrong_arguments(self):
@@ -213,7 +213,7 @@ class DecoderMachine(RuleBasedStateMachine):
         gc.set_threshold(1, 1000, 1000)
         try:
             self.decoder.feed(piece)
-        except FrameError as error:  # the one that take() came to, before the piece was added
+        except FrameError as error:  # take() has met it before the piece was added
             assert as_raised(error) == self.failure
             self.fed = fed
         else:

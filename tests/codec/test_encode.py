@@ -1,4 +1,4 @@
-"""What encode_frame sends, and that it sends nothing that kills the orchestrator's connection."""
+"""Encoding: what is sent, and that nothing is sent that makes the orchestrator disconnect."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ OUTCOMES = [
 
 
 @pytest.mark.parametrize(("build", "arguments", "text", "kind"), OUTCOMES)
-def test_an_outcome_of_each_type(wire, build, arguments, text, kind):
+def test_an_outcome_of_each_type_is_sent_and_decoded(wire, build, arguments, text, kind):
     outcome = getattr(wire.ExecutionOutcome, build)(*arguments)
     frame = wire.encode_frame(outcome)
     assert (
@@ -161,7 +161,7 @@ def test_a_failure_carries_the_applications_own_type_code_and_details(wire):
     ],
     ids=lambda case: ascii(case)[:40],
 )
-def test_values_that_json_has_no_exact_word_for(wire, result, text):
+def test_values_without_an_exact_json_form_are_sent_in_a_similar_form(wire, result, text):
     assert payload(wire.encode_frame(success(wire, result))).endswith(f'"result":{text}}}}}')
 
 
@@ -194,7 +194,7 @@ class Opaque:
     ],
     ids=lambda case: ascii(case)[:40] if isinstance(case, str) else "",
 )
-def test_what_cannot_be_sent_is_an_error_that_says_where_and_why(wire, result, reason):
+def test_a_value_that_cannot_be_sent_is_an_error_that_says_where_and_why(wire, result, reason):
     with pytest.raises(EncodeError) as caught:
         wire.encode_frame(success(wire, result))
     assert str(caught.value) == reason

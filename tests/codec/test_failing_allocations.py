@@ -1,4 +1,4 @@
-"""A failed allocation is a MemoryError: nothing that was fed is lost, and nothing leaks."""
+"""If an allocation fails, MemoryError is raised, nothing that was fed is lost, and nothing leaks."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""The fast paths of the compiled implementation give what the generic codec gives.
+"""The fast paths of the compiled implementation give the same results as the generic codec.
 
-A space in front of a payload turns them off: with and without it, the same payloads are accepted,
-give equal messages, and are refused for the same reason. What is encoded is the same in both
-implementations.
+A space in front of a payload turns them off. With and without it, a payload must give equal messages,
+or be refused for the same reason. Encoding must give the same bytes in both implementations.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ LAYOUTS = [
 
 
 def verdict(wire, payload):
-    """A message, or the error; of an error of the JSON library only that there is one."""
+    """A message, or the error, to compare. The JSON library's texts of errors are left out."""
     try:
         return wire.decode_frame(wire.pack_frame(payload))
     except MessageError as error:
@@ -95,7 +94,7 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-# Text that looks like what stands around it.
+# Text that looks like the JSON around it.
 LURES = st.sampled_from(
     ['"context":{"job_id":"', ',"context":{"', "context", '}},"context":{', '"}}}', "job_id", '"']
 )

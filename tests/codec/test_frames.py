@@ -1,4 +1,4 @@
-"""Single frames: the header, the limits on both sides, and the types that are taken."""
+"""Single frames: the header, the limits on both sides, and the types that are accepted."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_payload_is_neither_empty_nor_beyond_the_limit(wire):
 
 
 def octets():
-    """The same bytes in every type that is taken, views that are not contiguous among them."""
+    """The same bytes in every type that is accepted, also in views that are not contiguous."""
     spread = bytearray(2 * len(CANCEL))
     spread[::2] = CANCEL
     return [
@@ -170,7 +170,9 @@ def test_no_bytes_raise_anything_but_the_documented_errors(wire, payload):
 
 
 @given(position=st.integers(0, 10**6), byte=st.integers(0, 255), data=st.data())
-def test_no_changed_byte_of_a_capture_does(wire, captures, position, byte, data):
+def test_no_changed_byte_of_a_capture_raises_anything_but_the_documented_errors(
+    wire, captures, position, byte, data
+):
     capture = captures[data.draw(st.sampled_from(sorted(captures)))]
     frames = list(wire.FrameDecoder().feed(capture[: 2**17]))
     payload = bytearray(frames[position % len(frames)])

@@ -1,4 +1,4 @@
-"""Objects that lie, raise, change underneath or never end: an error at most, never a crash."""
+"""Objects that lie, raise, change or never end: they cause an error at most, never a crash."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def with_gaps(items):
 
 
 def with_any_key(items):
-    """A dict that CPython does not keep as one of texts only."""
+    """A dict that CPython stores like one with keys of all types."""
     made = {1: None} | items
     del made[1]
     return made
@@ -272,7 +272,7 @@ def test_memory_handed_out_cannot_be_resized(wire):
 
 
 def test_the_frames_of_a_traceback_cannot_see_freed_memory(wire):
-    """They keep the memory that they see."""
+    """The views in these frames keep their memory alive."""
     decoder = wire.MessageDecoder()
     with pytest.raises(MessageError) as caught:
         next(decoder.feed(wire.pack_frame(b'{"a":' + b"x" * 10_000)))
@@ -313,8 +313,6 @@ class Odd:
 
 def test_messages_are_equal_if_their_fields_are(wire):
     assert success(wire, Odd()) != success(wire, Odd())
-    with pytest.raises(ZeroDivisionError):
-        type("Status", (), {"__eq__": lambda *_: 1 / 0})() == 1  # noqa: B015
     broken = success(wire, None)
     broken.status = type("Status", (), {"__eq__": lambda *_: 1 / 0, "__hash__": object.__hash__})()
     with pytest.raises((EncodeError, ZeroDivisionError)):
@@ -376,7 +374,7 @@ def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
                     decoder.feed(stream)
                     list(decoder)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            # Fed or not, as a whole; what was taken before the exception was taken.
+            # The stream was added as a whole or not at all, and frames are taken as a whole.
             assert decoder.buffered % 14 == 0
             assert set(decoder) <= {b"x" * 10}
     finally:
@@ -385,7 +383,7 @@ def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
 
 
 class LyingDict(dict):
-    """A dict whose methods tell nothing of what it holds."""
+    """A dict whose methods return other things than it holds."""
 
     def values(self):
         return ["a string"]
@@ -450,7 +448,7 @@ def test_a_class_that_does_not_tell_its_name_is_named(wire):
 
 
 class Pretender:
-    """Says that it is of another class."""
+    """An object that claims to be of another class."""
 
     def __init__(self, cls):
         self.cls = cls

@@ -1,4 +1,4 @@
-"""The implementations have one surface: only IMPLEMENTATION tells them apart."""
+"""Both implementations have the same names, signatures and docstrings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages are standard dataclasses: values that Python's own tools know."""
+"""Messages are standard dataclasses, which work with Python's own tools."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_messages_have_no_other_attributes_than_their_fields(cls):
 
 @classes
 def test_a_field_without_a_value_is_no_attribute(cls):
-    """The compiled codec relies on it: it reads and writes the memory of the slots."""
+    """The compiled codec relies on this, because it reads and writes the memory of the slots."""
     message = object.__new__(cls)
     for field in dataclasses.fields(cls):
         with pytest.raises(AttributeError, match=field.name):

@@ -1,6 +1,6 @@
 """Python code that runs in the middle of a call: the garbage collector, __del__, threads, fork.
 
-A crash would take pytest down, so each scenario runs in an interpreter of its own.
+A crash would end pytest, so each scenario runs in a new interpreter.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def test_a_long_chain_of_messages_is_freed(run, build):
 
 
 def test_a_decoder_that_is_being_collected_can_be_used(run):
-    """A callback runs when the collector frees a code object, which it does not track itself."""
+    """The collector does not track code objects, so a callback runs when it frees one."""
     printed = run(
         """
         class Decoder(wire.MessageDecoder):
@@ -106,7 +106,7 @@ def test_a_decoder_that_is_being_collected_can_be_used(run):
             print("used")
 
         gc.collect()
-        gc.disable()  # the order of the clearing is that of the creation
+        gc.disable()  # so that objects are cleared in the order of their creation
         frame = wire.encode_frame(CancelRequest(job_id="j"))
         nodes = [Node() for _ in range(20)]
         decoder = Decoder()
@@ -214,7 +214,7 @@ def test_a_decoder_can_be_used_by_a_callback_of_the_collector(run, orjson):
 
 
 def test_a_collection_in_the_middle_of_a_backlog_loses_and_repeats_nothing(run):
-    """The slices keep CPython from having a spare one, so that a new one can start a collection."""
+    """CPython keeps one unused slice object. The test takes it, so that a new one is allocated."""
     printed = run(
         """
         frames = [str(n).encode() * 50 for n in range(40)]
@@ -371,8 +371,8 @@ sys.modules["orjson"] = types.SimpleNamespace(
 """
 
 
-def test_json_that_is_handed_over_is_never_reused(run):
-    """The hash of a bytes object is kept in it, so writing to it again would leave a wrong hash."""
+def test_bytes_that_the_json_library_got_are_never_reused(run):
+    """A bytes object caches its hash. If the codec wrote to it again, the hash would be wrong."""
     run(
         """
         for n in range(50):
@@ -454,9 +454,9 @@ def stream():
 )
 @pytest.mark.parametrize("run", ["0"], ids=["c"], indirect=True)
 def test_a_failed_allocation_is_a_memory_error(run, call):
-    """Without orjson, which crashes when an allocation of its own fails.
+    """This uses the standard library's json, because orjson crashes when an allocation of it fails.
 
-    In the pure implementation only CPython itself allocates.
+    The pure implementation is left out, because in it only CPython allocates.
     """
     if "repr" not in call and sys.version_info >= (3, 13):
         pytest.skip("the json module of CPython 3.13 crashes itself when an allocation fails")

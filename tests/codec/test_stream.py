@@ -1,4 +1,4 @@
-"""Streams: the same messages and errors however the bytes are cut and handed over."""
+"""Streams: the same messages and errors, whatever the pieces in which the bytes are fed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def cancel(job_id):
 
 
 def items(decoder):
-    """What iteration gives: messages, payloads and errors, the last once more if it is for good."""
+    """All messages or payloads that iteration gives, and the errors between and after them."""
     found = []
     while True:
         try:
@@ -41,7 +41,7 @@ def items(decoder):
 
 
 def expected(wire, stream, of):
-    """The same by a plain loop over the whole stream."""
+    """What items() has to give, by a simple loop over the whole stream."""
     found = []
     pos = 0
     while len(stream) - pos >= 4:
@@ -81,7 +81,7 @@ def pieces(stream, cuts):
 
 
 def hand_over(decoder, piece, how):
-    """Feeds a piece in one of the ways there are, and spoils the memory it came in afterwards."""
+    """Feeds a piece in the given way, and overwrites the memory of the piece afterwards."""
     if how == "get_buffer":
         view = decoder.get_buffer(-1)
         while piece:
@@ -267,7 +267,7 @@ def test_the_work_for_a_large_frame_is_linear_in_its_bytes(wire, size, how):
         if at + size < len(frame):
             assert list(decoder) == []
     assert list(decoder) == [frame[4:]]
-    # Into the buffer, at most twice over as the buffer grows, and out of it.
+    # Bytes are copied into the buffer, at most twice more as the buffer grows, and out of it.
     assert decoder._copied <= 4 * len(frame)
 
 
@@ -345,5 +345,5 @@ def test_the_payload_of_an_error_does_not_keep_the_stream_alive(wire):
     memory = bytearray(b"\0\0\0\x02no")
     with pytest.raises(MessageError) as caught:
         next(decoder.feed(memory))
-    memory.clear()  # a BufferError if the decoder or the error still looked at it
+    memory.clear()  # raises BufferError if the decoder or the error still refers to it
     assert caught.value.payload == b"no"

@@ -1,4 +1,4 @@
-"""The codec in several threads: each has its own decoder, or they are told that they share one."""
+"""The codec in several threads, with a decoder for each thread and with a shared one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROUNDS = 200
 
 
 def together(*calls):
-    """Runs each in a thread of its own, all at once; raises what one of them raises."""
+    """Runs each call in a thread of its own, all at once. Raises what one of them raises."""
     start = threading.Barrier(len(calls))
     failures = []
 
@@ -118,7 +118,7 @@ def test_a_message_is_changed_while_others_read_it(wire):
 
 @pytest.mark.parametrize("decoder", ["FrameDecoder", "MessageDecoder"])
 def test_a_decoder_that_threads_share_refuses_or_takes_turns(wire, decoder):
-    """Whatever the order, what was fed comes out, each once."""
+    """Each message that was fed comes out once, in some order."""
     shared = getattr(wire, decoder)()
     fed, taken = [], []
 

@@ -1,6 +1,6 @@
-"""The field table of the protocol, cell by cell, and what JSON is accepted, on the way in.
+"""Decoding: the table of the protocol's fields, cell by cell, and which JSON is accepted.
 
-Written from measurements of the published programs; adding a field to a message adds a row here.
+The table was measured with the published programs. A new field of a message needs a new row here.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ TABLE = [
 
 NOON = datetime(2025, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
 
-# JSON to the attribute it becomes.
+# JSON that is accepted, and the attribute that it becomes.
 GOOD = {
     "string": [('"x"', "x"), ('""', ""), ('"\\u0000"', "\0"), ('"\\ud83d\\ude00 é"', "😀 é")],
     "integer": [("0", 0), ("1", 1), ("4294967295", 4294967295), ("-0", 0)],
@@ -146,7 +146,7 @@ DOCUMENTS = {
 
 
 def with_field(wire, message, field, text):
-    """A frame of a message whose field is the JSON `text`; without the field where that is None."""
+    """A frame of a message with the JSON `text` in a field, or without the field if that is None."""
     fields = copy.deepcopy(DOCUMENTS[message])
     holder = fields
     *parents, name = field.split(".")
@@ -167,6 +167,7 @@ def attribute(message, field):
 
 
 def cases(column):
+    """The cases of a column of TABLE, or of its fields with GOOD or BAD values."""
     for message, field, kind, missing, null in TABLE:
         if column == "missing":
             yield pytest.param(message, field, None, missing, id=f"{message}.{field} missing")
@@ -237,7 +238,7 @@ def test_unknown_keys_are_ignored_at_every_level(wire, message):
         ('"request"', ""),
     ],
 )
-def test_an_envelope_that_is_none_is_refused(wire, document, path):
+def test_an_invalid_envelope_is_refused(wire, document, path):
     with pytest.raises(MessageError) as caught:
         wire.decode_frame(wire.pack_frame(document.encode()))
     assert caught.value.path == path
@@ -267,7 +268,7 @@ def test_an_envelope_that_is_none_is_refused(wire, document, path):
     ],
     ids=lambda payload: ascii(payload[:60]),
 )
-def test_what_is_not_json_is_refused(wire, payload):
+def test_invalid_json_is_refused(wire, payload):
     with pytest.raises(MessageError, match=r"^not JSON: ") as caught:
         wire.decode_frame(wire.pack_frame(payload))
     assert (caught.value.path, caught.value.payload) == ("", payload)
@@ -317,6 +318,6 @@ def test_json_means_the_same_with_either_backend(wire, text, value):
     ids=["quotes", "open text", "line feeds"],
 )
 def test_deep_json_with_long_texts_is_refused_in_linear_time(wire, payload):
-    """Quadratic work would take hours, and so the test's time limit."""
+    """Quadratic work would take hours, and exceed the time limit of the test."""
     with pytest.raises(MessageError, match=r"^not JSON: "):
         wire.decode_payload(payload)
