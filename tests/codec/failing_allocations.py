@@ -54,7 +54,7 @@ def frame(payload):
 def sweep(prepare, operate, check):
     """Fail each allocation of operate(prepare()): alone, and with some that follow it.
 
-    Not with all that follow it, because CPython 3.11 then tries for ever to enter a `finally`.
+    Not with all that follow it, because CPython 3.11 then never stops trying to enter a `finally`.
     """
     for many in (1, 7):
         untouched = number = 0
