@@ -153,6 +153,16 @@ class _FieldError(Exception):
         self.path = path
 
 
+def _raise_if_no_memory(error: Exception) -> None:
+    """Call this first in an `except ... as error` whose error is looked at.
+
+    The compiled clause has a MemoryError in the place of the error that it names, if there is no
+    memory for the traceback.
+    """
+    if isinstance(error, MemoryError):
+        raise error
+
+
 _new = object.__new__
 _from_iso = datetime.fromisoformat
 
@@ -229,6 +239,7 @@ class _Rule:
 
     def explain(self, error: Exception, value: Any) -> _FieldError:
         """Return the error for a failed conversion: the nested field's, or this field's."""
+        _raise_if_no_memory(error)
         if isinstance(error, _FieldError):
             error.path = f"{self.name}.{error.path}"
             return error
@@ -331,6 +342,7 @@ class Codec:
         try:
             document = loads(payload)
         except ValueError as error:
+            _raise_if_no_memory(error)
             raise MessageError(f"not JSON: {error}", bytes(payload)) from None
         try:
             source = document["payload"]
@@ -341,6 +353,7 @@ class Codec:
         except (KeyError, TypeError):
             pass  # the envelope is wrong
         except _FieldError as error:
+            _raise_if_no_memory(error)
             path, reason = f"payload.{error.path}", error.reason
             raise self._refuse(payload, document, path, reason) from None
         raise self._refuse(payload, document, "payload", "")
@@ -378,6 +391,7 @@ class Codec:
         try:
             document = schema.write(message)
         except _FieldError as error:
+            _raise_if_no_memory(error)
             raise EncodeError(error.reason, f"payload.{error.path}") from None
         envelope = {"type": wire_type, "payload": document}
         return encode(envelope, MAX_NESTING, "", self._dump_plain)

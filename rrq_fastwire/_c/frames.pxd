@@ -36,10 +36,11 @@ cdef int check_whole(bytes frame) except -1
 cdef bytes new_frame(Py_ssize_t length, uint32_t limit)
 
 
-# The position of a payload in the bytes that hold it.
-cdef struct Payload:
-    Py_ssize_t start
-    Py_ssize_t size
+# A payload that iteration takes: where it is in the bytes that hold it.
+cdef class Taken:
+    cdef bytes owner
+    cdef Py_ssize_t start, size
+    cdef Taken following            # the next of those in `again`
 
 
 cdef class StreamDecoder:
@@ -48,11 +49,10 @@ cdef class StreamDecoder:
     cdef Py_ssize_t rest_pos        # the end of the frames taken from `rest`
     cdef bytes chunk                # the data of the last feed(), read in place; it follows `rest`
     cdef Py_ssize_t pos             # the end of the frames taken from `chunk`
-    cdef bytes again                # holds the next payload after a MemoryError in convert()
-    cdef Payload again_payload
+    cdef Taken again                # the payloads that there was no memory to convert
     cdef bytearray space            # the memory of get_buffer()
     cdef tuple failure              # the class and arguments of the error that ended the stream
-    cdef Py_ssize_t copied          # bytes copied so far, so that tests can show linear work
+    cdef readonly Py_ssize_t _copied  # bytes copied so far, so that tests can show linear work
     # Return what iteration yields for a payload: its bytes, or a message in a subclass.
     cdef object convert(self, bytes owner, Py_ssize_t start, Py_ssize_t size)
     cdef int check(self) except -1
@@ -61,5 +61,5 @@ cdef class StreamDecoder:
     cdef int add(self, bytes data) except -1
     cdef Py_ssize_t rest_size(self) noexcept
     cdef int move(self, uint64_t size) except -1
-    cdef bytes take_rest(self, Payload* payload)
-    cdef bytes take_chunk(self, Payload* payload)
+    cdef Taken take_rest(self)
+    cdef Taken take_chunk(self)

@@ -86,6 +86,12 @@ def pack_frame(payload, *, max_frame_size=MAX_FRAME_SIZE):
     return frame
 
 
+@cython.no_gc
+@cython.freelist(8)
+cdef class Taken:
+    pass
+
+
 cdef class StreamDecoder:
     """Split bytes into payloads: the part that FrameDecoder and MessageDecoder share.
 
@@ -181,7 +187,7 @@ cdef class StreamDecoder:
                 raise ValueError(f"nbytes must be from 0 to {size}, got {count}")
             if count:
                 self.add(PyBytes_FromStringAndSize(PyByteArray_AS_STRING(space), count))
-                self.copied += <Py_ssize_t>count
+                self._copied += <Py_ssize_t>count
             # Not earlier, so that the call can be repeated after a MemoryError.
             self.space = None
         return self
@@ -190,43 +196,40 @@ cdef class StreamDecoder:
     def buffered(self):
         """The number of bytes that were fed and not yet taken, headers included."""
         cdef Py_ssize_t held = 0
+        cdef Taken again
         with cython.critical_section(self):
             held = self.rest_size()
             if self.chunk is not None:
                 held += PyBytes_GET_SIZE(self.chunk) - self.pos
-            if self.again is not None:
-                held += HEADER_LEN + self.again_payload.size
+            again = self.again
+            while again is not None:
+                held += HEADER_LEN + again.size
+                again = again.following
         return held
-
-    @property
-    def _copied(self):
-        return self.copied
 
     def __iter__(self):
         return self
 
     def __next__(self):
-        cdef Payload payload
-        cdef bytes owner = None
+        cdef Taken taken = None
         with cython.critical_section(self):
             if self.again is not None:
-                owner = self.again
-                payload = self.again_payload
-                self.again = None
+                taken = self.again
+                self.again = taken.following
             elif self.rest_size():
-                owner = self.take_rest(&payload)
+                taken = self.take_rest()
             elif self.chunk is not None:
-                owner = self.take_chunk(&payload)
-            if owner is None:
+                taken = self.take_chunk()
+            if taken is None:
                 self.check()
-        if owner is None:
+        if taken is None:
             raise StopIteration
         try:
-            return self.convert(owner, payload.start, payload.size)
+            return self.convert(taken.owner, taken.start, taken.size)
         except MemoryError:
             with cython.critical_section(self):
-                self.again = owner
-                self.again_payload = payload
+                taken.following = self.again
+                self.again = taken
             raise
 
     def __reduce__(self):
@@ -281,7 +284,7 @@ cdef class StreamDecoder:
             # others to a new object, because PyByteArray_Resize() can fail to shrink the old one.
             rest = PyByteArray_AS_STRING(self.rest)
             self.rest = PyByteArray_FromStringAndSize(rest + self.rest_pos, held)
-            self.copied += held
+            self._copied += held
             self.rest_pos = 0
         more = PyBytes_GET_SIZE(self.chunk) - self.pos
         if size - <uint64_t>held < <uint64_t>more:
@@ -292,7 +295,7 @@ cdef class StreamDecoder:
         PyByteArray_Resize(self.rest, held + more)
         rest = PyByteArray_AS_STRING(self.rest)
         memcpy(rest + held, PyBytes_AS_STRING(self.chunk) + self.pos, more)
-        self.copied += more
+        self._copied += more
         self.pos += more
         if self.pos == PyBytes_GET_SIZE(self.chunk):
             self.chunk = None
@@ -301,11 +304,10 @@ cdef class StreamDecoder:
     cdef object convert(self, bytes owner, Py_ssize_t start, Py_ssize_t size):
         if size == PyBytes_GET_SIZE(owner):
             return owner
-        self.copied += size
+        self._copied += size
         return PyBytes_FromStringAndSize(PyBytes_AS_STRING(owner) + start, size)
 
-    cdef bytes take_rest(self, Payload* payload):
-        cdef bytes owner
+    cdef Taken take_rest(self):
         cdef uint64_t size
         if self.rest_size() < HEADER_LEN:
             self.move(HEADER_LEN)
@@ -316,34 +318,35 @@ cdef class StreamDecoder:
             self.move(size)
             if <uint64_t>self.rest_size() < size:
                 return None
-        payload.start = 0
-        payload.size = <Py_ssize_t>size - HEADER_LEN
-        owner = PyBytes_FromStringAndSize(
-            PyByteArray_AS_STRING(self.rest) + self.rest_pos + HEADER_LEN, payload.size
+        cdef Taken taken = Taken.__new__(Taken)  # Taken() takes longer
+        taken.size = <Py_ssize_t>size - HEADER_LEN
+        taken.owner = PyBytes_FromStringAndSize(
+            PyByteArray_AS_STRING(self.rest) + self.rest_pos + HEADER_LEN, taken.size
         )
-        self.copied += payload.size
+        self._copied += taken.size
         self.rest_pos += <Py_ssize_t>size
         if self.rest_pos == PyByteArray_GET_SIZE(self.rest):
             self.rest = None
-        return owner
+        return taken
 
-    cdef bytes take_chunk(self, Payload* payload):
-        cdef bytes owner = self.chunk
-        cdef Py_ssize_t left = PyBytes_GET_SIZE(owner) - self.pos
+    cdef Taken take_chunk(self):
+        cdef Py_ssize_t left = PyBytes_GET_SIZE(self.chunk) - self.pos
         cdef uint64_t size
         if left < HEADER_LEN:
             self.move(HEADER_LEN)
             return None
-        size = self.frame_size(PyBytes_AS_STRING(owner) + self.pos)
+        size = self.frame_size(PyBytes_AS_STRING(self.chunk) + self.pos)
         if <uint64_t>left < size:
             self.move(size)
             return None
-        payload.start = self.pos + HEADER_LEN
-        payload.size = <Py_ssize_t>size - HEADER_LEN
+        cdef Taken taken = Taken.__new__(Taken)  # Taken() takes longer
+        taken.owner = self.chunk
+        taken.start = self.pos + HEADER_LEN
+        taken.size = <Py_ssize_t>size - HEADER_LEN
         self.pos += <Py_ssize_t>size
         if <uint64_t>left == size:
             self.chunk = None
-        return owner
+        return taken
 
 
 cdef class FrameDecoder(StreamDecoder):

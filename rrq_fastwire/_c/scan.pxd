@@ -46,9 +46,7 @@ cdef inline bint take_attempt(Octets* at, Octets end, uint64_t* number) noexcept
     while at[0] < end and c"0" <= at[0][0] <= c"9" and at[0] - start < 10:
         number[0] = number[0] * 10 + (at[0][0] - c"0")
         at[0] += 1
-    if at[0] == start or number[0] > 0xFFFFFFFF:
-        return False
-    return start[0] != c"0" or at[0] - start == 1
+    return at[0] != start and number[0] <= 0xFFFFFFFF and (start[0] != c"0" or at[0] - start == 1)
 
 
 cdef inline unsigned int two_digits(Octets at) noexcept:
@@ -66,9 +64,8 @@ cdef inline bint take_moment(Octets* at, Octets end, Moment* moment) noexcept:
     """
     cdef Octets text = at[0], fraction
     cdef unsigned int century, years, first, second, third
-    if end - text < 20 or text[4] != c"-" or text[7] != c"-" or text[10] != c"T":
-        return False
-    if text[13] != c":" or text[16] != c":":
+    if (end - text < 20 or text[4] != c"-" or text[7] != c"-" or text[10] != c"T"
+            or text[13] != c":" or text[16] != c":"):
         return False
     century = two_digits(text)
     years = two_digits(text + 2)

@@ -84,8 +84,9 @@ class MessageDecoder(StreamDecoder):
     __slots__ = ()
 
     def __next__(self) -> RunnerMessage:
+        payloads = self._payloads
         try:
-            payload = self._payloads.popleft()
+            payload = payloads.popleft()
         except IndexError:
             payload = None
         if payload is None:
@@ -94,5 +95,9 @@ class MessageDecoder(StreamDecoder):
         try:
             return _codec.decode_payload(payload)
         except MemoryError:
-            self._payloads.appendleft(payload)  # the next call tries again
+            # Its message can be taken when there is memory. If another call has found no more
+            # payloads meanwhile, the decoder holds a queue without room.
+            if not self._payloads:
+                self._payloads = payloads
+            self._payloads.appendleft(payload)
             raise

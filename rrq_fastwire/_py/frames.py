@@ -124,6 +124,7 @@ class StreamDecoder:
         data = octets(data)
         with self._lock():
             self._check()
+            self._space = bytearray()
             self._add(data)
         return self
 
@@ -172,10 +173,14 @@ class StreamDecoder:
         count = int.__index__(nbytes)
         with self._lock():
             self._check()
-            space, self._space = self._space, bytearray()
+            space = self._space
             if not 0 <= count <= len(space):
+                self._space = bytearray()
                 raise ValueError(f"nbytes must be from 0 to {len(space)}, got {count}")
+            empty = bytearray()
             self._add(bytes(memoryview(space)[:count]))
+            # Not before, so that the call can be made again after a MemoryError.
+            self._space = empty
         return self
 
     @property
@@ -238,9 +243,8 @@ class StreamDecoder:
         """Split the bytes into payloads. An incomplete frame at the end stays in `_rest`.
 
         A signal handler may raise an exception during any call. So the last two statements store
-        the result, with no call between them.
+        the result, with no call between them. A MemoryError of the last one is undone.
         """
-        self._space = bytearray()
         rest = self._rest
         payloads: list[bytes] = []
         if rest:
@@ -263,9 +267,16 @@ class StreamDecoder:
             self._rest = rest
             self._payloads = queue
         else:
-            extend = self._payloads.extend
+            queue, before = self._payloads, self._rest
+            extend, size = queue.extend, len(queue)
             self._rest = rest
-            extend(payloads)
+            try:
+                extend(payloads)
+            except MemoryError:
+                self._rest = before
+                while len(queue) > size:
+                    queue.pop()
+                raise
 
     def _split(self, data: bytes, payloads: list[bytes]) -> int:
         """Append the complete payloads in `data`, and return where they end."""

@@ -1,8 +1,8 @@
-"""Call the compiled codec while each allocation in turn fails: `failing_allocations.py [SCENARIO]`.
+"""Call the codec while each allocation in turn fails: `failing_allocations.py c|py prepared|json`.
 
-This is a process of its own, because a mistake ends it. orjson has mistakes of this kind, so a
-module that gives prepared values replaces it: the fast paths run as with orjson. CPython 3.11 has
-some in its interpreter, so code in Python is left out: the pure implementation, and rare values.
+This is a process of its own, because a mistake ends it. orjson has mistakes of this kind, so a module
+that gives prepared values replaces it ("prepared"): the fast paths run as with orjson. CPython 3.11
+has some in its interpreter, so rare values are left out. A third argument chooses scenarios by name.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import pickle
 import sys
 import types
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -22,11 +23,22 @@ _UNTOUCHED = 15
 
 _PREPARED = {}
 
+# pickle raises its own error instead of a MemoryError. And CPython raises SystemError if it has no
+# memory for the frame of a function in Python.
+_NO_MEMORY = (MemoryError, pickle.PicklingError, SystemError)
+
 
 def _stand_in_for_orjson():
     module = types.ModuleType("orjson")
     module.__version__ = "prepared"
-    module.loads = lambda data: _PREPARED[bytes(data)]
+
+    def loads(data):
+        value = _PREPARED.get(bytes(data))
+        if value is None:
+            raise ValueError("not prepared")
+        return value
+
+    module.loads = loads
     module.dumps = lambda value: b'{"a":1}'
     module.Fragment = str
     return module
@@ -62,13 +74,14 @@ def sweep(prepare, operate, check):
             number += 1
             state = prepare()
             result = error = None
-            _testcapi.set_nomemory(number, number + many)
             try:
-                result = operate(state)
-            except (MemoryError, pickle.PicklingError) as caught:  # pickle raises it instead
+                _testcapi.set_nomemory(number, number + many)
+                try:
+                    result = operate(state)
+                finally:
+                    _testcapi.remove_mem_hooks()
+            except _NO_MEMORY as caught:
                 error = caught
-            finally:
-                _testcapi.remove_mem_hooks()
             untouched = 0 if error is not None else untouched + 1
             check(state, result, error)
             error = None
@@ -89,6 +102,8 @@ def scenarios(wire):
 
         yield f"decode, {name}", partial(frame, payload), wire.decode_frame, check
 
+    yield from invalid_payloads(wire)
+
     messages = [wire.decode_payload(each) for each in (REQUEST, RESPONSE, SHORT)]
     messages.append(
         rrq_fastwire.ExecutionOutcome.failure("j", "r", "é", code="c", details={"a": 1})
@@ -108,6 +123,38 @@ def scenarios(wire):
             yield f"{name}, {kind}", lambda message=message: message, operate, check
 
     yield from decoder_scenarios(wire)
+
+
+INVALID = {
+    "not JSON": b"{",
+    "of an unknown type": b'{"type":"x","payload":{"job_id":"j"}}',
+    "without a field": SPACED.replace(b'"queue_name":"q",', b""),
+    "with a number out of range": REQUEST.replace(b'"attempt":1', b'"attempt":-1'),
+    "with a wrong date-time": SPACED.replace(b"2026-11", b"2026-13"),
+    "with an unknown status": RESPONSE.replace(b"success", b"done"),
+}
+
+
+def invalid_payloads(wire):
+    """Without memory for the MessageError there is a MemoryError, and never another MessageError."""
+    from rrq_fastwire import MessageError
+
+    def decode(whole):
+        try:
+            return wire.decode_frame(whole)
+        except MessageError as error:
+            return error
+
+    for name, payload in INVALID.items():
+        with suppress(ValueError):
+            _PREPARED[payload] = json.loads(payload)
+        expected = vars(decode(frame(payload)))
+
+        def check(state, result, error, expected=expected):
+            # The json module's own error may lack its text.
+            assert error is not None or vars(result) == expected or expected["path"] == "", result
+
+        yield f"decode, {name}", partial(frame, payload), decode, check
 
 
 def drained(decoder):
@@ -204,13 +251,22 @@ def leaks(parts):
     return True
 
 
-def main(only=""):
-    sys.modules["orjson"] = _stand_in_for_orjson()
+def _crashes(implementation, backend):
+    """The scenarios in which CPython has a mistake: without memory for a frame, it sets no exception."""
+    if backend == "json":
+        return ("encode",)
+    if implementation == "c" and sys.version_info >= (3, 12):
+        return ("decode, not JSON",)
+    return ()
+
+
+def main(implementation, backend, only=""):
+    sys.modules["orjson"] = _stand_in_for_orjson() if backend == "prepared" else None
     sys.path.insert(0, str(Path(__file__).parent.parent.parent))
-    wire = importlib.import_module("rrq_fastwire._c")
+    wire = importlib.import_module(f"rrq_fastwire._{implementation}")
     failed = []
     for name, *parts in scenarios(wire):
-        if only not in name:
+        if only not in name or name.startswith(_crashes(implementation, backend)):
             continue
         try:
             if leaks(parts) and not name.startswith("pickle"):  # which leaks by itself
