@@ -15,14 +15,14 @@ from . import (
     FrameError,
     MessageError,
 )
-from .streams import open_connection
+from .errors import type_name
+from .streams import MessageStream, open_connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self
 
     from . import RunnerMessage
-    from .streams import MessageStream
 
 __all__ = ["RunnerClient"]
 
@@ -48,6 +48,8 @@ class RunnerClient:
     """
 
     def __init__(self, stream: MessageStream) -> None:
+        if not isinstance(stream, MessageStream):
+            raise TypeError(f"stream must be a MessageStream, got {type_name(stream)}")
         self.stream = stream
         self.unmatched = 0
         self._waiting: dict[str, asyncio.Future[ExecutionOutcome]] = {}
@@ -90,9 +92,15 @@ class RunnerClient:
             MessageError: the answer is not a valid outcome.
             ConnectionError: the connection is closed or lost.
             FrameError: the runner has broken the stream of frames.
-            ValueError: a request with this `request_id` is in flight.
+            ValueError: a request with this `request_id` is in flight, or `timeout` is too large.
+            TypeError: `timeout` is not a number.
+            RuntimeError: the client belongs to another event loop.
         """
+        # The answer would never come, because the client's own loop does not run.
+        if asyncio.get_running_loop() is not self._receiver.get_loop():
+            raise RuntimeError("the client belongs to another event loop")
         now = datetime.now(timezone.utc)
+        deadline = None if timeout is None else _deadline(now, timeout)
         job_id = job_id or str(uuid.uuid4())
         request_id = request_id or str(uuid.uuid4())
         request = ExecutionRequest(
@@ -105,7 +113,7 @@ class RunnerClient:
                 attempt=attempt,
                 enqueue_time=now,
                 queue_name=queue_name,
-                deadline=None if timeout is None else now + timedelta(seconds=timeout),
+                deadline=deadline,
                 trace_context=trace_context,
                 correlation_context=correlation_context,
                 worker_id=worker_id,
@@ -115,7 +123,8 @@ class RunnerClient:
             if self._lost is not None:
                 raise self._lost.with_traceback(None)
             await self.stream.drain()
-            if request_id in self._waiting:
+            # Another type is refused by send_nowait().
+            if isinstance(request_id, str) and request_id in self._waiting:
                 raise ValueError(f"a request with the id {request_id!r} is in flight already")
             self.stream.send_nowait(request)
             answer: asyncio.Future[ExecutionOutcome] = asyncio.get_running_loop().create_future()
@@ -188,3 +197,13 @@ class RunnerClient:
             self.unmatched += 1
             return None
         return answer
+
+
+def _deadline(now: datetime, timeout: float) -> datetime:
+    """Raises TypeError and ValueError."""
+    if not isinstance(timeout, (int, float)):
+        raise TypeError(f"timeout must be a number of seconds, got {type_name(timeout)}")
+    try:
+        return now + timedelta(seconds=timeout)
+    except (ValueError, OverflowError):
+        raise ValueError(f"timeout must end before the year 10000, got {timeout} s") from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from .. import MAX_FRAME_SIZE
+from .. import MAX_FRAME_SIZE, MessageDecoder
+from ..errors import type_name
 from .stream import MessageStream
 
 TYPE_CHECKING = False
@@ -25,8 +26,10 @@ async def open_connection(
         max_frame_size: the largest payload that the peer may send in a frame, in bytes.
         options: further arguments of `loop.create_connection()`.
 
-    Raises OSError.
+    Raises OSError, and TypeError and ValueError for wrong arguments.
     """
+    _check_address(host, port)
+    MessageDecoder(max_frame_size)  # so that a wrong limit is refused before connecting
     loop = asyncio.get_running_loop()
     _, stream = await loop.create_connection(
         lambda: MessageStream(max_frame_size=max_frame_size), host, port, **options
@@ -43,8 +46,9 @@ async def open_unix_connection(
         max_frame_size: as for open_connection().
         options: further arguments of `loop.create_unix_connection()`.
 
-    Raises OSError.
+    Raises OSError, and TypeError and ValueError for wrong arguments.
     """
+    MessageDecoder(max_frame_size)
     loop = asyncio.get_running_loop()
     _, stream = await loop.create_unix_connection(
         lambda: MessageStream(max_frame_size=max_frame_size), path, **options
@@ -68,8 +72,10 @@ async def start_server(
         max_frame_size: the largest payload that a peer may send in a frame, in bytes.
         options: further arguments of `loop.create_server()`.
 
-    Raises OSError.
+    Raises OSError, and TypeError and ValueError for wrong arguments.
     """
+    _check_address(host, port)
+    _check_server(on_stream, max_frame_size)
     return await asyncio.get_running_loop().create_server(
         lambda: MessageStream(on_stream, max_frame_size=max_frame_size), host, port, **options
     )
@@ -84,8 +90,26 @@ async def start_unix_server(
         on_stream, max_frame_size: as for start_server().
         options: further arguments of `loop.create_unix_server()`.
 
-    Raises OSError.
+    Raises OSError, and TypeError and ValueError for wrong arguments.
     """
+    _check_server(on_stream, max_frame_size)
     return await asyncio.get_running_loop().create_unix_server(
         lambda: MessageStream(on_stream, max_frame_size=max_frame_size), path, **options
     )
+
+
+def _check_address(host: str | None, port: int | None) -> None:
+    """Raises TypeError and ValueError. None is asyncio's, for `sock` and for all interfaces."""
+    if host is not None and not isinstance(host, str):
+        raise TypeError(f"host must be a str, got {type_name(host)}")
+    if port is not None and not isinstance(port, int):
+        raise TypeError(f"port must be an int, got {type_name(port)}")
+    if port is not None and not 0 <= port <= 65535:
+        raise ValueError(f"port must be from 0 to 65535, got {port}")
+
+
+def _check_server(on_stream: OnStream, max_frame_size: int) -> None:
+    """Raises TypeError and ValueError. Without this, each connection would fail when it is made."""
+    if not callable(on_stream):
+        raise TypeError(f"on_stream must be an async function, got {type_name(on_stream)}")
+    MessageDecoder(max_frame_size)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from typing import cast
 
 from .. import MAX_FRAME_SIZE, FrameError, MessageDecoder
+from ..errors import type_name
 from .outbox import HIGH_WATER, Outbox
 
 TYPE_CHECKING = False
@@ -69,6 +71,8 @@ class MessageStream(Outbox):
         self._eof = False
 
     def __repr__(self) -> str:
+        if not hasattr(self, "transport"):
+            return f"<{type(self).__name__} not connected>"
         state = "closed" if self._closed.done() else "closing" if self.is_closing() else "open"
         return f"<{type(self).__name__} {state} peer={self.transport.get_extra_info('peername')}>"
 
@@ -163,11 +167,16 @@ class MessageStream(Outbox):
         held back while drain() would wait.
 
         Returns when iteration would end. Raises what iteration would raise, and what the function
-        raises. After a MessageError, call this again to get the later messages.
+        raises. After a MessageError, call this again to get the later messages. Raises TypeError
+        if `on_message` is not a plain function.
 
         Arguments:
             on_message: a plain function of one argument, the message.
         """
+        if not callable(on_message):
+            raise TypeError(f"on_message must be a function, got {type_name(on_message)}")
+        if inspect.iscoroutinefunction(on_message):
+            raise TypeError("on_message must be a plain function, which is not async")
         self._refuse_second_receiver()
         self._on_message = on_message
         try:

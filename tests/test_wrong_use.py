@@ -1,0 +1,333 @@
+"""Wrong use is an exception that names what is wrong: never a crash, a hang, or a riddle."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import threading
+from contextlib import asynccontextmanager
+
+import pytest
+
+import rrq_fastwire
+from rrq_fastwire import CancelRequest, EncodeError, ExecutionOutcome, compat
+from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.streams import (
+    MessageStream,
+    open_connection,
+    open_unix_connection,
+    start_server,
+    start_unix_server,
+)
+from rrq_fastwire.testing import run_job, running
+
+CANCEL = CancelRequest(job_id="j")
+HOST = "127.0.0.1"
+OCTETS = "expected bytes, bytearray or memoryview, got "
+LIMIT_TYPE = "max_frame_size must be an int, got "
+LIMIT = "max_frame_size must be from 1 to 4294967295, got "
+
+
+def released():
+    view = memoryview(b"1234")
+    view.release()
+    return view
+
+
+# What is called with one implementation, the exception, and its text.
+CODEC = [
+    (lambda wire: wire.decode_frame("text"), TypeError, OCTETS + "str"),
+    (lambda wire: wire.decode_frame(None), TypeError, OCTETS + "NoneType"),
+    (lambda wire: wire.decode_frame([1, 2]), TypeError, OCTETS + "list"),
+    (lambda wire: wire.decode_frame(), TypeError, "argument"),
+    (lambda wire: wire.decode_frame(b"", b""), TypeError, "argument"),
+    (lambda wire: wire.decode_frame(released()), ValueError, "released memoryview"),
+    (lambda wire: wire.decode_payload(5), TypeError, OCTETS + "int"),
+    (lambda wire: wire.decode_payload("{}"), TypeError, OCTETS + "str"),
+    (lambda wire: wire.encode_frame("text"), TypeError, "expected a RunnerMessage, got str"),
+    (
+        lambda wire: wire.encode_frame(CancelRequest),
+        TypeError,
+        "expected a RunnerMessage, got type",
+    ),
+    (lambda wire: wire.encode_payload(None), TypeError, "expected a RunnerMessage, got NoneType"),
+    (lambda wire: wire.encode_payload({}), TypeError, "expected a RunnerMessage, got dict"),
+    (lambda wire: wire.encode_frame(CANCEL, max_frame_size="1"), TypeError, LIMIT_TYPE + "str"),
+    (lambda wire: wire.encode_frame(CANCEL, max_frame_size=None), TypeError, LIMIT_TYPE + "None"),
+    (lambda wire: wire.encode_frame(CANCEL, max_frame_size=0), ValueError, LIMIT + "0"),
+    (
+        lambda wire: wire.encode_frame(CANCEL, max_frame_size=2**32),
+        ValueError,
+        LIMIT + "4294967296",
+    ),
+    (lambda wire: wire.encode_frame(CANCEL, 100), TypeError, "positional argument"),
+    (
+        lambda wire: wire.encode_frame(CancelRequest(job_id=5)),
+        EncodeError,
+        "payload.job_id: expected a",
+    ),
+    (lambda wire: wire.pack_frame("text"), TypeError, OCTETS + "str"),
+    (lambda wire: wire.pack_frame(b""), EncodeError, "payload of 0 bytes"),
+    (lambda wire: wire.pack_frame(b"x", max_frame_size=1.0), TypeError, LIMIT_TYPE + "float"),
+    (lambda wire: wire.FrameDecoder("16"), TypeError, LIMIT_TYPE + "str"),
+    (lambda wire: wire.FrameDecoder(-1), ValueError, LIMIT + "-1"),
+    (lambda wire: wire.MessageDecoder(None), TypeError, LIMIT_TYPE + "NoneType"),
+    (lambda wire: wire.MessageDecoder(1, 2), TypeError, "argument"),
+    (lambda wire: wire.MessageDecoder().feed("text"), TypeError, OCTETS + "str"),
+    (lambda wire: wire.MessageDecoder().feed(5), TypeError, OCTETS + "int"),
+    (lambda wire: wire.MessageDecoder().feed(released()), ValueError, "released memoryview"),
+    (lambda wire: wire.MessageDecoder().get_buffer("1"), TypeError, "hint must be an int, got str"),
+    (
+        lambda wire: wire.MessageDecoder().get_buffer(None),
+        TypeError,
+        "hint must be an int, got None",
+    ),
+    (
+        lambda wire: wire.MessageDecoder().buffer_updated(1),
+        ValueError,
+        "nbytes must be from 0 to 0, got 1",
+    ),
+    (
+        lambda wire: wire.MessageDecoder().buffer_updated(b""),
+        TypeError,
+        "nbytes must be an int, got bytes",
+    ),
+    (
+        lambda wire: setattr(wire.MessageDecoder(), "buffered", 1),
+        AttributeError,
+        "buffered|writable|setter",
+    ),
+    (lambda wire: wire.CancelRequest(), TypeError, "job_id"),
+    (lambda wire: wire.CancelRequest("j"), TypeError, "positional argument"),
+    (lambda wire: wire.ExecutionRequest(request_id="r"), TypeError, "job_id"),
+    (
+        lambda wire: ExecutionOutcome(status="no").type,
+        ValueError,
+        "'no' is not a valid OutcomeStatus",
+    ),
+    (lambda wire: ExecutionOutcome.success(), TypeError, "job_id"),
+    (lambda wire: rrq_fastwire.no_such_name, AttributeError, "no_such_name"),
+    (
+        lambda wire: compat.encode_message("cancel", {"a": object()}),
+        TypeError,
+        "not JSON serializable",
+    ),
+    (lambda wire: compat.decode_message(b"[]"), ValueError, "must be a JSON object"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "text"), CODEC)
+def test_wrong_use_of_the_codec_is_named(wire, call, error, text):
+    with pytest.raises(error, match=text):
+        call(wire)
+
+
+async def echo(request):
+    return request.params
+
+
+def plain(request):
+    return request.params
+
+
+@asynccontextmanager
+async def connected():
+    async with running({"echo": echo}) as client:
+        yield client
+
+
+async def on_open(call):
+    async with connected() as client:
+        return await call(client)
+
+
+async def on_closed(call):
+    async with connected() as client:
+        pass
+    return await call(client)
+
+
+async def nothing(stream):
+    pass
+
+
+def execute(name="echo", **options):
+    return lambda: on_open(lambda client: client.execute(name, **options))
+
+
+# Coroutines, the exception, and its text.
+CLOSED = "connection is closed|closed the connection"
+STREAMS = [
+    (lambda: open_connection(5, 80), TypeError, "host must be a str, got int"),
+    (lambda: open_connection(HOST, "80"), TypeError, "port must be an int, got str"),
+    (lambda: open_connection(HOST, 70000), ValueError, "port must be from 0 to 65535, got 70000"),
+    (lambda: open_connection(HOST, 1, max_frame_size="1"), TypeError, LIMIT_TYPE + "str"),
+    (lambda: open_connection(HOST, 1, max_frame_size=0), ValueError, LIMIT + "0"),
+    (lambda: open_unix_connection("x", max_frame_size=0), ValueError, LIMIT + "0"),
+    (
+        lambda: start_server(None, HOST, 0),
+        TypeError,
+        "on_stream must be an async function, got None",
+    ),
+    (lambda: start_server(nothing, 5, 0), TypeError, "host must be a str, got int"),
+    (lambda: start_server(nothing, HOST, -1), ValueError, "port must be from 0 to 65535, got -1"),
+    (lambda: start_server(nothing, HOST, 0, max_frame_size="1"), TypeError, LIMIT_TYPE + "str"),
+    (lambda: start_unix_server(5, "x"), TypeError, "on_stream must be an async function, got int"),
+    (
+        lambda: on_open(lambda client: client.stream.send("x")),
+        TypeError,
+        "a RunnerMessage, got str",
+    ),
+    (lambda: on_closed(lambda client: client.stream.send(CANCEL)), ConnectionError, CLOSED),
+    (lambda: on_closed(lambda client: client.stream.drain()), ConnectionError, CLOSED),
+    (lambda: on_closed(lambda client: anext(client.stream)), StopAsyncIteration, "^$"),
+    (
+        lambda: on_closed(lambda client: client.stream.deliver(5)),
+        TypeError,
+        "on_message must be a function",
+    ),
+    (
+        lambda: on_closed(lambda client: client.stream.deliver(nothing)),
+        TypeError,
+        "which is not async",
+    ),
+    (lambda: on_closed(lambda client: client.execute("echo")), ConnectionError, CLOSED),
+    (lambda: on_closed(lambda client: client.execute("echo", timeout=1)), ConnectionError, CLOSED),
+    (lambda: on_closed(lambda client: client.cancel("j")), ConnectionError, CLOSED),
+    (
+        lambda: on_open(lambda client: client.cancel(5)),
+        EncodeError,
+        "payload.job_id: expected a string",
+    ),
+    (execute(name=5), EncodeError, "payload.function_name: expected a string, got 5"),
+    (execute(params=[1]), EncodeError, "payload.params: expected an object, got an array"),
+    (execute(timeout="1"), TypeError, "timeout must be a number of seconds, got str"),
+    (
+        execute(timeout=float("nan")),
+        ValueError,
+        "timeout must end before the year 10000, got nan s",
+    ),
+    (
+        execute(timeout=float("inf")),
+        ValueError,
+        "timeout must end before the year 10000, got inf s",
+    ),
+    (execute(timeout=1e12), ValueError, "timeout must end before the year 10000"),
+    (execute(job_id=5), EncodeError, "payload.job_id: expected a string, got 5"),
+    (execute(request_id=["r"]), EncodeError, "payload.request_id: expected a string, got an array"),
+    (execute(attempt="1"), EncodeError, "payload.context.attempt: expected an integer"),
+    (execute(queue_name=5), EncodeError, "payload.context.queue_name: expected a string, got 5"),
+    (
+        execute(trace_context={"a": 1}),
+        EncodeError,
+        "payload.context.trace_context: expected an object of",
+    ),
+    (
+        execute(worker_id=1),
+        EncodeError,
+        "payload.context.worker_id: expected a string or null, got 1",
+    ),
+    (lambda: RunnerClient.connect(HOST, "80"), TypeError, "port must be an int, got str"),
+    (lambda: run_job(None), TypeError, "cannot be called"),
+    (lambda: run_job(plain), TypeError, "the handler 'plain' is not async"),
+    (lambda: run_job(echo, timeout="1"), TypeError, "timeout must be a number of seconds, got str"),
+    (lambda: run_job(echo, threads=0), ValueError, "threads must be at least 1, got 0"),
+    (lambda: run_job(echo, lifespan=5), TypeError, "the lifespan must be an async context manager"),
+    (lambda: run_job(echo, middleware=[plain]), TypeError, "the middleware 'plain' is not async"),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "text"), STREAMS)
+def test_wrong_use_of_connections_is_named(run, call, error, text):
+    with pytest.raises(error, match=text):
+        run(asyncio.wait_for(call(), 20))
+
+
+@pytest.mark.parametrize("stream", [None, f"{HOST}:80", 5], ids=repr)
+def test_client_of_something_else_than_a_stream_is_refused(run, stream):
+    async def make():
+        RunnerClient(stream)
+
+    with pytest.raises(TypeError, match="stream must be a MessageStream, got "):
+        run(make())
+
+
+def test_stream_without_a_connection_can_be_shown(run):
+    async def show():
+        return repr(MessageStream())
+
+    text = run(show())
+    if text != "<MessageStream not connected>":
+        pytest.fail(text)
+
+
+async def use_elsewhere(use):
+    """Uses a client in another event loop, in another thread, and gives what was raised."""
+    raised = []
+    async with connected() as client:
+
+        def other():
+            try:
+                asyncio.run(asyncio.wait_for(use(client), 20))
+            except Exception as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join(30)
+    raise raised[0]
+
+
+@pytest.mark.parametrize(
+    ("use", "text"),
+    [
+        (lambda client: client.execute("echo"), "the client belongs to another event loop"),
+        (lambda client: anext(client.stream), "another task|different loop|other loop"),
+        (lambda client: client.stream.wait_closed(), "different loop|other loop"),
+    ],
+)
+def test_client_in_another_event_loop_is_a_runtime_error(run, use, text):
+    with pytest.raises(RuntimeError, match=text):
+        run(use_elsewhere(use))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # other tests leave threads
+def test_client_in_a_forked_child_is_a_runtime_error(run):
+    async def fork():
+        async with connected() as client:
+            child = os.fork()
+            if child == 0:
+                try:
+                    asyncio.set_event_loop(None)
+                    asyncio.new_event_loop().run_until_complete(client.execute("echo"))
+                except RuntimeError as error:
+                    os._exit(7 if "another event loop" in str(error) else 8)
+                finally:
+                    os._exit(9)
+            status = os.waitpid(child, 0)[1]
+            outcome = await client.execute("echo", {"a": 1})
+            return os.waitstatus_to_exitcode(status), outcome.result
+
+    if run(fork()) != (7, {"a": 1}):
+        pytest.fail("the child has used the client of its parent")
+
+
+@pytest.mark.parametrize(
+    "options", [["-O"], ["-OO"], ["-W", "error"], ["-X", "dev"], ["-bb"]], ids=" ".join
+)
+def test_same_exceptions_come_with_the_options_of_python(options):
+    """`-X dev` is asyncio's debug mode, too. Plain asserts are not used above: -O removes them."""
+    command = [sys.executable, *options, "-m", "pytest", "-q", __file__, "-k", "not options"]
+    command += [
+        "-p",
+        "no:cacheprovider",
+        "--assert=plain",
+        "-W",
+        "ignore::pytest.PytestConfigWarning",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    if done.returncode != 0:
+        pytest.fail(done.stdout[-3000:] + done.stderr)
