@@ -12,8 +12,8 @@ NOT_IN_PROCESS := --ignore=tests/cli --ignore=tests/test_build.py --ignore=tests
 
 # The tests that need only the codec.
 CODEC := tests/codec
-# Not run in threads: slow tests, and those that start interpreters.
-SLOW_OR_SPAWNING := tests/codec/test_stream.py tests/codec/test_reentrancy.py
+# Not run in threads: slow tests, those that start interpreters, and what counts memory.
+SLOW_OR_SPAWNING := tests/codec/test_stream.py tests/codec/test_reentrancy.py tests/codec/test_growth.py
 
 # What `make test-quick` leaves out: these files take most of the time.
 SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_tap* codec/test_fast_paths \
