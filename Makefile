@@ -31,7 +31,7 @@ COMMIT_DATE := $(shell git log -1 --format=%ct 2>/dev/null)
 export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(COMMIT_DATE),315532800)
 
 .PHONY: help demo test lint typecheck e2e e2e-chaos bench bench-codec bench-runners bench-check
-.PHONY: bench-instructions docs docs-pictures pictures clean
+.PHONY: bench-instructions soak docs docs-pictures pictures clean
 .PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
 .PHONY: test-no-compiler test-examples test-debug sanitize fuzz valgrind analyze audit
 .PHONY: sdist wheel-pure wheels wheels-cross release-check
@@ -252,6 +252,10 @@ build/bench-%/ready: $(READY) $(wildcard rrq_fastwire/*.py rrq_fastwire/*/*.py r
 
 bench-check: $(READY)  ## compare speed with the ratios to reach; exits with 1 if a row falls short
 	$(RUN)/python -m benchmarks.check; codec=$$?; $(RUN)/python -m benchmarks.runner && exit $$codec
+
+soak: SECONDS ?= 3600
+soak: $(READY)  ## load runners for SECONDS=3600, and compare their figures with the tenth minute's
+	$(RUN)/python -m benchmarks.soak --seconds $(SECONDS) --results build/soak
 
 bench-instructions: $(READY)  ## count instructions with valgrind, and compare with the stored counts
 	$(RUN)/python -m benchmarks.instructions
