@@ -39,6 +39,11 @@ __all__ = [
 
 _logger = logging.getLogger(__package__)
 
+# Connections that wait to be accepted. asyncio's own event loop takes this number also for how often
+# it tries to accept, one time after another, even without descriptors: each of these fails, is
+# logged, and leads to as many a second later. So it is told 1, and the socket is told this.
+_QUEUE = 100
+
 
 class MetricsSocketError(OSError):
     """Metrics cannot be served at their address. The text says why."""
@@ -345,10 +350,18 @@ async def _listen(
     def make_stream() -> MessageStream:
         return stream_class(on_stream, max_frame_size=size)
 
-    create_server = asyncio.get_running_loop().create_server
+    loop = asyncio.get_running_loop()
+    accepts_many = isinstance(loop, asyncio.SelectorEventLoop)
+    backlog = 1 if accepts_many else _QUEUE
     if listener is not None:
-        return await create_server(make_stream, sock=listener)
-    return await create_server(make_stream, host, port)
+        server = await loop.create_server(make_stream, sock=listener, backlog=backlog)
+    else:
+        server = await loop.create_server(make_stream, host, port, backlog=backlog)
+    if accepts_many:
+        for each in server.sockets:
+            with each.dup() as queueing:
+                queueing.listen(_QUEUE)
+    return server
 
 
 async def _take_over(
