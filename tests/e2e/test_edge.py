@@ -1,0 +1,103 @@
+"""A runner that is stopped for ten seconds, and a clock that jumps by an hour: no job is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from .orchestrator import Pool, session, wait_until
+
+# The first test of a version waits for the build, the installation and the run.
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.parametrize("orchestrator", ["0.11.1"], indirect=True),
+]
+
+RUNNERS = {"stock": ["rrq-runner"], "ours": ["rrq-fastwire-runner"]}
+each_runner = pytest.mark.parametrize("runner", RUNNERS)
+
+STOPPED_SECONDS = 10
+FAKETIME = Path(f"/usr/lib/{os.uname().machine}-linux-gnu/faketime/libfaketimeMT.so.1")
+
+
+@each_runner
+def test_no_job_is_lost_while_a_runner_is_stopped_for_ten_seconds(orchestrator, runner):
+    deployment = orchestrator.deploy(RUNNERS[runner], Pool(2, 4))
+    jobs = {f"job {number}": ("record", {"params": {"seconds": 0.1}}) for number in range(400)}
+    deployment.enqueue(jobs)
+    ledger = deployment.directory / "ledger"
+    with deployment.worker() as worker:
+        wait_until(lambda: ledger.exists() and ledger.read_text().count("\n") > 40)
+        stopped = next(pid for pid in session(worker.pid) if pid != worker.pid)
+        os.kill(stopped, signal.SIGSTOP)
+        time.sleep(STOPPED_SECONDS)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(stopped, signal.SIGCONT)
+        wait_until(lambda: deployment.have_ended(jobs))
+    tell(runner, deployment, jobs, Counter(ledger.read_text().splitlines()))
+
+
+def tell(runner, deployment, jobs, runs):
+    """Prints how often jobs have run, and fails if one of ours is lost, or has not completed."""
+    statuses = Counter(state["status"] for state in deployment.states(jobs).values())
+    duplicates = sum(runs.values()) - len(runs)
+    print(f"{runner}: {dict(statuses)}, {len(jobs.keys() - runs)} lost, {duplicates} duplicates")
+    if runner == "ours":
+        assert runs.keys() >= jobs.keys(), deployment.log[-4000:]
+        assert statuses == {"COMPLETED": len(jobs)}, deployment.log[-4000:]
+
+
+@pytest.fixture
+def clock(tmp_path, monkeypatch):
+    """Sets the clock of what is started from now on, by seconds; only what uses the C library's."""
+    if not FAKETIME.exists():
+        pytest.skip("libfaketime is not installed (Debian's package faketime)")
+    file = tmp_path / "clock"
+
+    def jump(seconds):
+        (tmp_path / "next").write_text(f"{seconds:+d}")
+        (tmp_path / "next").replace(file)
+
+    jump(0)
+    monkeypatch.setenv("LD_PRELOAD", str(FAKETIME))
+    monkeypatch.setenv("FAKETIME_TIMESTAMP_FILE", str(file))
+    monkeypatch.setenv("FAKETIME_NO_CACHE", "1")
+    monkeypatch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+    return jump
+
+
+@each_runner
+def test_no_job_is_lost_when_the_clock_goes_an_hour_forth_and_back(orchestrator, runner, clock):
+    database = orchestrator.database
+    deployment = orchestrator.deploy(RUNNERS[runner], Pool(2, 8))
+    waiting = {f"waiting {number}": ("wait_for_release", {}) for number in range(4)}
+    lingering = {f"late {number}": ("linger", {"job_timeout_seconds": 8}) for number in range(2)}
+    batches = [
+        {f"job {batch} {number}": ("count", {}) for number in range(100)} for batch in range(2)
+    ]
+    deployment.enqueue(waiting | lingering)
+    with deployment.worker():
+        begun = wait_until(lambda: database.hlen("runs") == len(waiting | lingering))
+        assert begun, deployment.log[-4000:]
+        clock(3600)
+        deployment.enqueue(batches[0])
+        wait_until(lambda: deployment.have_ended(batches[0] | lingering))
+        clock(0)
+        deployment.enqueue(batches[1])
+        wait_until(lambda: deployment.have_ended(batches[1]))
+        database.set("released", 1)
+        wait_until(lambda: deployment.have_ended(waiting))
+    runs = Counter({id: int(times) for id, times in database.hgetall("runs").items()})
+    late = Counter(state["status"] for state in deployment.states(lingering).values())
+    print(f"{runner}: {dict(late)} of those that never end")
+    for id in lingering:
+        del runs[id]
+    tell(runner, deployment, waiting | batches[0] | batches[1], runs)
+    if runner == "ours":
+        assert late == {"FAILED": len(lingering)}
