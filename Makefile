@@ -34,7 +34,7 @@ export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(COMMIT_DATE),315532800)
 .PHONY: bench-instructions soak docs docs-pictures pictures clean
 .PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
 .PHONY: test-no-compiler test-examples test-debug sanitize fuzz valgrind analyze audit
-.PHONY: sdist wheel-pure wheels wheels-cross release-check
+.PHONY: sdist wheel-pure sbom build-requirements wheels wheels-cross release-check
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -187,10 +187,27 @@ analyze: $(READY)  ## analyze the compiled code statically, with Cython, gcc and
 	        -Xclang deadcode.DeadStores $(INCLUDES) build/analyze/$$name.c || exit 1; done
 
 sdist: $(READY)  ## build the sdist into dist/
-	$(RUN)/python -m build --sdist --outdir dist
+	PIP_CONSTRAINT=build-requirements.txt $(RUN)/python -m build --sdist --outdir dist
 
 wheel-pure: sdist  ## build the pure Python wheel from the sdist
-	RRQ_FASTWIRE_PURE=1 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir dist dist/*.tar.gz
+	RRQ_FASTWIRE_PURE=1 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir dist \
+	    --build-constraint build-requirements.txt dist/*.tar.gz
+
+# In an environment of its own, so that it lists what users get, and nothing of what develops it.
+sbom: wheel-pure  ## list what users install with the package, as CycloneDX, in build/sbom/
+	rm -rf build/sbom && $(RUN)/python -m venv --without-pip build/sbom/venv
+	$(RUN)/python -m pip --python build/sbom/venv install --quiet dist/*-none-any.whl
+	$(RUN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type library --output-reproducible \
+	    --output-file build/sbom/rrq-fastwire.cdx.json build/sbom/venv
+
+build-requirements:  ## pin the newest build requirements by hash, in build-requirements.txt
+	$(call fresh,pins)
+	build/pins/bin/python -m pip install --quiet pip-tools
+	build/pins/bin/pip-compile --quiet --upgrade --generate-hashes --allow-unsafe --strip-extras --no-header \
+	    --no-emit-index-url --no-emit-find-links --no-annotate --only-build-deps \
+	    --build-deps-for=sdist --build-deps-for=wheel --output-file=build/pins/pinned pyproject.toml
+	{ head -n 2 build-requirements.txt; cat build/pins/pinned; } > build/pins/new
+	mv build/pins/new build-requirements.txt
 
 wheels: $(READY)  ## build and test the files of a release, for PYTHONS="3.11 3.13" or all that are found
 	$(RUN)/python .ci/platforms.py

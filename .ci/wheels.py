@@ -1,9 +1,11 @@
 """Build the files of a release, test each as users install it, and print a table.
 
 The files are the sdist and, built from it, the pure Python wheel and a native wheel for each
-CPython. Each file is built twice, and both builds must be the same bytes. Each wheel is installed
-in a new virtual environment, and tests from the sdist run against it, outside of the checkout.
-Tests that `make test` runs in the checkout do not run again: see tests_for().
+CPython. Each file is built twice, in other directories, environments and time zones, and both
+builds must be the same bytes. The build requirements are pinned by hash in build-requirements.txt.
+Each wheel is installed in a new virtual environment, and tests from the sdist run against it,
+outside of the checkout. Tests that `make test` runs in the checkout do not run again: see
+tests_for().
 """
 
 import argparse
@@ -28,6 +30,7 @@ from rich.table import Table
 
 ROOT = Path(__file__).parent.parent
 DIST = ROOT / "dist"
+BUILD_REQUIREMENTS = ROOT / "build-requirements.txt"
 CIBUILDWHEEL = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["cibuildwheel"]
 MACHINE = platform.machine()
 POLICY = f"{CIBUILDWHEEL[f'manylinux-{MACHINE}-image']}_{MACHINE}"
@@ -89,14 +92,20 @@ def counts(report):
     return tests - skipped, tests - skipped - failures - errors, skipped
 
 
-def build_twice(make, at_once=2):
-    """Return the file that `make` writes to a folder. Exits if a second run gives other bytes."""
+def build_twice(make):
+    """Return the file that `make` writes to a folder. Exits if a second run gives other bytes.
+
+    Both runs have environment variables of their own, and so their temporary directories, in which
+    pip unpacks the source and makes a virtual environment for the build.
+    """
     with (
         TemporaryDirectory() as one,
         TemporaryDirectory() as other,
-        ThreadPoolExecutor(at_once) as pool,
+        TemporaryDirectory(prefix="with a longer name ") as place,
+        ThreadPoolExecutor(2) as pool,
     ):
-        list(pool.map(make, (one, other)))
+        differences = {"TZ": "UTC"}, {"TZ": "Asia/Kolkata", "LC_ALL": "C", "TMPDIR": place}
+        list(pool.map(make, (one, other), differences))
         (first,), (second,) = Path(one).iterdir(), Path(other).iterdir()
         if first.name != second.name or first.read_bytes() != second.read_bytes():
             sys.exit(f"{first.name} is not the same bytes when it is built again")
@@ -105,10 +114,20 @@ def build_twice(make, at_once=2):
 
 
 def make_sdist():
-    made = build_twice(
-        lambda folder: run(sys.executable, "-m", "build", "--sdist", "--outdir", folder),
-        at_once=1,  # each writes to the checkout
-    )
+    checked_out = run("git", "ls-files").splitlines()
+
+    def make(folder, environment):
+        with TemporaryDirectory(dir=environment.get("TMPDIR")) as copy:
+            for name in checked_out:
+                (Path(copy) / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, Path(copy) / name)
+            run(
+                *(sys.executable, "-m", "build", "--sdist", "--outdir", folder, copy),
+                PIP_CONSTRAINT=str(BUILD_REQUIREMENTS),
+                **environment,
+            )
+
+    made = build_twice(make)
     with tarfile.open(made) as archive:
         names = {entry.name.partition("/")[2] for entry in archive if entry.isfile()}
     folders = ("rrq_fastwire", "tests", "benchmarks")
@@ -123,11 +142,14 @@ def make_sdist():
 
 
 def make_wheel(sdist, python, pure):
-    def make(folder):
+    def make(folder, environment):
+        # This environment's pip, because that of another Python may be too old for the option.
         run(
-            *(python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-cache-dir"),
-            *("--wheel-dir", folder, sdist),
+            *(sys.executable, "-m", "pip", "--python", python, "wheel", "--quiet", "--no-deps"),
+            *("--no-cache-dir", "--build-constraint", BUILD_REQUIREMENTS, "--wheel-dir", folder),
+            sdist,
             RRQ_FASTWIRE_PURE=pure,
+            **environment,
         )
         for wheel in Path(folder).glob(f"*-linux_{MACHINE}.whl"):
             run(sys.executable, "-m", "auditwheel", "repair", "--plat", POLICY, "-w", folder, wheel)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,13 @@ def test_a_change_of_compiled_source_starts_the_workflow(workflow):
         source for source in sources if not any(fnmatch(source, pattern) for pattern in patterns)
     ]
     assert missed == []
+
+
+def test_every_build_requirement_is_pinned_by_hash():
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    pinned = re.findall(
+        r"^(\S+)==\S+ \\\n(?:    --hash=sha256:[0-9a-f]{64}(?: \\)?\n)+",
+        (ROOT / "build-requirements.txt").read_text(),
+        re.MULTILINE,
+    )
+    assert {re.match(r"[\w-]+", each)[0] for each in wanted} <= set(pinned)
