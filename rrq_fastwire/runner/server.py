@@ -39,9 +39,9 @@ __all__ = [
 
 _logger = logging.getLogger(__package__)
 
-# Connections that wait to be accepted. asyncio's own event loop takes this number also for how often
-# it tries to accept, one time after another, even without descriptors: each of these fails, is
-# logged, and leads to as many a second later. So it is told 1, and the socket is told this.
+# Connections that wait to be accepted. asyncio's own event loop takes this number also for how
+# often it tries to accept, one time after another, even without descriptors: each of these fails,
+# is logged, and leads to as many a second later. So it is told 1, and the socket is told this.
 _QUEUE = 100
 
 
