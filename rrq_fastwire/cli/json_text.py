@@ -23,10 +23,12 @@ def members(document: str) -> dict[str, str]:
         raise ValueError("not a JSON object")
     at = _skip(document, at + 1)
     while document[at : at + 1] != "}":
+        if document[at : at + 1] != '"':
+            raise ValueError(f"expected a key at character {at}")
         key, at = _value_at(document, at)
         at = _skip(document, at)
-        if document[at : at + 1] != ":" or not isinstance(key, str):
-            raise ValueError(f"expected a key and a colon at character {at}")
+        if document[at : at + 1] != ":":
+            raise ValueError(f"expected a colon at character {at}")
         start = _skip(document, at + 1)
         _, at = _value_at(document, start)
         found[key] = document[start:at]
