@@ -269,10 +269,8 @@ class _Schema:
         for rule, name, types, convert in self._reading:
             value = source.get(name, MISSING)
             if value is MISSING:
-                value = rule.default()
-                if convert is None or value is None:
-                    setattr(message, name, value)
-                    continue
+                setattr(message, name, rule.default())
+                continue
             if type(value) not in types:
                 raise rule.refuse(value)
             if convert is not None and value is not None:

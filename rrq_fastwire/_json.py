@@ -51,8 +51,6 @@ def _is_plain(value: Any, levels: int, left: list[int]) -> bool:
         left: a list of one number, which is counted down: how many more items `value` may hold.
     """
     kind = type(value)
-    if kind in _LEAVES:
-        return True
     if kind is dict:
         items = value.values()
     elif kind is list or kind is tuple:
