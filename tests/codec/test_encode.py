@@ -6,6 +6,7 @@ import enum
 import json
 import math
 import pickle
+import time
 import uuid
 from collections import OrderedDict, defaultdict, namedtuple
 from datetime import date, datetime, timedelta, timezone, tzinfo
@@ -344,6 +345,20 @@ def test_a_datetime_is_sent_in_utc_with_the_fewest_digits_that_are_exact(wire, m
     assert wire.decode_frame(wire.encode_frame(sent)).context.deadline == moment
 
 
+@pytest.mark.skipif(
+    not hasattr(time, "tzset"), reason="needs a process with a time zone of its own"
+)
+def test_the_time_zone_of_the_machine_makes_no_difference(wire, monkeypatch):
+    try:
+        with monkeypatch.context() as patch:
+            patch.setenv("TZ", "EST5")
+            time.tzset()
+            sent = wire.encode_frame(request(wire, context=context(wire, deadline=NOON)))
+    finally:
+        time.tzset()
+    assert b'"deadline":"2025-01-02T12:00:00Z"' in sent
+
+
 @pytest.mark.parametrize(
     "moment",
     [
@@ -356,6 +371,21 @@ def test_a_datetime_is_sent_in_utc_with_the_fewest_digits_that_are_exact(wire, m
 def test_a_datetime_without_a_utc_of_its_own_is_not_sent(wire, moment):
     with pytest.raises(EncodeError, match=r"payload\.context\.deadline: expected a date-time"):
         wire.encode_frame(request(wire, context=context(wire, deadline=moment)))
+
+
+class NoMemory(enum.Enum):
+    ONE = 1
+
+    @property
+    def value(self):
+        raise MemoryError
+
+
+def test_memory_that_runs_out_in_code_of_a_value_is_no_fault_of_the_value(wire):
+    late = context(wire, deadline=NOON.replace(tzinfo=Halfway(MemoryError())))
+    for message in (success(wire, [NoMemory.ONE]), request(wire, context=late)):
+        with pytest.raises(MemoryError):
+            wire.encode_frame(message)
 
 
 @pytest.mark.parametrize("wrong", [None, b"", {}, "message", object])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rrq_fastwire import CancelRequest, _generic, _py, encode_frame, pack_frame
+from rrq_fastwire import CancelRequest, _generic, _py, encode_frame, encode_payload, pack_frame
 
 SCRIPT = Path(__file__).with_name("failing_allocations.py")
 
@@ -66,15 +66,17 @@ def test_message_without_memory_is_kept_when_a_call_within_the_call_iterates(
     assert decoder.buffered == 0
 
 
-def test_pure_decoder_gives_a_message_again_if_there_was_no_memory_for_it(monkeypatch):
-    class NoMemory:
-        def decode_payload(self, payload):
-            raise MemoryError
+def test_decoder_gives_a_message_again_if_there_was_no_memory_for_it(wire, monkeypatch):
+    def no_memory(_):
+        raise MemoryError
 
-    frame = pack_frame(b'{"type":"cancel","payload":{"job_id":"one"}}')
-    decoder = _py.MessageDecoder().feed(frame)
+    generic = "rrq_fastwire._generic" if wire is _py else "rrq_fastwire._c.generic"
+    frames = [pack_frame(encode_payload(CancelRequest(job_id=name))) for name in ("one", "two")]
+    decoder = wire.MessageDecoder().feed(b"".join(frames))
     with monkeypatch.context() as patch:
-        patch.setattr(_py.codec, "_codec", NoMemory())
-        with pytest.raises(MemoryError):
-            next(decoder)
-    assert list(decoder) == [CancelRequest(job_id="one")]
+        patch.setattr(f"{generic}.loads", no_memory)
+        for _ in range(2):
+            with pytest.raises(MemoryError):
+                next(decoder)
+            assert decoder.buffered == len(frames[0] + frames[1])
+    assert list(decoder) == [CancelRequest(job_id="one"), CancelRequest(job_id="two")]

@@ -222,26 +222,63 @@ def test_unknown_keys_are_ignored_at_every_level(wire, message):
     )
 
 
+KINDS = "expected one of request, response, cancel, got "
+IDS = '{"job_id": "j", "request_id": "r"}'
+
+
 @pytest.mark.parametrize(
-    ("document", "path"),
+    ("document", "text", "path", "kind", "ids"),
     [
-        ('{"payload": {}}', "type"),
-        ('{"type": null, "payload": {}}', "type"),
-        ('{"type": "Request", "payload": {}}', "type"),
-        ('{"type": "cancel ", "payload": {}}', "type"),
-        ('{"type": ["cancel"], "payload": {}}', "type"),
-        ('{"type": "cancel"}', "payload"),
-        ('{"type": "cancel", "payload": null}', "payload"),
-        ('{"type": "cancel", "payload": ["2", "j"]}', "payload"),
-        ("null", ""),
-        ("[]", ""),
-        ('"request"', ""),
+        ('{"payload": {}}', f"type: {KINDS}nothing", "type", None, (None, None)),
+        (
+            f'{{"type": null, "payload": {IDS}}}',
+            f"type: {KINDS}null",
+            "type",
+            None,
+            ("j", "r"),
+        ),
+        (
+            '{"type": "Request", "payload": 1}',
+            f"type: {KINDS}'Request'",
+            "type",
+            None,
+            (None, None),
+        ),
+        ('{"type": "cancel "}', f"type: {KINDS}'cancel '", "type", None, (None, None)),
+        ('{"type": ["cancel"]}', f"type: {KINDS}an array", "type", None, (None, None)),
+        (
+            '{"type": "cancel"}',
+            "payload: expected an object, got nothing",
+            "payload",
+            "cancel",
+            (None, None),
+        ),
+        (
+            '{"type": "request", "payload": null}',
+            "payload: expected an object, got null",
+            "payload",
+            "request",
+            (None, None),
+        ),
+        (
+            '{"type": "response", "payload": ["2", "j"]}',
+            "payload: expected an object, got an array",
+            "payload",
+            "response",
+            (None, None),
+        ),
+        ("null", "expected an object, got null", "", None, (None, None)),
+        ("[]", "expected an object, got an array", "", None, (None, None)),
+        ('"request"', "expected an object, got 'request'", "", None, (None, None)),
     ],
 )
-def test_an_invalid_envelope_is_refused(wire, document, path):
+def test_an_invalid_envelope_is_refused(wire, document, text, path, kind, ids):
     with pytest.raises(MessageError) as caught:
         wire.decode_frame(wire.pack_frame(document.encode()))
-    assert caught.value.path == path
+    error = caught.value
+    assert str(error) == text
+    assert (error.path, error.message_type, error.payload) == (path, kind, document.encode())
+    assert (error.job_id, error.request_id) == ids
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,18 @@ def test_messages_sent_in_one_event_loop_iteration_leave_in_one_write(run, conne
     run(scenario())
 
 
+def test_messages_that_are_too_many_for_one_write_leave_in_a_few_in_their_order(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            stream.transport = transport = CountingTransport(stream.transport)
+            for number in range(60):
+                stream.send_nowait(message(number, 10_000))
+            assert await read(peer, 60) == [str(number) for number in range(60)]
+            assert transport.writes <= 4
+
+    run(scenario())
+
+
 def test_flushing_writes_at_once_with_what_was_sent_before(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
