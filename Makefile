@@ -34,6 +34,7 @@ export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(COMMIT_DATE),315532800)
 .PHONY: bench-instructions soak docs docs-pictures pictures clean
 .PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
 .PHONY: test-no-compiler test-examples test-debug sanitize fuzz valgrind analyze audit
+.PHONY: coverage mutation
 .PHONY: sdist wheel-pure sbom build-requirements wheels wheels-cross release-check
 
 help:  ## list the targets
@@ -185,6 +186,50 @@ analyze: $(READY)  ## analyze the compiled code statically, with Cython, gcc and
 	        -c build/analyze/$$name.c -o /dev/null && \
 	    clang --analyze --analyzer-output text -Werror -Xclang -analyzer-disable-checker \
 	        -Xclang deadcode.DeadStores $(INCLUDES) build/analyze/$$name.c || exit 1; done
+
+# Line tracing makes compiled code several times slower: it is turned on in a copy of the sources.
+# The tests left out count memory, allocations or instructions, which tracing changes, or build packages.
+TRACED := build/coverage/source
+UNTRACED := --ignore=tests/test_build.py --ignore=tests/test_release.py --ignore=tests/test_adding_a_field.py \
+    --deselect=tests/codec/test_failing_allocations.py::test_each_failed_allocation_is_a_memory_error_and_loses_nothing \
+    --ignore=tests/streams/test_memory.py --ignore=tests/runner/test_leaks.py
+build/coverage/ready: pyproject.toml setup.py rrq_fastwire/_generic.py $(wildcard rrq_fastwire/_c/*.p* rrq_fastwire/_c/*.h)
+	$(call fresh,coverage)
+	mkdir $(TRACED)
+	git ls-files -z | xargs -0 cp --parents -t $(TRACED)
+	sed -i '1s/# cython: /&linetrace=True, /' $(TRACED)/rrq_fastwire/_c/*.pyx
+	build/coverage/bin/python -m pip install --quiet --upgrade setuptools cython coverage
+	cd $(TRACED) && CFLAGS=-DCYTHON_TRACE_NOGIL=1 RRQ_FASTWIRE_PURE=0 \
+	    ../bin/python -m pip install --quiet --no-build-isolation --editable '.[cli,e2e,test]'
+	cp $(TRACED)/build/cython/rrq_fastwire/_c/*.c $(TRACED)/rrq_fastwire/_c
+	touch $@
+
+COVERAGE = cd $(TRACED) && RRQ_FASTWIRE_PURE=0 ../bin/python -m coverage
+coverage: build/coverage/ready  ## measure lines and branches, Cython's lines included; fails below what was reached
+	git ls-files -z '*.py' | xargs -0 cp --parents -t $(TRACED)
+	$(COVERAGE) erase
+	$(COVERAGE) run -m pytest tests $(TWO_AT_A_TIME) --timeout=600 $(UNTRACED)
+	$(COVERAGE) run -m pytest tests --timeout=600 --no-orjson $(UNTRACED) $(NOT_IN_PROCESS)
+	$(COVERAGE) combine --quiet
+	$(COVERAGE) report
+
+# Only the pure implementation, which the mutants are in. Tests that take long with them are left out.
+# Mutants of what runs only at import survive always: mutmut forks after the import.
+MODULES ?= rrq_fastwire/_py/*.py rrq_fastwire/_generic.py rrq_fastwire/_json.py
+TESTS ?= $(patsubst %,tests/codec/test_%.py,frames stream encode wire_table messages hostile implementations)
+MUTATED := build/mutation/source
+list = [$(patsubst %,"%"$(comma),$(1))]
+comma := ,
+mutation: $(READY)  ## change MODULES in small ways, and show the changes that none of TESTS notices
+	$(RUN)/python -m pip install --quiet 'mutmut>=3.8'
+	rm -rf $(MUTATED) && mkdir -p $(MUTATED)
+	git ls-files -z rrq_fastwire tests pyproject.toml | xargs -0 cp --parents -t $(MUTATED)
+	printf '%s\n' '[tool.mutmut]' 'source_paths = ["rrq_fastwire"]' 'only_mutate = $(call list,$(MODULES))' \
+	    'pytest_add_cli_args_test_selection = $(call list,$(TESTS))' 'track_dependencies = false' \
+	    'pytest_add_cli_args = ["-pno:xdist", "-Wdefault", "--timeout=300", "-mnot hypothesis", "-knot linear"]' \
+	    >> $(MUTATED)/pyproject.toml
+	cd $(MUTATED) && export CI=1 RRQ_FASTWIRE_PURE=1 && \
+	    nice -n 10 ../../../$(RUN)/mutmut run --max-children 1 && ../../../$(RUN)/mutmut results
 
 sdist: $(READY)  ## build the sdist into dist/
 	PIP_CONSTRAINT=build-requirements.txt $(RUN)/python -m build --sdist --outdir dist
