@@ -373,6 +373,41 @@ def test_a_datetime_without_a_utc_of_its_own_is_not_sent(wire, moment):
         wire.encode_frame(request(wire, context=context(wire, deadline=moment)))
 
 
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (None, "null"),
+        (True, "true"),
+        (False, "false"),
+        (-(2**63), str(-(2**63))),
+        (-(2**63) - 1, str(-(2**63) - 1)),
+        (2**64 - 1, str(2**64 - 1)),
+        (2**64, str(2**64)),
+        (10**308 - 1, "9" * 308),
+        (1 - 10**308, "-" + "9" * 308),
+    ],
+    ids=lambda value: str(value)[:12],
+)
+def test_a_value_is_written_alike_beside_one_that_json_has_no_form_for(wire, result, text):
+    nil = uuid.UUID(int=0)
+    assert f'"result":[{text},"{nil}"]' in payload(wire.encode_frame(success(wire, [result, nil])))
+
+
+@pytest.mark.parametrize("number", [10**308, -(10**308)])
+def test_an_integer_of_309_digits_is_not_sent(wire, number):
+    with pytest.raises(EncodeError, match="int of more than 308 digits"):
+        wire.encode_frame(success(wire, number))
+
+
+def test_a_long_path_is_cut_in_the_error(wire):
+    steps = len("payload.result.")
+    for key in ("k" * (199 - steps), "k" * (200 - steps)):
+        with pytest.raises(EncodeError) as caught:
+            wire.encode_frame(success(wire, {key: object}))
+        path = f"payload.result.{key}"
+        assert caught.value.path == (path if len(path) < 200 else path + "...")
+
+
 class NoMemory(enum.Enum):
     ONE = 1
 

@@ -222,6 +222,19 @@ def test_unknown_keys_are_ignored_at_every_level(wire, message):
     )
 
 
+REQUEST = (
+    '{"type":"request","payload":{"request_id":"r","job_id":"j","function_name":"f","params":{},'
+    '"context":{"job_id":"j","attempt":1,"enqueue_time":"TIME","queue_name":"q"}}}'
+)
+
+
+@pytest.mark.parametrize("end", ["Z", "z", "+00:00"])
+def test_digits_of_other_scripts_are_no_date_time(wire, end):
+    text = REQUEST.replace("TIME", "\u0662\u0660\u0662\u0665-01-02T12:00:00" + end)
+    with pytest.raises(MessageError, match=r"context\.enqueue_time: expected a date-time"):
+        wire.decode_frame(wire.pack_frame(text.encode()))
+
+
 KINDS = "expected one of request, response, cancel, got "
 IDS = '{"job_id": "j", "request_id": "r"}'
 
