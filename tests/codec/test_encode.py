@@ -393,6 +393,12 @@ def test_a_value_is_written_alike_beside_one_that_json_has_no_form_for(wire, res
     assert f'"result":[{text},"{nil}"]' in payload(wire.encode_frame(success(wire, [result, nil])))
 
 
+def test_a_delay_may_be_of_a_class_that_extends_float(wire):
+    seconds = type("Seconds", (float,), {})(1.5)
+    sent = wire.encode_frame(wire.ExecutionOutcome.retry_after("j", "r", "m", seconds))
+    assert b'"retry_after_seconds":1.5' in sent
+
+
 @pytest.mark.parametrize("number", [10**308, -(10**308)])
 def test_an_integer_of_309_digits_is_not_sent(wire, number):
     with pytest.raises(EncodeError, match="int of more than 308 digits"):
