@@ -73,7 +73,8 @@ def test_a_broken_rule_is_caught(rule):
     names = RULES[rule]
     open_ones = {each.name for each in CHECKS if each.is_open}
     expected = {name: "found" if name in open_ones else "FAIL" for name in names}
-    assert asyncio.run(verdicts(rule, names, 1)) == expected
+    # Most of these checks fail at the limit, for want of an answer.
+    assert asyncio.run(verdicts(rule, names, 0.3)) == expected
 
 
 def test_checks_of_rules_that_are_kept_pass():
