@@ -1,10 +1,12 @@
-"""A fixture for the tests of `tap`."""
+"""`tap` processes that end with their test, and commands that run in the process of the tests."""
 
 from __future__ import annotations
 
 import contextlib
 
 import pytest
+
+from rrq_fastwire.cli import main
 
 from ..taps import Wire
 
@@ -20,3 +22,20 @@ def start():
             return tap
 
         yield start
+
+
+@pytest.fixture
+def refused(capfd):
+    """Runs a command that ends at once: exit status, stdout, stderr.
+
+    It runs in this process, because a new interpreter takes most of the time of such a test.
+    """
+
+    def refused(*arguments):
+        try:
+            status = main(list(arguments))
+        except SystemExit as end:
+            status = end.code
+        return status, *capfd.readouterr()
+
+    return refused

@@ -245,8 +245,8 @@ def test_ctrl_c_cancels_the_job_and_prints_nothing():
         (["host.invalid:9", "f"], 1, r"cannot connect to host.invalid:9: .*"),
     ],
 )
-def test_a_wrong_command_line_or_runner_gets_one_sentence(arguments, status, said):
-    done = call(*arguments)
+def test_a_wrong_command_line_or_runner_gets_one_sentence(refused, arguments, status, said):
+    done = refused("call", *arguments)
     assert done[:2] == (status, "")
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
 

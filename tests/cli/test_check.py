@@ -186,9 +186,9 @@ def test_a_terminal_shows_a_bar_and_colours_and_found_alone_is_no_failure(
         (["127.0.0.1:9"], 1, r"cannot connect to 127.0.0.1:9: .*"),
     ],
 )
-def test_a_wrong_command_line_or_runner_gets_one_sentence(arguments, status, said):
-    done = check(*arguments)
-    assert done[:2] == (status, {})
+def test_a_wrong_command_line_or_runner_gets_one_sentence(refused, arguments, status, said):
+    done = refused("check", *arguments)
+    assert done[:2] == (status, "")
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
 
 

@@ -103,8 +103,8 @@ def test_another_server_gives_status_1(answer, said):
         (["127.0.0.1:9", "more"], "unrecognized arguments: more"),
     ],
 )
-def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
-    status, out, err = run(*arguments)
+def test_a_wrong_command_line_gets_one_line_and_status_2(refused, arguments, said):
+    status, out, err = refused("ping", *arguments)
     assert (status, out) == (2, "")
     assert said in err
     assert err.startswith("rrq-fastwire: ")

@@ -109,13 +109,11 @@ def test_live_shows_a_table_and_no_messages(start, monkeypatch):
         (["--record", "/dev/null/x", "--listen", "127.0.0.1:1", "--to", "127.0.0.1:1"], "cannot make"),
     ],
 )  # fmt: skip
-def test_a_wrong_command_line_gets_one_sentence(arguments, said):
-    done = subprocess.run(
-        [*COMMAND, "tap", *arguments], capture_output=True, text=True, check=False
-    )
-    (message,) = done.stderr.splitlines()
+def test_a_wrong_command_line_gets_one_sentence(refused, arguments, said):
+    status, printed, written = refused("tap", *arguments)
+    (message,) = written.splitlines()
     assert said in message
-    assert (done.stdout, done.returncode) == ("", 2)
+    assert (printed, status) == ("", 2)
 
 
 @needs_rrq
