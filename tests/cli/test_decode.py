@@ -307,9 +307,9 @@ def test_a_line_that_cannot_be_encoded_gets_a_sentence_with_its_number(line, wor
 @pytest.mark.parametrize(
     "arguments", [["decode"], ["decode", "nowhere"], ["decode", "--type", "x", "-"], ["nothing"]]
 )
-def test_a_wrong_command_line_gets_one_sentence(arguments):
-    done = run(*arguments)
-    assert (len(done.stderr.splitlines()), done.returncode) == (1, 2)
+def test_a_wrong_command_line_gets_one_sentence(refused, arguments):
+    status, _, written = refused(*arguments)
+    assert (len(written.splitlines()), status) == (1, 2)
 
 
 @pytest.mark.parametrize("command", ["decode", "encode"])
@@ -362,14 +362,19 @@ def test_text_does_not_reach_the_terminal_as_an_escape():
     ],
 )
 def test_redaction_reaches_values_inside_strings(text, redacted):
-    for outcome in (
+    outcomes = [
         ExecutionOutcome.success("j", "r", {"body": text}),
         ExecutionOutcome.failure("j", "r", text),
         ExecutionOutcome.failure("j", "r", "no", details=[text]),
-    ):
-        frame = encode_frame(outcome)
-        (line,) = shown("--redact", "card", input=frame)
-        (printed,) = lines("--redact", "card", "-", input=frame)
+    ]
+    stream = b"".join(map(encode_frame, outcomes))
+    found = zip(
+        outcomes,
+        shown("--redact", "card", input=stream),
+        lines("--redact", "card", "-", input=stream),
+        strict=True,
+    )
+    for _, line, printed in found:
         assert "4111" not in line
         assert json.dumps(redacted)[1:-1] in line or redacted in line
         assert redacted in strings(printed["payload"])
