@@ -182,7 +182,7 @@ def test_processes_of_a_pool_have_ports_of_their_own(command):
 
 def test_metrics_are_served_after_a_restart(command):
     runner = command.start(
-        "--metrics", "127.0.0.1:+1", "--max-jobs", "2", settings="measured.handlers"
+        "--metrics", "127.0.0.1:+1", "--max-jobs", "5", settings="measured.handlers"
     )
     runner.metrics = f"http://127.0.0.1:{runner.port + 1}/metrics"
     peer = command.connect(runner.port)
