@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,19 +24,39 @@ for builder in ("Cython", "setuptools"):
 pytestmark = pytest.mark.timeout(300)
 
 
-@pytest.fixture
-def sources(tmp_path):
-    """A copy of the sources: the files of a clone, with changes that are not committed yet."""
+@pytest.fixture(scope="module")
+def translated(tmp_path_factory):
+    """A copy of the sources: the files of a clone, with changes that are not committed yet.
+
+    To save time, they are translated to C here, once, and the compiler is told not to optimize.
+    """
+    folder = tmp_path_factory.mktemp("translated") / "sources"
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in listed.stdout.splitlines():
         if (ROOT / name).exists() and not name.startswith("tests/"):
-            target = tmp_path / "sources" / name
+            target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    return tmp_path / "sources"
+    setup = (folder / "setup.py").read_text()
+    assert "-O3" in setup
+    (folder / "setup.py").write_text(setup.replace("-O3", "-O0"))
+    subprocess.run(
+        [sys.executable, "setup.py", "--quiet", "--version"],
+        cwd=folder,
+        env={**os.environ, "RRQ_FASTWIRE_PURE": "0"},
+        stdout=subprocess.DEVNULL,
+        check=True,
+    )
+    assert len(list(folder.glob("build/cython/**/*.c"))) == 3
+    return folder
+
+
+@pytest.fixture
+def sources(translated, tmp_path):
+    return shutil.copytree(translated, tmp_path / "sources")
 
 
 def build(sources, pure, **environment):
@@ -91,7 +112,7 @@ def test_a_pure_wheel_can_be_asked_for(sources, no_compiler):
     assert "WITHOUT" not in printed
 
 
-def test_a_native_wheel_has_the_compiled_extensions_without_debug_information(sources):
+def test_a_native_wheel_has_the_compiled_extensions_without_debug_information(translated, sources):
     status, printed, (wheel,) = build(sources, "0")
     assert status == 0, printed
     with zipfile.ZipFile(wheel) as archive:
@@ -102,7 +123,8 @@ def test_a_native_wheel_has_the_compiled_extensions_without_debug_information(so
             "rrq_fastwire/_c/generic",
         ]
         for name in native:
-            assert str(sources).encode() not in archive.read(name)
+            for folder in (translated, sources):
+                assert str(folder).encode() not in archive.read(name)
             assert b".debug_info" not in archive.read(name)
 
 
