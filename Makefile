@@ -6,9 +6,10 @@ VENV ?= .venv
 CONFORMANCE := $(wildcard ../shared/conformance)
 
 # These tests start processes that use orjson in any case, or do not depend on the JSON library.
-NOT_IN_PROCESS := --ignore=tests/cli --ignore=tests/test_build.py --ignore=tests/test_release.py \
-    --ignore=tests/codec/test_reentrancy.py --ignore=tests/streams/test_memory.py \
-    $(patsubst %,--ignore=tests/runner/test_%.py,asyncio_in_handlers command leaks parent process slow_peers)
+NOT_IN_PROCESS := --ignore=tests/cli $(patsubst %,--ignore=tests/%.py,codec/test_failing_allocations \
+    codec/test_reentrancy streams/test_memory test_adding_a_field test_build test_docs test_readme test_release \
+    test_switch) $(patsubst %,--ignore=tests/runner/test_%.py,admission asyncio_in_handlers command drain leaks \
+    lifespan metrics options parent process recycling reload slow_peers)
 
 # The tests that need only the codec.
 CODEC := tests/codec
@@ -18,7 +19,8 @@ SLOW_OR_SPAWNING := tests/codec/test_stream.py tests/codec/test_reentrancy.py te
 # What `make test-quick` leaves out: these files take most of the time.
 SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_tap* codec/test_fast_paths \
     codec/test_hostile codec/test_reentrancy codec/test_stream runner/test_asyncio_in_handlers runner/test_command \
-    runner/test_faults runner/test_leaks runner/test_slow_peers streams/test_memory test_adding_a_field test_build
+    runner/test_faults runner/test_leaks runner/test_metrics runner/test_options runner/test_process \
+    runner/test_recycling runner/test_reload runner/test_slow_peers streams/test_memory test_adding_a_field test_build
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
