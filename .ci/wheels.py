@@ -214,7 +214,8 @@ def tests_for(version, pure):
 
     For the compiled wheel of this version of Python, `make test` has run the whole suite over the
     same modules, so a few tests that use every part are enough. For the pure wheel, it has run only
-    the codec's tests, so the others that depend on the implementation run here. For any other version, the whole suite runs here.
+    the codec's tests, so the others that depend on the implementation run here. For any other
+    version, the whole suite runs here.
     """
     if pure == "1":
         return ["tests", *(f"--ignore={path}" for path in ("tests/codec", *ANY_IMPLEMENTATION))]

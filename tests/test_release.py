@@ -7,8 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from fnmatch import fnmatch
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest

@@ -31,8 +31,7 @@ cdef bytes octets(object data)
 cdef uint32_t checked_limit(object max_frame_size) except 0
 # Raise FrameError unless the bytes are exactly one frame.
 cdef int check_whole(bytes frame) except -1
-# Return a frame with its header, and room for `length` bytes of payload. Raises EncodeError if the
-# payload would be empty or larger than `limit`.
+# Return a frame with its header, and room for a payload of `length` bytes. Raises EncodeError.
 cdef bytes new_frame(Py_ssize_t length, uint32_t limit)
 
 

@@ -96,8 +96,8 @@ cdef class StreamDecoder:
     """Split bytes into payloads: the part that FrameDecoder and MessageDecoder share.
 
     Calls may be re-entrant, for example from a callback of the garbage collector. So no object that
-    the collector tracks is allocated between the first and the last change of the attributes.
-    The collector may also have set attributes to None.
+    it tracks is allocated between the first and the last change of the attributes. It may also have
+    set attributes to None.
     """
 
     def __cinit__(self, *_, **__):
@@ -149,8 +149,7 @@ cdef class StreamDecoder:
         """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: the size that the caller would like, in bytes, or -1. The memory may be larger or
-                smaller.
+            hint: the size that the caller would like, in bytes, or -1. The memory may differ in size.
 
         Raises FrameError if an earlier error ended the stream.
         """
@@ -358,7 +357,6 @@ Iterate over the payloads, as bytes, of a stream of frames that arrives in piece
 Arguments:
     max_frame_size: the largest payload that a header may declare, in bytes.
 
-The length in a header reserves no memory: the decoder holds only bytes that were fed and not
-yet taken. Iteration raises FrameError where the stream is broken, once the payloads before that
-are taken.
+The length in a header reserves no memory: the decoder holds only bytes that were fed and not yet
+taken. Iteration raises FrameError where the stream is broken, after the payloads before that.
 """

@@ -1,5 +1,4 @@
-# C types for `_generic.py`, whose source stays plain Python. They save a sixth of the time of the
-# loops in read() and write().
+# C types for `_generic.py`, which stays plain Python: they save a sixth of read() and write().
 cdef class _Schema:
     cdef readonly type cls
     cdef readonly list rules

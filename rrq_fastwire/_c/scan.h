@@ -1,6 +1,5 @@
-/* What Cython cannot express: reading 16 bytes at a time with SIMD, and literals whose length the
-   compiler knows. Every function stays within the pointers that it gets and touches no Python
-   object. */
+/* What Cython cannot express: SIMD, and literals whose length the compiler knows. Every function
+   stays within the pointers that it gets, and touches no Python object. */
 
 #ifndef RRQ_FASTWIRE_SCAN_H
 #define RRQ_FASTWIRE_SCAN_H

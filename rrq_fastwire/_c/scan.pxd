@@ -1,7 +1,6 @@
 # The layout of a request as the orchestrator writes it: every key in its place, no spaces, texts
-# without escapes. These functions read bytes and touch no Python object. `at` points to the next byte
-# to read, `end` after the last one. A function that takes something moves `at` past it, and returns
-# whether it was there.
+# without escapes. These functions read bytes and touch no Python object. `at` points to the next byte,
+# `end` after the last. A function that takes something moves `at` past it if it is there.
 
 from libc.stdint cimport uint64_t
 
@@ -59,8 +58,7 @@ cdef inline unsigned int two_digits(Octets at) noexcept:
 cdef inline bint take_moment(Octets* at, Octets end, Moment* moment) noexcept:
     """Take a date-time such as 2026-11-24T03:13:36.570640729Z, with any fraction or none.
 
-    The numbers may be out of range, for example where a byte is not a digit. The constructor of
-    datetime rejects those.
+    Numbers may be out of range, for example where a byte is not a digit: datetime() rejects those.
     """
     cdef Octets text = at[0], fraction
     cdef unsigned int century, years, first, second, third

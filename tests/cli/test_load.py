@@ -255,7 +255,9 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
         (["127.0.0.1:9", "f"], 1, r"cannot connect to 127.0.0.1:9: .*"),
     ],
 )
-def test_a_wrong_command_line_or_runner_gets_one_sentence(refused, arguments, status, said, tmp_path):
+def test_a_wrong_command_line_or_runner_gets_one_sentence(
+    refused, arguments, status, said, tmp_path
+):
     files = {"{file}": "{1", "{list}": "[1]"}
     for name, content in files.items():
         Path(tmp_path / name[1:-1]).write_text(content)
