@@ -230,7 +230,7 @@ STREAMS = [
         "payload.context.worker_id: expected a string or null, got 1",
     ),
     (lambda: RunnerClient.connect(HOST, "80"), TypeError, "port must be an int, got str"),
-    (lambda: run_job(None), TypeError, "cannot be called"),
+    (lambda: run_job(None), TypeError, "is not callable"),
     (lambda: run_job(plain), TypeError, "the handler 'plain' is not async"),
     (lambda: run_job(echo, timeout="1"), TypeError, "timeout must be a number of seconds, got str"),
     (lambda: run_job(echo, threads=0), ValueError, "threads must be at least 1, got 0"),

@@ -292,9 +292,9 @@ Iterate over the messages of a stream of frames that arrives in pieces.
 Arguments:
     max_frame_size: the largest payload that a header may declare, in bytes.
 
-The length in a header reserves no memory: the decoder holds only bytes that were fed and not yet
-taken. Iteration raises MessageError for a payload that is not a valid message, and can go on to the
-next one. It raises FrameError where the stream is broken, once the messages before that are taken.
+The length in a header reserves no memory: the decoder holds only bytes that were fed and not
+taken. Iteration raises MessageError for a payload that is not a valid message, and can go on to
+the next one. It raises FrameError where the stream is broken, after the messages before that.
 """
 
     cdef object convert(self, bytes owner, Py_ssize_t start, Py_ssize_t size):

@@ -357,6 +357,6 @@ Iterate over the payloads, as bytes, of a stream of frames that arrives in piece
 Arguments:
     max_frame_size: the largest payload that a header may declare, in bytes.
 
-The length in a header reserves no memory: the decoder holds only bytes that were fed and not yet
+The length in a header reserves no memory: the decoder holds only bytes that were fed and not
 taken. Iteration raises FrameError where the stream is broken, after the payloads before that.
 """

@@ -76,9 +76,8 @@ class MessageDecoder(StreamDecoder):
         max_frame_size: the largest payload that a header may declare, in bytes.
 
     The length in a header reserves no memory: the decoder holds only bytes that were fed and not
-    yet taken. Iteration raises MessageError for a payload that is not a valid message; later
-    messages can still be taken. It raises FrameError where the stream is broken, once the messages
-    before that are taken.
+    taken. Iteration raises MessageError for a payload that is not a valid message, and can go on to
+    the next one. It raises FrameError where the stream is broken, after the messages before that.
     """
 
     __slots__ = ()

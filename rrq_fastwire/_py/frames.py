@@ -146,8 +146,7 @@ class StreamDecoder:
         """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: the size that the caller would like, in bytes, or -1. The memory may be larger or
-                smaller.
+            hint: the size that the caller would like, in bytes, or -1. The memory may differ in size.
 
         Raises FrameError if an earlier error ended the stream.
         """
@@ -302,8 +301,7 @@ class FrameDecoder(StreamDecoder):
         max_frame_size: the largest payload that a header may declare, in bytes.
 
     The length in a header reserves no memory: the decoder holds only bytes that were fed and not
-    yet taken. Iteration raises FrameError where the stream is broken, once the payloads before that
-    are taken.
+    taken. Iteration raises FrameError where the stream is broken, after the payloads before that.
     """
 
     __slots__ = ()
