@@ -149,7 +149,7 @@ cdef class StreamDecoder:
         """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: the size that the caller would like, in bytes, or -1. The memory may differ in size.
+            hint: the size that the caller would like, in bytes, or -1. Its size may differ.
 
         Raises FrameError if an earlier error ended the stream.
         """
