@@ -14,6 +14,7 @@ import pytest
 import rrq_fastwire
 from rrq_fastwire import CancelRequest, EncodeError, ExecutionOutcome, compat
 from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.runner import serve
 from rrq_fastwire.streams import (
     MessageStream,
     open_connection,
@@ -243,6 +244,70 @@ STREAMS = [
 def test_wrong_use_of_connections_is_named(run, call, error, text):
     with pytest.raises(error, match=text):
         run(asyncio.wait_for(call(), 20))
+
+
+# Arguments of serve(), the exception, and its text.
+NUMBER = "must be a number of seconds, got "
+SERVE = [
+    ({"handlers": None}, TypeError, "handlers must be a mapping .*, got NoneType"),
+    ({"handlers": [echo]}, TypeError, "handlers must be a mapping .*, got list"),
+    ({"handlers": {5: echo}}, TypeError, "the name of a handler must be a str, got int"),
+    ({"tcp_socket": 9000}, TypeError, "tcp_socket must be a str, got int"),
+    ({"tcp_socket": None}, TypeError, "tcp_socket must be a str, got NoneType"),
+    ({"tcp_socket": f"{HOST}:0"}, ValueError, "TCP socket port out of range: 0"),
+    ({"max_in_flight": "64"}, TypeError, "max_in_flight must be an int, got str"),
+    ({"max_in_flight": None}, TypeError, "max_in_flight must be an int, got NoneType"),
+    ({"max_in_flight": 1.5}, TypeError, "max_in_flight must be an int, got float"),
+    ({"max_in_flight": True}, TypeError, "max_in_flight must be an int, got bool"),
+    ({"max_in_flight": 0}, ValueError, "max_in_flight must be at least 1, got 0"),
+    ({"max_connections": "1"}, TypeError, "max_connections must be an int, got str"),
+    ({"max_connections": 0}, ValueError, "max_connections must be at least 1, got 0"),
+    ({"max_frame_size": "1"}, TypeError, LIMIT_TYPE + "str"),
+    ({"max_frame_size": 0}, ValueError, LIMIT + "0"),
+    ({"header_timeout": "1"}, TypeError, "header_timeout " + NUMBER + "str"),
+    (
+        {"header_timeout": -1},
+        ValueError,
+        "header_timeout must be at least 0 seconds and finite, got -1",
+    ),
+    ({"grace": None}, TypeError, "grace " + NUMBER + "NoneType"),
+    ({"grace": float("nan")}, ValueError, "grace must be at least 0 seconds and finite, got nan"),
+    ({"drain": "5"}, TypeError, "drain " + NUMBER + "str"),
+    ({"drain": float("inf")}, ValueError, "drain must be at least 0 seconds and finite, got inf"),
+    ({"allow_remote": True}, ValueError, "allow_remote needs allow_from"),
+    (
+        {"allow_remote": True, "allow_from": "10.0.0.0/8"},
+        TypeError,
+        "allow_from must be a sequence of networks, got str",
+    ),
+    (
+        {"allow_remote": True, "allow_from": [5]},
+        TypeError,
+        "a network of allow_from must be a str, got int",
+    ),
+    ({"allow_remote": True, "allow_from": ["10.0.0.0/64"]}, ValueError, "'10.0.0.0/64'"),
+    ({"threads": "2"}, TypeError, "threads must be an int, got str"),
+    ({"slow_callback": "1"}, TypeError, "slow_callback " + NUMBER + "str"),
+    (
+        {"slow_callback": 0},
+        ValueError,
+        "slow_callback must be more than 0 seconds and finite, got 0",
+    ),
+    ({"middleware": 5}, TypeError, "middleware must be a sequence of async functions, got int"),
+    ({"on_error": echo}, TypeError, "on_error must be a plain function, which is not async"),
+    ({"max_jobs": 1.5}, TypeError, "max_jobs must be an int, got float"),
+    ({"max_jobs": 0}, ValueError, "max_jobs must be at least 1, got 0"),
+    ({"max_rss": "1G"}, TypeError, "max_rss must be an int, got str"),
+    ({"metrics": 9100}, TypeError, "metrics must be a str, got int"),
+    ({"lifespan": 5}, TypeError, "the lifespan must be an async context manager"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "text"), SERVE)
+def test_wrong_argument_of_serve_is_named(run, arguments, error, text):
+    given = {"handlers": {"echo": echo}, "tcp_socket": f"{HOST}:9", **arguments}
+    with pytest.raises(error, match=text):
+        run(asyncio.wait_for(serve(**given), 20))
 
 
 @pytest.mark.parametrize("stream", [None, f"{HOST}:80", 5], ids=repr)

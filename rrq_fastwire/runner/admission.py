@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from ipaddress import ip_address, ip_network
 
-from .. import MAX_FRAME_SIZE
+from .. import MAX_FRAME_SIZE, MessageDecoder
+from ..errors import type_name
+from .arguments import check_count, check_seconds, check_text
 from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .log import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from ipaddress import IPv4Network, IPv6Network
     from typing import Any, TypeAlias
 
@@ -30,8 +33,14 @@ _CHECKS = 4
 
 
 def parse_networks(texts: Iterable[str]) -> list[Network]:
-    """Parse networks such as "10.1.0.0/16", or single addresses. Raises ValueError."""
-    return [ip_network(text.strip()) for text in texts]
+    """Parse networks such as "10.1.0.0/16", or addresses. Raises TypeError and ValueError."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise TypeError(f"allow_from must be a sequence of networks, got {type_name(texts)}")
+    networks = []
+    for text in texts:
+        check_text("a network of allow_from", text)
+        networks.append(ip_network(text.strip()))
+    return networks
 
 
 class Admission:
@@ -58,6 +67,9 @@ class Admission:
         max_frame_size: int = MAX_FRAME_SIZE,
         header_timeout: float = DEFAULT_HEADER_TIMEOUT,
     ) -> None:
+        check_count("max_connections", max_connections)
+        MessageDecoder(max_frame_size)  # raises TypeError and ValueError for a wrong limit
+        check_seconds("header_timeout", header_timeout)
         self._networks = None if allow_from is None else parse_networks(allow_from)
         self._max_connections = max_connections
         self.max_frame_size = max_frame_size

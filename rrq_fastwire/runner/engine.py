@@ -27,6 +27,7 @@ from .. import (
 from ..errors import describe
 from . import tracking
 from .answers import log_end, send_instead
+from .arguments import check_count
 from .deadlines import Deadlines
 from .handlers import HandlerFinder
 from .log import LOGGER, log
@@ -49,6 +50,7 @@ from .tasks import TaskStarter
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
     from typing import Any
 
     from rrq.telemetry import RunnerSpan
@@ -138,6 +140,7 @@ class Runner:
         middleware: Sequence[Middleware] = (),
         on_error: Callable[[BaseException, Any], object] | None = None,
     ) -> None:
+        check_count("max_in_flight", max_in_flight)
         self._handlers = HandlerFinder(
             handlers, threads=threads, slow_callback=slow_callback, middleware=middleware
         )
@@ -254,11 +257,11 @@ class Runner:
             for each in self._connections:
                 each.stream.flush()
         began = monotonic()
-        steps = self._run(connection, job, request)
+        deadline = request.context.deadline  # before the handler can overwrite it
+        steps = self._run(connection, job, request, deadline)
         task = self._tasks.start(connection.loop, steps, f"rrq-runner-{job.request_id}")
         if task is not None:
             job.task = task
-            deadline = request.context.deadline
             if deadline is not None:
                 self._deadlines.add(job, deadline.timestamp() - time.time())
         seconds = monotonic() - began
@@ -285,9 +288,11 @@ class Runner:
             if self._postponed and not self._is_ending:
                 self._pause(loop)
 
-    async def _run(self, connection: Connection, job: Job, request: Any) -> None:
+    async def _run(
+        self, connection: Connection, job: Job, request: Any, deadline: datetime | None
+    ) -> None:
         """Run the handler of a job, and answer."""
-        name, deadline = job.function_name, request.context.deadline
+        name = job.function_name
         try:
             if deadline is not None and deadline.timestamp() <= time.time():
                 raise TimeoutError("Job deadline exceeded")

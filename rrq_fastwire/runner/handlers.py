@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
+
+from ..errors import type_name
+from .arguments import check_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable
     from typing import Any, TypeAlias
 
     from rrq.registry import Registry
@@ -47,9 +50,15 @@ class HandlerFinder:
         find: Find
         if isinstance(handlers, Mapping):
             find, self.names = handlers.get, list(handlers)
+        elif not hasattr(handlers, "get_handler"):
+            raise TypeError(
+                "handlers must be a mapping of names to async functions, or an"
+                f" rrq.registry.Registry, got {type_name(handlers)}"
+            )
         else:
             find, self.names = handlers.get_handler, handlers.get_registered_functions()
         for name in self.names:
+            check_text("the name of a handler", name)
             handler = find(name)
             if not callable(handler):
                 raise TypeError(f"the handler {name!r} is not callable")
@@ -64,6 +73,10 @@ class HandlerFinder:
             pool = ThreadPool(threads)
             self._stops.append(pool.stop)
             find = _in_threads(pool.run, find)
+        if not isinstance(middleware, Sequence):
+            raise TypeError(
+                f"middleware must be a sequence of async functions, got {type_name(middleware)}"
+            )
         for each in reversed(middleware):
             if is_not_async(each):
                 name = getattr(each, "__name__", each)

@@ -10,6 +10,7 @@ from ipaddress import ip_address
 from .. import MAX_FRAME_SIZE
 from ..streams import MessageStream
 from .admission import Admission
+from .arguments import check_count, check_seconds, check_text
 from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .engine import Runner
 from .guard import DEFAULT_GRACE
@@ -171,6 +172,15 @@ async def serve(
         OSError: a socket cannot be listened on.
         Exception: what the lifespan raises.
     """
+    check_text("tcp_socket", tcp_socket)
+    check_seconds("grace", grace)
+    check_seconds("drain", drain)
+    if max_jobs is not None:
+        check_count("max_jobs", max_jobs)
+    if max_rss is not None:
+        check_count("max_rss", max_rss)
+    if metrics is not None:
+        check_text("metrics", metrics)
     if allow_remote and not allow_from:
         raise ValueError("allow_remote needs allow_from: the networks that may connect")
     host, port = parse_tcp_socket(tcp_socket, allow_remote=allow_remote)

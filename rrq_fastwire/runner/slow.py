@@ -11,6 +11,7 @@ from time import monotonic
 from types import coroutine
 
 from ..errors import describe
+from .arguments import check_seconds
 from .log import log
 
 TYPE_CHECKING = False
@@ -35,8 +36,7 @@ class SlowHandlers:
     """
 
     def __init__(self, seconds: float) -> None:
-        if not seconds > 0:
-            raise ValueError(f"slow_callback must be more than 0 seconds, got {seconds!r}")
+        check_seconds("slow_callback", seconds, allow_zero=False)
         self._seconds = seconds
         # The name of the function that runs, when this step began, and the thread that runs it.
         self._step: tuple[str, float, int] | None = None

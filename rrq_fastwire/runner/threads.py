@@ -10,6 +10,7 @@ from contextvars import copy_context
 from queue import SimpleQueue
 
 from ..errors import describe
+from .arguments import check_count
 from .log import log
 
 TYPE_CHECKING = False
@@ -28,8 +29,7 @@ class ThreadPool:
     """
 
     def __init__(self, size: int) -> None:
-        if size < 1:
-            raise ValueError(f"threads must be at least 1, got {size}")
+        check_count("threads", size)
         self._size = size
         self._places = asyncio.Semaphore(size)
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
