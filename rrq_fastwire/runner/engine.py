@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Mapping
 from functools import partial
 from time import monotonic
@@ -158,6 +158,8 @@ class Runner:
         # Whether a function took long up to its first wait when it last ran, or has never run.
         self._is_slow = dict.fromkeys(self._handlers.names, True)
         self._postponed: deque[tuple[Job, ExecutionRequest]] = deque()
+        # Jobs that are postponed or wait, by job id, for a cancel of all requests of a job.
+        self._waiting: defaultdict[str, dict[Job, None]] = defaultdict(dict)
         self._pausing = False  # jobs are postponed until the event loop calls _resume()
         self._spent = 0.0  # seconds that handlers took up to their first waits since then
         self._is_ending = False
@@ -214,6 +216,7 @@ class Runner:
             jobs[request_id] = job = Job(connection, message)
             if self._pausing or self._is_ending:
                 self._postponed.append((job, message))
+                self._waiting[job.job_id][job] = None
             else:
                 self._start(connection, job, message)
             return
@@ -236,15 +239,13 @@ class Runner:
         """Cancel one request, or all requests of a job, on any connection."""
         if cancel.protocol_version != PROTOCOL_VERSION:
             return
-        for connection in self._connections:
-            if cancel.request_id is None:
-                jobs = list(connection.jobs.values())
-                overtaken = [job for job in jobs if job.job_id == cancel.job_id]
-            else:
-                job = connection.jobs.get(cancel.request_id)
-                overtaken = [] if job is None else [job]
-            for job in overtaken:
-                self._overtake(job, cancelled(job))
+        if cancel.request_id is None:
+            jobs = list(self._waiting.get(cancel.job_id, ()))
+        else:
+            found = [each.jobs.get(cancel.request_id) for each in self._connections]
+            jobs = [job for job in found if job is not None]
+        for job in jobs:
+            self._overtake(job, cancelled(job))
 
     # Running
 
@@ -262,6 +263,7 @@ class Runner:
         task = self._tasks.start(connection.loop, steps, f"rrq-runner-{job.request_id}")
         if task is not None:
             job.task = task
+            self._waiting[job.job_id][job] = None
             if deadline is not None:
                 self._deadlines.add(job, deadline.timestamp() - time.time())
         seconds = monotonic() - began
@@ -378,6 +380,11 @@ class Runner:
             return
         job.connection = None
         del connection.jobs[job.request_id]
+        if self._waiting:
+            same = self._waiting[job.job_id]
+            same.pop(job, None)
+            if not same:
+                del self._waiting[job.job_id]
         sent = self._send(connection, outcome, job.function_name)
         if error is not None or (
             sent is outcome  # else send_instead() has logged why not

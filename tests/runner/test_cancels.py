@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 
 import pytest
 
@@ -11,6 +12,7 @@ from rrq_fastwire import (
     ExecutionOutcome,
     OutcomeType,
 )
+from rrq_fastwire.runner.engine import Runner
 
 from ..engine import (
     SOON,
@@ -74,6 +76,42 @@ def test_a_cancel_from_another_connection_ends_the_requests_that_it_names(
                 await other.answers(1)
 
     run(cancelling())
+
+
+@pytest.mark.parametrize("id", [None, "unknown"], ids=["by job", "by request"])
+def test_the_cost_of_a_cancel_does_not_depend_on_how_many_jobs_run(run, id):
+    """In instructions of the interpreter, because times depend on the machine."""
+    steps = []
+
+    def trace(frame, event, argument):
+        if frame.f_code is Runner._cancel.__code__:
+            steps.append(0)
+        elif frame.f_back is None or frame.f_back.f_code is not Runner._cancel.__code__:
+            return None
+        frame.f_trace_opcodes = True
+        return count
+
+    def count(frame, event, argument):
+        steps[-1] += event == "opcode"
+        return count
+
+    async def cancelling():
+        async with serving({"wait": forever, "echo": echo}) as connect:
+            peer = await connect()
+            for batch in range(2):
+                requests = [request("wait", id=f"{batch} {n}") for n in range(1 + 50 * batch)]
+                peer.send(*requests, cancel("unknown", id), request("echo", id="-"))
+                await peer.answers(1)
+            peer.abort()
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        run(cancelling())
+    finally:
+        sys.settrace(before)
+    assert len(steps) == 2
+    assert steps[0] == steps[1] > 0
 
 
 @pytest.mark.parametrize(
