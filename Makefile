@@ -17,10 +17,11 @@ CODEC := tests/codec
 SLOW_OR_SPAWNING := tests/codec/test_stream.py tests/codec/test_reentrancy.py tests/codec/test_growth.py
 
 # What `make test-quick` leaves out: these files take most of the time.
-SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_tap* codec/test_fast_paths \
-    codec/test_hostile codec/test_reentrancy codec/test_stream runner/test_asyncio_in_handlers runner/test_command \
-    runner/test_faults runner/test_leaks runner/test_metrics runner/test_options runner/test_process \
-    runner/test_recycling runner/test_reload runner/test_slow_peers streams/test_memory test_adding_a_field test_build
+SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_tap* codec/test_failing_allocations \
+    codec/test_fast_paths codec/test_growth codec/test_hostile codec/test_reentrancy codec/test_stream \
+    runner/test_asyncio_in_handlers runner/test_command runner/test_drain runner/test_faults runner/test_leaks \
+    runner/test_metrics runner/test_options runner/test_process runner/test_recycling runner/test_reload \
+    runner/test_slow_peers runner/test_system streams/test_memory test_adding_a_field test_build test_wrong_use
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
