@@ -35,7 +35,7 @@ export SOURCE_DATE_EPOCH := $(or $(SOURCE_DATE_EPOCH),$(COMMIT_DATE),315532800)
 
 .PHONY: help demo test lint typecheck e2e e2e-chaos bench bench-codec bench-runners bench-check
 .PHONY: bench-instructions soak docs docs-pictures pictures clean
-.PHONY: test-quick test-checkout test-json test-oldest test-newest test-debian test-threads
+.PHONY: test-quick test-json test-oldest test-newest test-debian test-threads
 .PHONY: test-no-compiler test-examples test-debug sanitize fuzz valgrind analyze audit
 .PHONY: coverage mutation
 .PHONY: sdist wheel-pure sbom build-requirements wheels wheels-cross release-check
@@ -53,16 +53,14 @@ $(READY): pyproject.toml setup.py rrq_fastwire/_generic.py $(wildcard rrq_fastwi
 demo: $(READY)  ## compare rrq-runner with this runner over 20,000 jobs
 	@$(RUN)/python -m rrq_fastwire demo
 
-test-quick: $(READY)  ## run the fast tests, in about a minute
+test-quick: $(READY)  ## run the fast tests, in less than 90 seconds on two cores
 	$(PYTEST) $(TWO_AT_A_TIME) tests $(patsubst %,--ignore-glob='tests/%.py',$(SLOW))
 
-test: test-checkout test-json  ## run the suite over both implementations, and again with the standard library's json
-
-test-checkout: $(READY)
+test: $(READY)  ## run the suite over both implementations
 	$(PYTEST) $(TWO_AT_A_TIME) tests benchmarks --benchmark-disable $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
 	$(PYTEST) docs  # in one process: the blocks of a page continue each other
 
-test-json: $(READY)
+test-json: $(READY)  ## run the suite with the standard library's json instead of orjson
 	$(PYTEST) $(TWO_AT_A_TIME) tests --no-orjson $(NOT_IN_PROCESS)
 
 test-oldest:  ## run the suite with the oldest supported dependencies
