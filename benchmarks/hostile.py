@@ -1,39 +1,42 @@
 """Measure what hostile connections can make a runner hold and spend.
 
-    python -m benchmarks.hostile [--markdown]
+    python -m benchmarks.hostile
 
-Each attack meets a new runner, once over one connection, and once over a thousand. Printed are the
-most memory that the runner holds more than before, its CPU time until it is idle again, and the CPU
-time per MB that it was sent. A neighbour asks for jobs meanwhile, and the longest that it waits is
-printed, too. Linux only; the largest attack needs 1 GB.
+Each attack is made on a new runner: first over one connection, then over a thousand. The table has
+the bytes that the runner accepted, the most memory that it held above what it held before, its CPU
+time until it was idle again, and the longest time that a job on another connection took meanwhile.
+Linux only; the largest attack needs 1 GB.
 """
 
 from __future__ import annotations
 
-import argparse
+import asyncio
+import os
 import resource
-import selectors
 import socket
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from rrq_fastwire import CancelRequest, ExecutionContext, ExecutionRequest, encode_frame, pack_frame
-from rrq_fastwire.cli.runner_process import cpu_seconds, free_port
+from rrq_fastwire.cli.runner_process import runner_process
+
+from .runners import memory_mib
 
 MIB = 2**20
 LARGEST = 16 * MIB
 CROWD = 1000
 CROWD_SIZE = 64 * 1024  # of each message where there are a thousand connections
+CHUNK = 64 * 1024
 IDLE_SECONDS = 0.5
 
 NOW = datetime.now(timezone.utc)
-SETTINGS = "benchmarks.hostile_handlers.handlers"
+RUNNER = [sys.executable, "-m", "rrq_fastwire.runner"]
+RUNNER += ["--settings", "benchmarks.hostile_handlers.handlers"]
 
 
 def request(name: str, id: str = "r", **params: int) -> ExecutionRequest:
@@ -122,7 +125,7 @@ def unread_answers(size: int) -> bytes:
 
 
 def cancels(size: int) -> bytes:
-    """Each looks at every job in flight: a crowd has 32,768 of them, and sends two each."""
+    """Sent while jobs wait: 64 of one connection, or 32,768 of a crowd."""
     one = encode_frame(CancelRequest(job_id="nothing"))
     return requests_that_wait(size) + one * (MIB // len(one) if size == LARGEST else 2)
 
@@ -152,125 +155,74 @@ ATTACKS: dict[str, Callable[[int], bytes]] = {
 
 @dataclass
 class Figures:
-    """What the attack cost the runner."""
+    """What an attack cost the runner."""
 
-    sent: int = 0
+    sent: int = 0  # bytes
     held: float = 0.0  # MiB
-    seconds: float = 0.0
-    waited: float = 0.0
-    refused: int = 0
+    seconds: float = 0.0  # of CPU
+    waited: float = 0.0  # seconds
 
 
-class Victim:
-    """A runner in a process of its own."""
-
-    def __init__(self, port: int, process: subprocess.Popen[bytes]) -> None:
-        self.port = port
-        self.pid = process.pid
-        self._neighbour = socket.create_connection(("127.0.0.1", port), timeout=300)
-
-    def ask(self) -> float:
-        """How long the neighbour waits for a job."""
-        start = time.monotonic()
-        self._neighbour.sendall(NOOP)
-        self._neighbour.recv(65536)
-        return time.monotonic() - start
-
-    def cpu(self) -> float:
-        return cpu_seconds(self.pid) or 0.0
-
-    def mib(self, of: str) -> float:
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        return int(status.partition(f"{of}:")[2].split()[0]) / 1024
-
-    def forget_peak(self) -> None:
-        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
-
-
-@contextmanager
-def victim() -> Iterator[Victim]:
-    port = free_port()
-    command = [sys.executable, "-m", "rrq_fastwire.runner", "--settings", SETTINGS]
-    with subprocess.Popen(
-        [*command, "--tcp-socket", f"127.0.0.1:{port}"], stderr=subprocess.DEVNULL
-    ) as process:
+async def send(connection: socket.socket, data: bytes, figures: Figures) -> None:
+    """Sends as much as the runner accepts."""
+    loop = asyncio.get_running_loop()
+    for start in range(0, len(data), CHUNK):
+        chunk = data[start : start + CHUNK]
         try:
-            while True:
-                with suppress(ConnectionRefusedError):
-                    yield Victim(port, process)
-                    return
-                time.sleep(0.02)
-        finally:
-            process.kill()
+            await loop.sock_sendall(connection, chunk)
+        except ConnectionError:  # the runner has closed it
+            return
+        figures.sent += len(chunk)
 
 
-def attack(data: bytes, connections: int) -> Figures:
-    """Sends the same bytes over each of some connections, as fast as they are taken."""
+async def attack(data: bytes, connections: int) -> Figures:
+    """Sends the same bytes over each connection, until the runner accepts no more and is idle."""
     figures = Figures()
-    with victim() as runner, ExitStack() as stack, selectors.DefaultSelector() as selector:
-        runner.ask()
-        before = runner.mib("VmRSS")
-        runner.forget_peak()
-        cpu = runner.cpu()
-        for _ in range(connections):
-            each = stack.enter_context(socket.create_connection(("127.0.0.1", runner.port)))
-            each.setblocking(False)
-            selector.register(each, selectors.EVENT_WRITE, memoryview(data))
-        quiet = time.monotonic()
-        last = runner.cpu()
-        while time.monotonic() < quiet + IDLE_SECONDS:
-            for key, _ in selector.select(0.01):
-                try:
-                    taken = key.fileobj.send(key.data[:MIB])  # type: ignore[union-attr]
-                except BlockingIOError:
-                    continue
-                except OSError:
-                    figures.refused += 1
-                    selector.unregister(key.fileobj)
-                    continue
-                figures.sent += taken
-                quiet = time.monotonic()
-                if taken == len(key.data):
-                    selector.unregister(key.fileobj)
-                else:
-                    selector.modify(key.fileobj, selectors.EVENT_WRITE, key.data[taken:])
-            figures.waited = max(figures.waited, runner.ask())
-            now = runner.cpu()
-            if now > last + 0.02:
-                quiet, last = time.monotonic(), now
-        figures.held = runner.mib("VmHWM") - before
-        figures.seconds = runner.cpu() - cpu
+    with open(os.devnull, "wb") as output, ExitStack() as stack:
+        async with runner_process(RUNNER, output) as runner:
+
+            def cpu() -> float:
+                seconds = runner.cpu_seconds()
+                assert seconds is not None, "the kernel keeps no account of a process's CPU time"
+                return seconds
+
+            await runner.client.execute("noop")
+            before, spent = memory_mib(runner.pid, "VmRSS"), cpu()
+            Path(f"/proc/{runner.pid}/clear_refs").write_text("5")  # forgets the highest RSS
+            sending = []
+            for _ in range(connections):
+                each = stack.enter_context(socket.create_connection(("127.0.0.1", runner.port)))
+                each.setblocking(False)
+                sending.append(asyncio.create_task(send(each, data, figures)))
+            idle_since, state = time.monotonic(), (figures.sent, cpu())
+            while time.monotonic() < idle_since + IDLE_SECONDS:
+                start = time.monotonic()
+                await runner.client.execute("noop")
+                figures.waited = max(figures.waited, time.monotonic() - start)
+                await asyncio.sleep(0.01)
+                sent, now = figures.sent, cpu()
+                if sent > state[0] or now > state[1] + 0.02:
+                    idle_since, state = time.monotonic(), (sent, now)
+            for task in sending:
+                task.cancel()
+            await asyncio.gather(*sending, return_exceptions=True)
+            figures.held = memory_mib(runner.pid, "VmHWM") - before
+            figures.seconds = cpu() - spent
     return figures
 
 
-HEADS = ["attack", "connections", "sent", "held", "CPU", "CPU per MB", "a neighbour waits"]
-
-
-def row(name: str, connections: int, figures: Figures) -> list[str]:
-    megabytes = figures.sent / 1e6
-    return [
-        name,
-        f"{connections:,}" + (f" ({figures.refused:,} refused)" if figures.refused else ""),
-        f"{megabytes:.1f} MB",
-        f"{figures.held:.1f} MiB",
-        f"{figures.seconds:.2f} s",
-        f"{figures.seconds / megabytes * 1000:.0f} ms" if megabytes > 0.1 else "",
-        f"{figures.waited * 1000:.0f} ms",
-    ]
-
-
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--markdown", action="store_true", help="print a table for SECURITY.md")
-    options = parser.parse_args()
+    """Measure, and print a table in Markdown."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
-    if options.markdown:
-        print(f"| {' | '.join(HEADS)} |\n{'|---' * len(HEADS)}|")
+    print("| attack | connections | sent | held | CPU | another job |\n|---|---|---|---|---|---|")
     for name, make in ATTACKS.items():
         for connections, size in (1, LARGEST), (CROWD, CROWD_SIZE):
-            cells = row(name, connections, attack(make(size), connections))
-            print(f"| {' | '.join(cells)} |" if options.markdown else "; ".join(cells), flush=True)
+            figures = asyncio.run(attack(make(size), connections))
+            print(
+                f"| {name} | {connections:,} | {figures.sent / 1e6:.1f} MB | {figures.held:.1f} MiB"
+                f" | {figures.seconds:.2f} s | {figures.waited * 1000:.0f} ms |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

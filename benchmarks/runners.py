@@ -72,6 +72,16 @@ def environment(python: Path) -> Environment:
     return Environment(python.parent.absolute(), json.loads(asked.stdout))
 
 
+def memory_mib(pid: int, of: str) -> float:
+    """The memory of a process in MiB, from /proc of Linux.
+
+    Arguments:
+        of: "VmRSS" for the resident memory, "VmHWM" for the most that it has been.
+    """
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition(f"{of}:")[2].split()[0]) / 1024
+
+
 def keep(path: Path | None, measured: Environment, subject: str, figures: Any) -> None:
     """Stores the figures of one subject in a file, if there is one; other subjects stay in it."""
     if path is not None:

@@ -2,13 +2,14 @@
 
     python -m benchmarks.soak [--seconds N] [--results FOLDER]
 
-Two runners get a mixed load in turn: one a job at a time, the other 64 in flight. Results have several
-sizes, and jobs also fail, retry, time out and are cancelled; now and then a connection is reset with
-jobs in flight. A sample has the jobs per CPU second of each runner and its RSS. Linux only.
+Two runners take turns with a mixed load: one has a single job in flight, the other 64. Results have
+several sizes. Some jobs fail, ask for a retry, time out or are cancelled, and some connections are
+reset while jobs run. Each sample has a runner's jobs per CPU second and its RSS. Linux only.
 
-Other programs on the machine change what a CPU second can do. So for the first sixth of the time two
-more runners get the same load, and then rest. At the end, for a twentieth of the time, each takes
-turns with the one that has gone on. Exit with 1 if a figure of the last minutes differs from the tenth minute's by more than 2 %.
+Other programs on the machine change how many jobs a CPU second is enough for. So two more runners get
+the same load for the first sixth of the time, and then rest. At the end, for a twentieth of the time,
+they take turns with the runners that were loaded throughout. Exits with 1 if RSS differs from the
+tenth minute, or these two pairs of runners differ in jobs per CPU second, by more than 2 %.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from rrq_fastwire.cli.runner_process import RunnerProcess, runner_process
 from rrq_fastwire.client import RunnerClient
 
 from .report import GREY, OTHERS, OURS, save
+from .runners import memory_mib
 
 MOST = 0.02  # the difference that is allowed
 SAMPLES = 60
@@ -64,7 +66,7 @@ random.Random(1).shuffle(JOBS)
 
 
 class Load:
-    """What one runner is given.
+    """The load of one runner.
 
     Attributes:
         jobs: how many have ended as they should.
@@ -107,7 +109,7 @@ class Load:
         self.jobs += 1
 
     async def _reset(self) -> None:
-        """Loses the connection while jobs run, and makes another."""
+        """Resets the connection while jobs run, and opens another."""
         lost = [asyncio.ensure_future(self._client.execute("wait")) for _ in range(16)]
         await self._client.execute("echo", {"value": None})
         self._client.stream.abort()
@@ -116,15 +118,14 @@ class Load:
         self._client = await RunnerClient.connect("127.0.0.1", self._runner.port)
 
     def account(self) -> tuple[int, float]:
-        """The jobs and the seconds of CPU so far."""
+        """How many jobs have ended so far, and the seconds of CPU that the runner has used."""
         seconds = self._runner.cpu_seconds()
         assert seconds is not None, "the kernel keeps no account of a process's CPU time here"
         return self.jobs, seconds
 
     def mib(self) -> float:
-        """The resident memory."""
-        lines = Path(f"/proc/{self._runner.pid}/status").read_text().partition("VmRSS:")[2]
-        return int(lines.split()[0]) / 1024
+        """The resident memory of the runner."""
+        return memory_mib(self._runner.pid, "VmRSS")
 
 
 def per_cpu_second(before: tuple[int, float], after: tuple[int, float]) -> float:
@@ -132,7 +133,7 @@ def per_cpu_second(before: tuple[int, float], after: tuple[int, float]) -> float
 
 
 async def measure(seconds: float, output: BinaryIO) -> dict[str, Any]:
-    """The samples by runner, and the jobs per CPU second of the turns at the end.
+    """Measures the samples of each runner, and the jobs per CPU second of the turns at the end.
 
     Arguments:
         output: where the runners' logs go.
@@ -212,7 +213,7 @@ async def measure(seconds: float, output: BinaryIO) -> dict[str, Any]:
 
 
 def compare(figures: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
-    """Rows: what, in the tenth minute, at the end, and whether the row decides."""
+    """Gives rows: the figure's name, its value in the tenth minute and at the end, and whether it decides."""
     rows = []
     sixth = SAMPLES // 6
     for name, samples in figures["samples"].items():
@@ -231,7 +232,7 @@ def compare(figures: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
 
 
 def report(figures: dict[str, Any]) -> bool:
-    """Prints the comparison. Returns whether all is within MOST."""
+    """Prints the comparison. Returns whether every row that decides is within MOST."""
     total = sum(figures["jobs"].values())
     print(
         f"{total:,} jobs in {figures['seconds']:.0f} s; at most {MOST:.0%} of difference is the aim"
@@ -248,7 +249,7 @@ def report(figures: dict[str, Any]) -> bool:
 
 
 def draw(path: Path, figures: dict[str, Any]) -> None:
-    """Both figures of both runners over the time, as shares of the tenth minute's."""
+    """Draws both figures of both runners over time, as shares of their value in the tenth minute."""
     figure, charts = plt.subplots(2, 1, figsize=(7, 4.5), sharex=True)
     for axes, what in zip(charts, ("jobs per CPU second", "MiB"), strict=True):
         for (name, samples), colour in zip(figures["samples"].items(), (OTHERS, OURS), strict=True):

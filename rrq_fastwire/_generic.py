@@ -154,10 +154,10 @@ class _FieldError(Exception):
 
 
 def _raise_if_no_memory(error: Exception) -> None:
-    """Call this first in an `except ... as error` whose error is looked at.
+    """Raise `error` if it is a MemoryError: the first step of a clause that uses its error.
 
-    The compiled clause has a MemoryError in the place of the error that it names, if there is no
-    memory for the traceback.
+    Where Cython has no memory for a traceback, the compiled clause gets a MemoryError in place of
+    the error that it catches.
     """
     if isinstance(error, MemoryError):
         raise error

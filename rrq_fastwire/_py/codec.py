@@ -94,8 +94,8 @@ class MessageDecoder(StreamDecoder):
         try:
             return _codec.decode_payload(payload)
         except MemoryError:
-            # Its message can be taken when there is memory. If another call has found no more
-            # payloads meanwhile, the decoder holds a queue without room.
+            # A later call takes it again. If another call has taken the last payload meanwhile, the
+            # decoder has replaced its queue by one without room.
             if not self._payloads:
                 self._payloads = payloads
             self._payloads.appendleft(payload)

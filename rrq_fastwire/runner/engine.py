@@ -380,7 +380,7 @@ class Runner:
             return
         job.connection = None
         del connection.jobs[job.request_id]
-        if self._waiting:
+        if job.job_id in self._waiting:
             same = self._waiting[job.job_id]
             same.pop(job, None)
             if not same:

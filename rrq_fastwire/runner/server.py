@@ -40,9 +40,9 @@ __all__ = [
 
 _logger = logging.getLogger(__package__)
 
-# Connections that wait to be accepted. asyncio's own event loop takes this number also for how
-# often it tries to accept, one time after another, even without descriptors: each of these fails,
-# is logged, and leads to as many a second later. So it is told 1, and the socket is told this.
+# How many connections may wait to be accepted. asyncio's own event loop also accepts as many at a
+# time. Without descriptors left, each of these attempts fails, is logged, and starts as many again
+# a second later. So the event loop gets a backlog of 1, and the socket gets this one.
 _QUEUE = 100
 
 

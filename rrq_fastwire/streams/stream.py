@@ -50,7 +50,6 @@ class MessageStream(Outbox):
         "_receiver",
         "_suspended",
         "_task",
-        "get_buffer",
     )
 
     def __init__(
@@ -61,8 +60,6 @@ class MessageStream(Outbox):
         self._task: asyncio.Task[None] | None = None  # runs on_stream
         self._closed = self._loop.create_future()
         self._decoder = MessageDecoder(max_frame_size)
-        # Called at each read. A method that calls the decoder's would cost one more call.
-        self.get_buffer = self._decoder.get_buffer  # type: ignore[assignment,method-assign]
         self._receiver: asyncio.Future[None] | None = None  # done when there is something to take
         self._on_message: Callable[[RunnerMessage], object] | None = None  # given to deliver()
         self._delivery_due = False  # the loop is about to call _continue_delivery()
@@ -136,6 +133,9 @@ class MessageStream(Outbox):
     def _wake_receiver(self) -> None:
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.get_buffer(sizehint)
 
     def buffer_updated(self, nbytes: int) -> None:
         self._decoder.buffer_updated(nbytes)

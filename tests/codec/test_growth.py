@@ -1,6 +1,6 @@
-"""No message that goes through the codec leaves memory or references, whether it is valid or not.
+"""Messages, valid or not, leave no memory and no references behind in the codec.
 
-Run as a script, it does the same with more messages: python tests/codec/test_growth.py 10000000
+As a script, this takes the number of messages: python tests/codec/test_growth.py 10000000
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from rrq_fastwire import (
 COUNT = 100_000 if JSON_BACKEND == "orjson" else 20_000  # json takes longer
 NOON = datetime(2025, 1, 2, 12, 0, 0, tzinfo=timezone.utc)
 
-# Since CPython 3.13 under the first name.
+# CPython 3.13 has renamed this function.
 CLEAR_CACHES = getattr(sys, "_clear_internal_caches", None) or getattr(
     sys, "_clear_type_cache", None
 )
@@ -77,7 +77,7 @@ def messages():
 
 
 def payloads(wire):
-    """Payloads to decode; of those that are not valid messages too."""
+    """Payloads to decode; the last ones are not valid messages."""
     good = []
     for message in messages():
         with suppress(EncodeError):
@@ -97,7 +97,7 @@ def payloads(wire):
 
 
 def pass_through(wire, count):
-    """Sends `count` messages through the codec, one after another: encoded, decoded, cut and whole."""
+    """Encodes and decodes `count` messages, in whole frames and in a stream that is cut."""
     decoder = wire.MessageDecoder()
     to_encode, to_decode = cycle(messages()), cycle(payloads(wire))
     done = 0

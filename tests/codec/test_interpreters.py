@@ -1,4 +1,4 @@
-"""Sub-interpreters: the pure implementation runs in them, and the compiled one says that it does not."""
+"""Sub-interpreters: the pure implementation runs there; the compiled one raises ImportError."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_no_job_is_lost_while_a_runner_is_stopped_for_ten_seconds(orchestrator, 
 
 
 def tell(runner, deployment, jobs, runs):
-    """Prints how often jobs have run, and fails if one of ours is lost, or has not completed."""
+    """Prints how the jobs have ended. With our runner, fails if one is lost or has not completed."""
     statuses = Counter(state["status"] for state in deployment.states(jobs).values())
     duplicates = sum(runs.values()) - len(runs)
     print(f"{runner}: {dict(statuses)}, {len(jobs.keys() - runs)} lost, {duplicates} duplicates")
@@ -55,7 +55,7 @@ def tell(runner, deployment, jobs, runs):
 
 @pytest.fixture
 def clock(tmp_path, monkeypatch):
-    """Sets the clock of what is started from now on, by seconds; only what uses the C library's."""
+    """Moves the clock, by seconds, of processes that start later and read it through the C library."""
     if not FAKETIME.exists():
         pytest.skip("libfaketime is not installed (Debian's package faketime)")
     file = tmp_path / "clock"
