@@ -98,8 +98,9 @@ def test_the_cost_of_a_cancel_does_not_depend_on_how_many_jobs_run(run, id):
     async def cancelling():
         async with serving({"wait": forever, "echo": echo}) as connect:
             peer = await connect()
-            for batch in range(2):
-                requests = [request("wait", id=f"{batch} {n}") for n in range(1 + 50 * batch)]
+            # Twice with one job, because CPython 3.13 reports opcodes from the second call on.
+            for batch, jobs in enumerate([1, 1, 50]):
+                requests = [request("wait", id=f"{batch} {n}") for n in range(jobs)]
                 peer.send(*requests, cancel("unknown", id), request("echo", id="-"))
                 await peer.answers(1)
             peer.abort()
@@ -110,8 +111,8 @@ def test_the_cost_of_a_cancel_does_not_depend_on_how_many_jobs_run(run, id):
         run(cancelling())
     finally:
         sys.settrace(before)
-    assert len(steps) == 2
-    assert steps[0] == steps[1] > 0
+    assert len(steps) == 3
+    assert steps[1] == steps[2] > 0
 
 
 @pytest.mark.parametrize(
