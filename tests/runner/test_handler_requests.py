@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 import textwrap
@@ -75,6 +77,30 @@ def test_handlers_of_a_registry_get_requests_as_rrq_builds_them(run, payload):
             assert getattr(native, name) == getattr(stock_request, name)
         for name in rrq.runner.ExecutionContext.model_fields:
             assert getattr(native.context, name) == getattr(stock_request.context, name)
+
+
+@needs_rrq
+@pytest.mark.parametrize("convert", ["_built_request", "_validated_request"])
+@pytest.mark.parametrize("payload", REQUESTS, ids=["full", "bare", "nulls", "offset"])
+def test_requests_of_rrq_are_the_same_with_and_without_validation(payload, convert):
+    from rrq_fastwire.runner import _rrq
+
+    message = decode_frame(pack_frame(json.dumps({"type": "request", "payload": payload}).encode()))
+    request = getattr(_rrq, convert)(message)
+    expected = StockRequest.model_validate(
+        dataclasses.asdict(message)  # every field is set, as the orchestrator sets it
+    )
+    assert request == expected
+    assert request.model_dump_json() == expected.model_dump_json()
+    for built, validated in [(request, expected), (request.context, expected.context)]:
+        assert type(built) is type(validated)
+        assert vars(built) == vars(validated)
+        for name in ("__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__"):
+            assert getattr(built, name) == getattr(validated, name)
+    assert pickle.loads(pickle.dumps(request)) == request.model_copy(deep=True) == expected
+    request.params["added"] = 1
+    request.context.worker_id = None
+    assert request != expected
 
 
 WITHOUT_RRQ = '''
