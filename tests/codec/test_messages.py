@@ -149,8 +149,16 @@ def test_a_success_is_the_same_as_by_the_constructor():
     assert ExecutionOutcome.success("j", "r", [1]) == ExecutionOutcome(
         job_id="j", request_id="r", status=OutcomeStatus.SUCCESS, result=[1]
     )
-    derived = type("Derived", (ExecutionOutcome,), {})
-    assert type(derived.success("j", "r")) is derived
+
+
+def test_a_success_of_a_subclass_has_the_fields_of_the_subclass():
+    @dataclasses.dataclass(slots=True, kw_only=True)
+    class Derived(ExecutionOutcome):
+        host: str = "h"
+
+    outcome = Derived.success("j", "r", [1])
+    assert type(outcome) is Derived
+    assert (outcome.result, outcome.host) == ([1], "h")
 
 
 @pytest.mark.parametrize(
