@@ -1,8 +1,8 @@
-# Every task of this project, for people and for CI. `make help` lists them.
+# All tasks of this project, for people and for CI. `make help` lists them.
 
 PYTHON ?= python3
 VENV ?= .venv
-# The conformance data of the reference, if it is next to the checkout. The suite runs without, too.
+# The conformance data of the reference, if it is next to the checkout. The suite also runs without it.
 CONFORMANCE := $(wildcard ../shared/conformance)
 
 # These tests start processes that use orjson in any case, or do not depend on the JSON library.
@@ -13,7 +13,7 @@ NOT_IN_PROCESS := --ignore=tests/cli $(patsubst %,--ignore=tests/%.py,codec/test
 
 # The tests that need only the codec.
 CODEC := tests/codec
-# Not run in threads: slow tests, those that start interpreters, and what counts memory.
+# Not run in threads: slow tests, tests that start interpreters, and tests that measure memory.
 SLOW_OR_SPAWNING := tests/codec/test_stream.py tests/codec/test_reentrancy.py tests/codec/test_growth.py
 
 # What `make test-quick` leaves out: these files take most of the time.
@@ -58,7 +58,7 @@ test-quick: $(READY)  ## run the fast tests, in less than 90 seconds on two core
 
 test: $(READY)  ## run the suite over both implementations
 	$(PYTEST) $(TWO_AT_A_TIME) tests benchmarks --benchmark-disable $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
-	$(PYTEST) docs  # in one process: the blocks of a page continue each other
+	$(PYTEST) docs  # in one process, because the blocks of a page continue each other
 
 test-json: $(READY)  ## run the suite with the standard library's json instead of orjson
 	$(PYTEST) $(TWO_AT_A_TIME) tests --no-orjson $(NOT_IN_PROCESS)
@@ -93,11 +93,11 @@ test-threads:  ## run the codec's tests in eight threads at once
 	-build/threads/bin/python -m pip install --quiet --only-binary=:all: orjson
 	$(call suite,threads,--parallel-threads=8 -m 'not hypothesis' $(CODEC) $(patsubst %,--ignore=%,$(SLOW_OR_SPAWNING)))
 
-test-no-compiler: $(READY)  ## test the build of the package without a compiler
+test-no-compiler: $(READY)  ## test builds of the package with and without a C compiler
 	$(PYTEST) tests/test_build.py
 
 # Python's own allocator would hide overruns. Leaks are not reported, because Python itself has some.
-# The sources are copied, so that no instrumented object file is left for other builds.
+# The sources are copied, so that other builds do not find instrumented object files.
 SANITIZERS := address,undefined
 sanitize:  ## run the codec's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(call fresh,sanitize)
@@ -127,9 +127,9 @@ endef
 test-examples: $(READY)  ## run the property tests with many more examples
 	$(PYTEST) $(CODEC) -m hypothesis --hypothesis-profile=fuzz --timeout=0
 
-# The extension is compiled by clang in build/fuzz, instrumented for libFuzzer and the sanitizers, and
-# Atheris instruments the Python code. The inputs that the fuzzer collects stay in build/corpus for the
-# next run. An input that fails is written to build/findings.
+# clang compiles the extension in build/fuzz, instrumented for libFuzzer and the sanitizers. Atheris
+# instruments the Python code. The inputs that the fuzzer collects stay in build/corpus for the next run.
+# An input that fails is written to build/findings.
 HARNESSES ?= decode_frame message_decoder encode_frame connection cli_decode
 FUZZ_FLAGS := $(SANITIZERS),fuzzer-no-link
 FUZZ_ASAN := detect_leaks=0:malloc_context_size=4:quarantine_size_mb=16
@@ -167,7 +167,7 @@ test-debug:  ## run the codec's tests with Debian's debug build of CPython, in d
 	cd build/debug && PYTHONMALLOC=debug RRQ_FASTWIRE_PURE=0 \
 	    bin/python -X dev -m pytest --no-orjson --timeout=900 $(CODEC)
 
-valgrind: $(READY)  ## run calls of every kind of the compiled codec under valgrind's memcheck
+valgrind: $(READY)  ## run many calls of the compiled codec under valgrind's memcheck
 	PYTHONMALLOC=malloc RRQ_FASTWIRE_PURE=0 valgrind --quiet --error-exitcode=1 --num-callers=30 \
 	    --suppressions=tests/codec/valgrind.supp $(RUN)/python tests/codec/calls.py
 
@@ -190,8 +190,8 @@ analyze: $(READY)  ## analyze the compiled code statically, with Cython, gcc and
 	    clang --analyze --analyzer-output text -Werror -Xclang -analyzer-disable-checker \
 	        -Xclang deadcode.DeadStores $(INCLUDES) build/analyze/$$name.c || exit 1; done
 
-# Line tracing makes compiled code several times slower: it is turned on in a copy of the sources.
-# The tests left out count memory, allocations or instructions, which tracing changes, or build packages.
+# Line tracing makes compiled code several times slower, so it is turned on in a copy of the sources.
+# The tests that are left out build packages, or measure memory or allocations, which tracing changes.
 TRACED := build/coverage/source
 UNTRACED := --ignore=tests/test_build.py --ignore=tests/test_release.py --ignore=tests/test_adding_a_field.py \
     --deselect=tests/codec/test_failing_allocations.py::test_each_failed_allocation_is_a_memory_error_and_loses_nothing \
@@ -208,7 +208,7 @@ build/coverage/ready: pyproject.toml setup.py rrq_fastwire/_generic.py $(wildcar
 	touch $@
 
 COVERAGE = cd $(TRACED) && RRQ_FASTWIRE_PURE=0 ../bin/python -m coverage
-coverage: build/coverage/ready  ## measure lines and branches, Cython's lines included; fails below what was reached
+coverage: build/coverage/ready  ## measure the coverage of lines and branches, and of Cython's lines
 	git ls-files -z '*.py' | xargs -0 cp --parents -t $(TRACED)
 	$(COVERAGE) erase
 	$(COVERAGE) run -m pytest tests $(TWO_AT_A_TIME) --timeout=600 $(UNTRACED)
@@ -216,14 +216,14 @@ coverage: build/coverage/ready  ## measure lines and branches, Cython's lines in
 	$(COVERAGE) combine --quiet
 	$(COVERAGE) report
 
-# Only the pure implementation, which the mutants are in. Tests that take long with them are left out.
-# Mutants of what runs only at import survive always: mutmut forks after the import.
+# The mutants are in the pure implementation, so only that is tested. Tests that take long are left out.
+# Mutants of code that runs only at import always survive, because mutmut forks after the import.
 MODULES ?= rrq_fastwire/_py/*.py rrq_fastwire/_generic.py rrq_fastwire/_json.py
 TESTS ?= $(patsubst %,tests/codec/test_%.py,frames stream encode wire_table messages hostile implementations)
 MUTATED := build/mutation/source
 list = [$(patsubst %,"%"$(comma),$(1))]
 comma := ,
-mutation: $(READY)  ## change MODULES in small ways, and show the changes that none of TESTS notices
+mutation: $(READY)  ## change MODULES in small ways, and list the changes that no test of TESTS notices
 	$(RUN)/python -m pip install --quiet 'mutmut>=3.8'
 	rm -rf $(MUTATED) && mkdir -p $(MUTATED)
 	git ls-files -z rrq_fastwire tests pyproject.toml | xargs -0 cp --parents -t $(MUTATED)
@@ -241,7 +241,7 @@ wheel-pure: sdist  ## build the pure Python wheel from the sdist
 	RRQ_FASTWIRE_PURE=1 $(RUN)/python -m pip wheel --quiet --no-deps --wheel-dir dist \
 	    --build-constraint build-requirements.txt dist/*.tar.gz
 
-# In an environment of its own, so that it lists what users get, and nothing of what develops it.
+# Uses a new environment, so that it lists only what users install, and no development tools.
 sbom: wheel-pure  ## list what users install with the package, as CycloneDX, in build/sbom/
 	rm -rf build/sbom && $(RUN)/python -m venv --without-pip build/sbom/venv
 	$(RUN)/python -m pip --python build/sbom/venv install --quiet dist/*-none-any.whl
@@ -257,7 +257,7 @@ build-requirements:  ## pin the newest build requirements by hash, in build-requ
 	{ head -n 2 build-requirements.txt; cat build/pins/pinned; } > build/pins/new
 	mv build/pins/new build-requirements.txt
 
-wheels: $(READY)  ## build and test the files of a release, for PYTHONS="3.11 3.13" or all that are found
+wheels: $(READY)  ## build and test the files of a release, for PYTHONS="3.11 3.13" or for all that it finds
 	$(RUN)/python .ci/platforms.py
 	$(RUN)/python .ci/wheels.py $(PYTHONS)
 
@@ -288,7 +288,7 @@ e2e: $(READY)  ## run real jobs with Redis, the published orchestrators and ever
 	$(PYTEST) tests/e2e --ignore=tests/e2e/test_chaos.py
 
 e2e-chaos: SECONDS ?= 60
-e2e-chaos: $(READY)  ## kill runners, Redis and orchestrators at random for SECONDS=60; lose no job
+e2e-chaos: $(READY)  ## kill runners, Redis and orchestrators at random for SECONDS=60, and look for lost jobs
 	$(PYTEST) tests/e2e/test_chaos.py --capture=no --timeout=0 --chaos-seconds=$(SECONDS)
 
 bench: bench-codec bench-runners  ## measure everything in benchmarks/, and write benchmarks/results/
@@ -299,9 +299,9 @@ bench-codec: $(READY)
 	-$(RUN)/python -m benchmarks.check --json build/check.json
 	$(RUN)/python -m benchmarks.report --codec build/benchmark.json build/check.json
 
-# The measurements exit with 1 if a row falls short of its aim. That is ignored: the report shows it.
+# A measurement exits with 1 if a row falls short of its aim. This is ignored, because the report shows it.
 BENCH_PYTHONS ?= 3.11 3.13
-bench-runners: $(READY) $(BENCH_PYTHONS:%=build/bench-%/ready)  ## measure the runners on CPython 3.11 and 3.13; ROUNDS=1 is a quick try
+bench-runners: $(READY) $(BENCH_PYTHONS:%=build/bench-%/ready)  ## measure the runners on CPython 3.11 and 3.13; ROUNDS=1 is quick and rough
 	rm -f build/bench-*.json
 	for version in $(BENCH_PYTHONS); do for part in orchestrator runner process; do \
 	    $(RUN)/python -m benchmarks.$$part $(ROUNDS:%=--rounds %) \
@@ -319,17 +319,17 @@ bench-check: $(READY)  ## compare speed with the ratios to reach; exits with 1 i
 	$(RUN)/python -m benchmarks.check; codec=$$?; $(RUN)/python -m benchmarks.runner && exit $$codec
 
 soak: SECONDS ?= 3600
-soak: $(READY)  ## load runners for SECONDS=3600, and compare their figures with the tenth minute's
+soak: $(READY)  ## load runners for SECONDS=3600, and compare memory and CPU with those of the tenth minute
 	$(RUN)/python -m benchmarks.soak --seconds $(SECONDS) --results build/soak
 
 bench-instructions: $(READY)  ## count instructions with valgrind, and compare with the stored counts
 	$(RUN)/python -m benchmarks.instructions
 
-pictures: $(READY)  ## draw the output of commands that README.md and the documentation show
+pictures: $(READY)  ## run the commands that the pages show, and draw their output
 	$(RUN)/python -m benchmarks.pictures
 
-# The documentation needs few packages, so an environment of its own is ready in a minute. The pure
-# implementation has the same docstrings as the compiled one, and needs no compiler.
+# The documentation has its own environment, which is ready in a minute, because it needs few packages. The
+# pure implementation has the same docstrings as the compiled one, and needs no compiler.
 DOCS := build/docs-venv/bin
 build/docs-venv/ready: pyproject.toml
 	@$(PYTHON) -m venv build/docs-venv
@@ -337,7 +337,7 @@ build/docs-venv/ready: pyproject.toml
 	@RRQ_FASTWIRE_PURE=1 $(DOCS)/python -m pip install --quiet --editable '.[cli,docs]'
 	@touch $@
 
-docs: build/docs-venv/ready  ## build the documentation into build/docs; with ONLINE=1, check links to other sites, too
+docs: build/docs-venv/ready  ## build the documentation into build/docs; ONLINE=1 also checks links to other sites
 	RRQ_FASTWIRE_PURE=1 $(DOCS)/sphinx-build --fail-on-warning --keep-going --fresh-env --quiet docs build/docs
 ifeq ($(ONLINE),1)
 	RRQ_FASTWIRE_PURE=1 $(DOCS)/sphinx-build --fail-on-warning --quiet --builder linkcheck docs build/docs-links
@@ -345,7 +345,7 @@ else
 	@echo 'Not checked: links to other sites. With a network, run make docs ONLINE=1.'
 endif
 
-docs-pictures: docs  ## check the pages in Chromium, at two widths, light and dark; writes build/docs-pictures
+docs-pictures: docs  ## check the layout of the pages in Chromium, and write screenshots to build/docs-pictures
 	@$(DOCS)/python -m pip install --quiet playwright
 	@$(DOCS)/python docs/pictures.py build/docs build/docs-pictures
 

@@ -2,8 +2,8 @@
 
 Everything else is in pyproject.toml. RRQ_FASTWIRE_PURE=1 leaves out the compiled implementation,
 and =0 makes a failed compilation an error. If the variable is unset and the compilation fails, the
-package is built without the compiled implementation. The name of the wheel then says so, because
-pip shows nothing else of a build.
+package is built without the compiled implementation. Then the name of the wheel says so, because
+pip shows no other output of a build.
 """
 
 import gzip
@@ -30,9 +30,9 @@ if choice not in ("", "0", "1"):
 if sys.platform == "win32":
     compile_args, link_args = ["/Brepro"], ["/Brepro"]
 else:
-    # Each frame runs through much code, mostly of Python and the JSON library, so space in the
-    # instruction cache is short. Functions that are aligned to its lines take fewer of them.
-    # -O3 inlines more. Its vectorized loops are off: they pay only for texts longer than ids.
+    # Each frame runs much code, mostly of Python and the JSON library, so the instruction cache is
+    # crowded. A function that is aligned to a cache line occupies fewer lines. -O3 inlines more.
+    # Vectorized loops are turned off, because they pay off only for texts that are longer than ids.
     compile_args = ["-O3", "-fno-tree-vectorize", "-fno-plt", "-falign-functions=64"]
     compile_args += [f"-ffile-prefix-map={os.getcwd()}=."]
     link_args = ["-Wl,-S,-x"] if sys.platform == "darwin" else ["-Wl,--strip-all"]
@@ -65,7 +65,7 @@ class BuildExt(build_ext):
 
 class Sdist(sdist):
     def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
-        """Write the archive without times, users and modes of the machine that makes it."""
+        """Write the archive without the times, users and modes of the machine that builds it."""
         if format != "gztar":
             return super().make_archive(base_name, format, root_dir, base_dir, owner, group)
         moment = int(os.environ.get("SOURCE_DATE_EPOCH") or time.time())

@@ -3,8 +3,8 @@
     make wheels-cross
     python .ci/cross.py dist/rrq_fastwire-1.0.tar.gz build/cross tests/codec
 
-zig is the C compiler. apt-get fetches Debian's arm64 build of the running Python version without
-installing it, and qemu-aarch64 (in Debian's qemu-user) runs the codec's tests with it.
+zig is the C compiler. apt-get downloads Debian's arm64 build of the running Python version without
+installing it, and qemu-aarch64 (in Debian's qemu-user) runs the codec's tests with that build.
 """
 
 import json
@@ -21,7 +21,7 @@ import ziglang
 from elftools.elf.elffile import ELFFile
 from wheels import counts
 
-PLATFORMS = {  # pip's name of each, and zig's
+PLATFORMS = {  # pip's name: zig's name
     "manylinux_2_17_x86_64": "x86_64-linux-gnu.2.17",
     "manylinux_2_17_aarch64": "aarch64-linux-gnu.2.17",
     "musllinux_1_2_x86_64": "x86_64-linux-musl",
@@ -55,14 +55,14 @@ def unpack_debian(folder, *packages):
 def build(platform, sdist, out):
     """Build a wheel with the headers of the running Python, and return its path.
 
-    The pyconfig.h of another machine differs. But on 64-bit Linux, nothing that this code or
-    Python.h uses is different.
+    The pyconfig.h of another machine is different. But on 64-bit Linux, nothing differs that this
+    code or Python.h uses.
     """
     target = PLATFORMS[platform]
     zig = f"{Path(ziglang.__file__).parent}/zig cc -target {target}"
-    # zig calls musl libc.so, and other systems call it libc.musl-x86_64.so.1. So the modules do not
-    # name it. They need not, because the process that loads them has it, and musl's symbols have no
-    # versions.
+    # zig links against libc.so, but other systems call musl libc.musl-x86_64.so.1. So the modules
+    # are linked without a C library. They do not need it, because the process that loads them has
+    # it, and musl's symbols have no versions.
     no_libc = "-nostdlib" if "musl" in target else ""
     settings = {
         "RRQ_FASTWIRE_PURE": "0",
@@ -108,7 +108,7 @@ def run_tests(tests, wheel, platform, source, root, folder):
     python = sys.executable
     folder.mkdir()
     if platform.endswith("aarch64"):
-        # The tests start sys.executable. -0 sets it to this script, which the kernel can run.
+        # The tests start sys.executable. With -0, this is the script, which the kernel can run.
         python = folder / "python"
         python.write_text(
             f"#!/bin/sh\nexport PYTHONHOME={root}/usr\n"

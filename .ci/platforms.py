@@ -29,7 +29,7 @@ def identifiers(platform):
 
 
 def described(system):
-    """Describe a system such as "manylinux". Its build image has the C library's version."""
+    """Describe a system such as "manylinux". The build image's name has the C library's version."""
     if system in ("macosx", "win"):
         return {"macosx": "macOS", "win": "Windows"}[system]
     library = {"manylinux": "glibc", "musllinux": "musl"}[system]

@@ -32,7 +32,7 @@ def main():
 def check_address():
     """Exit if pyproject.toml lacks the project's address.
 
-    PyPI shows the README as the project's page, and setup.py needs the address for its links.
+    PyPI shows the README as the project's page. setup.py needs the address for the README's links.
     """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     if "Source" not in project.get("urls", {}):

