@@ -1,10 +1,10 @@
-"""Measure jobs per second for several pools, and print the table of docs/how-to/size-a-pool.md.
+"""Measure the jobs per second of several pools, and print a table. See docs/how-to/size-a-pool.md.
 
     redis-server --port 6390 --save '' --daemonize yes
     python docs/examples/pool/measure.py redis://127.0.0.1:6390/0
 
-Needs rrq and rrq-fastwire in the environment. Each measurement uses a new queue of that Redis.
-Nothing in that Redis is deleted.
+Needs rrq and rrq-fastwire in the environment. Each measurement uses a new queue. Nothing in that
+Redis is deleted.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ async def wait(request):
 
 
 async def compute(request):
-    """Uses the CPU for ten milliseconds, and blocks the event loop meanwhile."""
+    """Uses the CPU for ten milliseconds, and blocks the event loop."""
     end = time.thread_time() + 0.01
     while time.thread_time() < end:
         pass
@@ -72,8 +72,8 @@ async def enqueue(config: Path, function_name: str, count: int) -> None:
 def jobs_per_second(redis: str, function_name: str, pool_size: int, max_in_flight: int) -> float:
     """Measure one handler with one pool.
 
-    The time of a run with a single job is subtracted, so that the start of the processes does not
-    count.
+    The time of a run with a single job is subtracted, so that the time to start the processes does
+    not count.
     """
     seconds = []
     count = JOBS[function_name]

@@ -1,6 +1,6 @@
-"""What the web server does at a checkout: store the order, and enqueue its jobs.
+"""The checkout in the web server: store an order, and enqueue its jobs.
 
-`python -m shop.checkout rrq.toml` does this once, with an example of an order.
+`python -m shop.checkout rrq.toml` does this once, with an example order.
 """
 
 from __future__ import annotations

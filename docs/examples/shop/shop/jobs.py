@@ -25,7 +25,7 @@ logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name
 
 @dataclass
 class Shop:
-    """What the handlers share. The runner opens it before its first job, by lifespan()."""
+    """The resources that the handlers share. lifespan() opens them before the first job."""
 
     folder: Path
     store: Store
@@ -34,7 +34,7 @@ class Shop:
 
 @asynccontextmanager
 async def lifespan() -> AsyncGenerator[Shop]:
-    """Opens the shop: in SHOP_FOLDER, with the mail server SHOP_SMTP if there is one."""
+    """Opens the shop in SHOP_FOLDER. Mail also goes to the server SHOP_SMTP if it is set."""
     folder = Path(os.environ.get("SHOP_FOLDER", "shop-data"))
     folder.mkdir(parents=True, exist_ok=True)
     store = await asyncio.to_thread(Store, folder / "orders.sqlite")

@@ -11,8 +11,8 @@ class Outbox:
     """Sends mail. send() blocks, so handlers use asyncio.to_thread().
 
     Arguments:
-        folder: where each mail is written to a file.
-        smtp: "host:port" of a server to which each mail is also sent; "" sends none.
+        folder: each mail is written to a file in this folder.
+        smtp: "host:port" of a server to which each mail is also sent; "" sends no mail.
     """
 
     def __init__(self, folder: Path, smtp: str = "") -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Order:
-    """An order. The month is written as in "2026-10"."""
+    """An order. The month is a text such as "2026-10"."""
 
     id: int
     customer: str
