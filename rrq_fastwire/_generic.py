@@ -3,7 +3,7 @@
 """The generic codec: a payload to a message and back, for every message in every form.
 
 It follows the dataclass fields in `messages`. All rules about the values of fields, and the texts
-of errors about them, are in this file. The pure Python implementation runs it as it is. The
+of errors about them, are in this file. The pure Python implementation runs this file as it is. The
 compiled one runs it translated by Cython, for what its fast paths do not recognise. The imports are
 absolute, because the translated module is part of another package.
 """
@@ -47,7 +47,10 @@ _DATE_TIME = _TIME + r"(?:([Zz])|[+-](?:[01]\d|2[0-3]):[0-5]\d)"
 
 
 def parse_date_time(text: str) -> datetime:
-    """Read a date-time of RFC 3339; return it in UTC, cut to microseconds. Raises ValueError."""
+    """Read a date-time of RFC 3339; return it in UTC, truncated to microseconds.
+
+    Raises ValueError.
+    """
     if _matches_utc(text):
         return _from_iso(text)
     match = re.fullmatch(_DATE_TIME, text, re.ASCII)
@@ -66,7 +69,7 @@ def _format_date_time(value: Any) -> str:
 
     Raises ValueError if `value` is not an aware datetime, or its time in UTC is out of range.
     """
-    moment = _moment(value)
+    moment = _check_datetime(value)
     try:
         offset = datetime.utcoffset(moment)
         text = datetime.isoformat(datetime.astimezone(moment, timezone.utc)).removesuffix("+00:00")
@@ -79,7 +82,9 @@ def _format_date_time(value: Any) -> str:
     return (text[:-3] if "." in text and text.endswith("000") else text) + "Z"
 
 
-def _instance(*types: type) -> Callable[[Any], Any]:
+def _checker(*types: type) -> Callable[[Any], Any]:
+    """Return a function that returns a value of these types, and raises ValueError for others."""
+
     def check(value: Any) -> Any:
         # Not isinstance(), because an object's `__class__` can name another class. A bool is an int
         # in Python, but not in JSON.
@@ -91,18 +96,18 @@ def _instance(*types: type) -> Callable[[Any], Any]:
     return check
 
 
-_text = _instance(str)
-_integer = _instance(int)
-_number = _instance(int, float)
-_object = _instance(dict)
-_moment = _instance(datetime)
+_check_str = _checker(str)
+_check_int = _checker(int)
+_check_number = _checker(int, float)
+_check_dict = _checker(dict)
+_check_datetime = _checker(datetime)
 
 
-# An instance of a subclass is encoded by its underlying value; its own methods are not called.
+# An instance of a subclass is encoded as its underlying value; its own methods are not called.
 
 
 def _write_str(value: Any) -> str:
-    return str.__str__(_text(value))
+    return str.__str__(_check_str(value))
 
 
 def _read_attempt(value: int) -> int:
@@ -112,11 +117,11 @@ def _read_attempt(value: int) -> int:
 
 
 def _write_attempt(value: Any) -> int:
-    return _read_attempt(int.__index__(_integer(value)))
+    return _read_attempt(int.__index__(_check_int(value)))
 
 
 def _write_number(value: Any) -> int | float:
-    number: int | float = _number(value)
+    number: int | float = _check_number(value)
     return int.__index__(number) if isinstance(number, int) else float.__float__(number)
 
 
@@ -129,7 +134,7 @@ def _read_strings(value: dict[str, Any]) -> dict[str, str]:
 
 def _write_strings(value: Any) -> dict[str, str]:
     strings = {}
-    for key, text in dict.items(_object(value)):
+    for key, text in dict.items(_check_dict(value)):
         strings[_write_str(key)] = _write_str(text)
     return strings
 
@@ -154,10 +159,10 @@ class _FieldError(Exception):
 
 
 def _raise_if_no_memory(error: Exception) -> None:
-    """Raise `error` if it is a MemoryError: the first step of a clause that uses its error.
+    """Raise `error` if it is a MemoryError. Each `except` clause that uses its error calls this.
 
-    Where Cython has no memory for a traceback, the compiled clause gets a MemoryError in place of
-    the error that it catches.
+    If there is no memory for a traceback, code compiled by Cython gets a MemoryError in place of
+    the error that the clause catches.
     """
     if isinstance(error, MemoryError):
         raise error
@@ -174,27 +179,27 @@ class _Kind:
     """How the values of one type of field are read and written.
 
     Attributes:
-        words: the accepted values, as error messages name them.
+        expected: the accepted values, as error messages name them.
         types: the Python types of decoded JSON that are accepted.
         read: converts a decoded value to the attribute's, or raises ValueError; None if both are
             the same.
         write: converts the attribute's value to a JSON value, or raises ValueError; None likewise.
-        same: the type whose values need no `write`; None if there is no such type.
+        unchanged: the type whose values are written without `write`; None if there is none.
     """
 
     def __init__(
         self,
-        words: str,
+        expected: str,
         types: tuple[type, ...],
         read: Callable[[Any], Any] | None,
         write: Callable[[Any], Any] | None,
-        same: type | None = None,
+        unchanged: type | None = None,
     ) -> None:
-        self.words = words
+        self.expected = expected
         self.types = types
         self.read = read
         self.write = write
-        self.same = same
+        self.unchanged = unchanged
 
 
 # The kind of each annotation of a field in `messages`, without `| None`.
@@ -202,9 +207,9 @@ _KINDS = {
     "str": _Kind("a string", (str,), None, _write_str, str),
     "int": _Kind(f"an integer from 0 to {_MAX_ATTEMPT}", (int,), _read_attempt, _write_attempt),
     "float": _Kind("a number", (float, int), float, _write_number, float),
-    "bool": _Kind("true or false", (bool,), None, _instance(bool), bool),
+    "bool": _Kind("true or false", (bool,), None, _checker(bool), bool),
     "Any": _Kind("any JSON value", _ANY, None, None),
-    "dict[str, Any]": _Kind("an object", (dict,), None, _object, dict),
+    "dict[str, Any]": _Kind("an object", (dict,), None, _check_dict, dict),
     "dict[str, str]": _Kind("an object of strings", (dict,), _read_strings, _write_strings),
     "OutcomeStatus": _Kind(
         "one of " + ", ".join(OutcomeStatus), (str,), _read_status, _write_status
@@ -223,9 +228,9 @@ class _Rule:
         self.types = (*kind.types, type(None)) if self.nullable else kind.types
         self.read = kind.read
         self.write = kind.write
-        self.same = kind.same
+        self.unchanged = kind.unchanged
         self.none = field.metadata.get("none")
-        self._words = kind.words + (" or null" if self.nullable else "")
+        self._expected = kind.expected + (" or null" if self.nullable else "")
         self._default = field.default
         self._factory = field.default_factory
 
@@ -234,19 +239,20 @@ class _Rule:
         if self._factory is not NO_DEFAULT:
             return self._factory()
         if self._default is NO_DEFAULT:
-            raise self.refuse(MISSING)
+            raise self.error_for(MISSING)
         return self._default
 
-    def explain(self, error: Exception, value: Any) -> _FieldError:
+    def error_from(self, error: Exception, value: Any) -> _FieldError:
         """Return the error for a failed conversion: the nested field's, or this field's."""
         _raise_if_no_memory(error)
         if isinstance(error, _FieldError):
             error.path = f"{self.name}.{error.path}"
             return error
-        return self.refuse(value)
+        return self.error_for(value)
 
-    def refuse(self, value: Any) -> _FieldError:
-        return _FieldError(f"expected {self._words}, got {describe(value)}", self.name)
+    def error_for(self, value: Any) -> _FieldError:
+        """Return the error for a value that the field does not accept."""
+        return _FieldError(f"expected {self._expected}, got {describe(value)}", self.name)
 
 
 class _Schema:
@@ -257,10 +263,10 @@ class _Schema:
         self.rules = [_Rule(field, kinds) for field in fields(cls)]
         # Half of the codec's time goes into the loops over these tuples, which save lookups.
         self._reading = [(rule, rule.name, rule.types, rule.read) for rule in self.rules]
-        self._writing = [(rule, rule.name, rule.same, rule.write) for rule in self.rules]
+        self._writing = [(rule, rule.name, rule.unchanged, rule.write) for rule in self.rules]
 
     def kind(self) -> _Kind:
-        """Return the kind of a field that holds such a message."""
+        """Return the kind of a field that holds a message of this class."""
         return _Kind("an object", (dict,), self.read, self.write)
 
     def read(self, source: dict[str, Any]) -> Any:
@@ -272,12 +278,12 @@ class _Schema:
                 setattr(message, name, rule.default())
                 continue
             if type(value) not in types:
-                raise rule.refuse(value)
+                raise rule.error_for(value)
             if convert is not None and value is not None:
                 try:
                     value = convert(value)
                 except (ValueError, _FieldError) as error:
-                    raise rule.explain(error, value) from None
+                    raise rule.error_from(error, value) from None
             setattr(message, name, value)
         return message
 
@@ -286,26 +292,27 @@ class _Schema:
         if type(message) is not self.cls:
             raise ValueError
         document: dict[str, Any] = {}
-        for rule, name, same, convert in self._writing:
+        for rule, name, unchanged, convert in self._writing:
             value = getattr(message, name, MISSING)  # an attribute can be deleted
-            if type(value) is same:
+            if type(value) is unchanged:
                 document[name] = value
             elif value is None and rule.nullable:
                 if rule.none == "null" or (rule.none and document["status"] == "success"):
                     document[name] = None
             elif value is MISSING:
-                raise rule.refuse(value)
+                raise rule.error_for(value)
             elif convert is None:
                 document[name] = value
             else:
                 try:
                     document[name] = convert(value)
                 except (ValueError, _FieldError) as error:
-                    raise rule.explain(error, value) from None
+                    raise rule.error_from(error, value) from None
         return document
 
 
-def _text_at(source: Any, key: str) -> str | None:
+def _str_at(source: Any, key: str) -> str | None:
+    """Return the str at a key of a decoded JSON object; None if there is none."""
     value = source.get(key) if type(source) is dict else None
     return value if type(value) is str else None
 
@@ -353,10 +360,10 @@ class Codec:
         except _FieldError as error:
             _raise_if_no_memory(error)
             path, reason = f"payload.{error.path}", error.reason
-            raise self._refuse(payload, document, path, reason) from None
-        raise self._refuse(payload, document, "payload", "")
+            raise self._error(payload, document, path, reason) from None
+        raise self._error(payload, document, "payload", "")
 
-    def _refuse(
+    def _error(
         self, payload: bytes | memoryview, document: Any, path: str, reason: str
     ) -> MessageError:
         """Return the error for a payload that is JSON but not a valid message.
@@ -374,12 +381,12 @@ class Codec:
             wire_type = None
         elif not reason:
             reason = f"expected an object, got {describe(source)}"
-        job_id, request_id = _text_at(source, "job_id"), _text_at(source, "request_id")
+        job_id, request_id = _str_at(source, "job_id"), _str_at(source, "request_id")
         return MessageError(reason, bytes(payload), path, wire_type, job_id, request_id)
 
     def encode_payload(self, message: RunnerMessage) -> bytes:
         """Encode a message as a payload. Raises EncodeError; TypeError for other objects."""
-        # Not by a dict with the classes as keys: a lookup could run the code of a metaclass.
+        # Not with a dict whose keys are the classes: a lookup could run the code of a metaclass.
         for wire_type, schema in self._schemas.items():
             if schema.cls is type(message):
                 return self._encode(wire_type, schema, message)

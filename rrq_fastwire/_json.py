@@ -1,4 +1,4 @@
-"""JSON as the orchestrator reads it: by orjson, or by the json module where orjson has no build.
+"""JSON as the orchestrator reads it: with orjson, or with json where orjson has no build.
 
 Both backends accept the same documents and give the same values. They reject NaN, infinities, a
 BOM, lone surrogates, numbers that no double can hold, and nesting deeper than 1,024 containers.
@@ -22,12 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["JSON_BACKEND", "dump_plain", "dumps", "encode", "loads", "version"]
 
-# The orchestrator reads an integer outside 64 bits as a float, and rejects one beyond any double.
-_BIG = 10**308
+# The orchestrator reads an integer outside 64 bits as a float, and rejects one that no double can
+# hold. This limit is a little below the largest double.
+_INTEGER_LIMIT = 10**308
 
-# The limit of items, counted over all containers of a value. An item takes at least two bytes, so a
-# frame of the largest size cannot carry more. Without this limit, a list that holds one list many
-# times, which holds another many times, could expand to any size.
+# The most items that all containers of a value may hold together. An item takes at least two bytes,
+# so the largest frame cannot carry more. Without this limit, a list that holds one list many times,
+# which holds another many times, could expand to any size.
 MAX_ITEMS = 8 * 1024 * 1024
 
 _LEAVES = frozenset((str, int, float, bool, type(None)))
@@ -48,7 +49,7 @@ def _is_plain(value: Any, levels: int, left: list[int]) -> bool:
     while it writes, and does not count tuples as nesting.
 
     Arguments:
-        left: a list of one number, which is counted down: how many more items `value` may hold.
+        left: a list with one number, how many more items `value` may hold. It is counted down.
     """
     kind = type(value)
     if kind is dict:
@@ -67,10 +68,10 @@ def _is_plain(value: Any, levels: int, left: list[int]) -> bool:
 
 
 def dump_plain(value: Any, levels: int) -> bytes | None:
-    """Write `value` by orjson; return None if it is not plain, or orjson rejects it.
+    """Write `value` with orjson; return None if it is not plain, or orjson rejects it.
 
-    Between the check and the writing, no code runs in which another thread or the garbage collector
-    could change the value, as far as Python can prevent that.
+    As far as Python can prevent it, no code runs between the check and the writing in which another
+    thread or the garbage collector could change the value.
     """
     if dumps is None:
         return None
@@ -78,12 +79,11 @@ def dump_plain(value: Any, levels: int) -> bytes | None:
         if _is_plain(value, levels, [MAX_ITEMS]):
             return dumps(value)
     except (TypeError, RuntimeError):
-        # A lone surrogate, a large integer or a key that is not a str; a dict that changed.
-        pass
+        pass  # a lone surrogate, a large integer, a key that is not a str; a dict that changed
     return None
 
 
-def _plain(value: Any, levels: int, left: list[int]) -> Any:
+def _plain_copy(value: Any, levels: int, left: list[int]) -> Any:
     """Copy `value`, with only types that both backends write alike. Raises _NoJsonError.
 
     Arguments: those of _is_plain().
@@ -91,15 +91,15 @@ def _plain(value: Any, levels: int, left: list[int]) -> Any:
     if value is None or value is True or value is False:
         return value
     if isinstance(value, Enum):
-        return _plain(value.value, levels, left)
+        return _plain_copy(value.value, levels, left)
     if isinstance(value, str):
         return _text(value)
     if isinstance(value, int):
         number = int.__index__(value)
         if -(2**63) <= number < 2**64:
             return number
-        if -_BIG < number < _BIG:
-            return _big(number)
+        if -_INTEGER_LIMIT < number < _INTEGER_LIMIT:
+            return _large_integer(number)
         raise _NoJsonError("int of more than 308 digits, which no double can hold")
     if isinstance(value, float):
         real = float.__float__(value)
@@ -119,13 +119,13 @@ def _plain(value: Any, levels: int, left: list[int]) -> Any:
                 step = ""
                 name = _key(key)
                 step = f".{name}"
-                plain[name] = _plain(item, levels - 1, left)
+                plain[name] = _plain_copy(item, levels - 1, left)
             return plain
         _count(list.__len__(value) if isinstance(value, list) else tuple.__len__(value), left)
         items: list[Any] = []
         for item in _items(value):
             step = f"[{len(items)}]"
-            items.append(_plain(item, levels - 1, left))
+            items.append(_plain_copy(item, levels - 1, left))
         return items
     except _NoJsonError as error:
         error.path = step + error.path
@@ -158,9 +158,9 @@ def _key(key: Any) -> str:
 
 
 def _checked(value: Any, levels: int, path: str) -> Any:
-    """Call _plain(), and raise EncodeError instead of whatever a value's own code raises."""
+    """Call _plain_copy(), and raise EncodeError instead of whatever a value's own code raises."""
     try:
-        return _plain(value, levels, [MAX_ITEMS])
+        return _plain_copy(value, levels, [MAX_ITEMS])
     except _NoJsonError as error:
         where = (path + error.path).removeprefix(".")
         # The path of a value a hundred levels deep is too long to read.
@@ -191,8 +191,8 @@ except ImportError:
 
     # Possessive quantifiers never backtrack, so no state is kept for each character.
     _STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-    # In a document that is known to be valid JSON, each match is one whole escape: a surrogate
-    # pair, one half of a pair, or anything else.
+    # In a document that is known to be valid JSON, each match is one whole escape: of a surrogate
+    # pair, of a lone surrogate, or of another character.
     _ESCAPE = re.compile(r"\\(?:u[dD][89abAB]..\\u[dD][c-fC-F]..|(?P<lone>u[dD][89a-fA-F])|.)")
 
     def _float(digits: str) -> float:
@@ -234,7 +234,7 @@ except ImportError:
             return _decode(text)
 
     def _loads(data: bytes | memoryview) -> Any:
-        """The value of one JSON document. Raises ValueError."""
+        """Return the value of one JSON document. Raises ValueError."""
         text = bytes(data).decode()  # str(data, "utf-8") accepts lone surrogates on PyPy
         value = _decode_text(text)
         if "\\u" in text and any(escape["lone"] for escape in _ESCAPE.finditer(text)):
@@ -248,7 +248,7 @@ except ImportError:
         text = json.dumps(plain, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
         return text.encode()
 
-    def _big(number: int) -> Any:
+    def _large_integer(number: int) -> Any:
         return number
 
 else:
@@ -260,7 +260,7 @@ else:
     def _write(plain: Any) -> bytes:
         return orjson.dumps(plain)
 
-    def _big(number: int) -> Any:
+    def _large_integer(number: int) -> Any:
         return orjson.Fragment(str(number))  # type: ignore[attr-defined,unused-ignore]
 
 

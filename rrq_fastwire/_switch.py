@@ -1,8 +1,8 @@
 """Select the implementation by the environment variable RRQ_FASTWIRE_PURE.
 
 "1" selects the pure Python implementation, "0" requires the compiled one. If the variable is unset
-or empty, the compiled one runs if it can be imported, else the pure one, with a warning. Only
-CPython has the compiled one.
+or empty, the compiled one runs if it can be imported. Otherwise the pure one runs, on CPython with
+a warning. Other interpreters have only the pure one.
 """
 
 import os

@@ -28,7 +28,7 @@ __all__ = ["RunnerClient"]
 
 _logger = logging.getLogger(__name__)
 
-# How long the client waits after a deadline. A runner answers by itself when one has passed.
+# How long the client waits for the answer after a deadline, at which a runner answers by itself.
 _ANSWER_SECONDS = 1.0
 
 
@@ -75,14 +75,16 @@ class RunnerClient:
         correlation_context: dict[str, str] | None = None,
         worker_id: str | None = None,
     ) -> ExecutionOutcome:
-        """Run one job and return its outcome, of whatever type. If cancelled, cancel the job.
+        """Run one job and return its outcome, of whatever type.
+
+        If this call is cancelled, the job is cancelled, too.
 
         Arguments:
             function_name: the handler to call.
             params: the arguments of the job, any JSON values.
             timeout: seconds until the deadline of the request, at which a runner answers that the
                 job has timed out; None sets no deadline.
-            job_id, request_id: the ids; None takes a random one.
+            job_id, request_id: the ids; None chooses a random one.
             attempt, queue_name, trace_context, correlation_context, worker_id: for the context.
 
         Raises:
@@ -123,7 +125,7 @@ class RunnerClient:
             if self._lost is not None:
                 raise self._lost.with_traceback(None)
             await self.stream.drain()
-            # Another type is refused by send_nowait().
+            # send_nowait() refuses a request_id of another type.
             if isinstance(request_id, str) and request_id in self._waiting:
                 raise ValueError(f"a request with the id {request_id!r} is in flight already")
             self.stream.send_nowait(request)
@@ -168,10 +170,10 @@ class RunnerClient:
                     # Not deliver(), which holds answers back while requests cannot be sent. A
                     # runner may read no more requests until its answers are read.
                     async for message in self.stream:
-                        self._answered(message)
+                        self._handle(message)
                     break
                 except MessageError as error:
-                    answer = self._take(error.request_id)
+                    answer = self._find_waiting(error.request_id)
                     if answer is not None:
                         answer.set_exception(error)
         except (FrameError, ConnectionError) as error:
@@ -182,15 +184,16 @@ class RunnerClient:
             if not answer.done():
                 answer.set_exception(lost)
 
-    def _answered(self, message: RunnerMessage) -> None:
+    def _handle(self, message: RunnerMessage) -> None:
+        """Pass an answer to the call of execute() that waits for it. Count other messages."""
         if isinstance(message, ExecutionOutcome):
-            answer = self._take(message.request_id)
+            answer = self._find_waiting(message.request_id)
             if answer is not None:
                 answer.set_result(message)
         else:
             self.unmatched += 1
 
-    def _take(self, request_id: str | None) -> asyncio.Future[ExecutionOutcome] | None:
+    def _find_waiting(self, request_id: str | None) -> asyncio.Future[ExecutionOutcome] | None:
         """Return the future that waits for an answer. If there is none, count it as unmatched."""
         answer = None if request_id is None else self._waiting.get(request_id)
         if answer is None or answer.done():

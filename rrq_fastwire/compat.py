@@ -1,9 +1,9 @@
 """The functions of `rrq.protocol` on this package's codec, and a way to put them into rrq.
 
-Signatures, return types and types of exceptions are rrq's. Two things differ on purpose. JSON that
-would make the orchestrator close the connection, for its size, its depth, a lone surrogate or a
-number, raises ValueError and is not sent. NaN becomes null. The fields of a payload are not
-checked.
+Signatures, return types and types of exceptions are rrq's. The fields of a payload are not checked.
+Two things differ on purpose. NaN becomes null. And a message that would make the orchestrator close
+the connection raises ValueError and is not sent: one that is too large or nested too deep, or that
+holds a lone surrogate or a number that no double can hold.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def encode_message(message_type: RunnerMessageType, payload: dict[str, Any]) -> 
 
 
 def decode_message(data: bytes) -> tuple[RunnerMessageType, dict[str, Any]]:
-    """Decode a payload of a frame to the message's type and payload. Raises ValueError."""
+    """Decode the payload of a frame to the message's type and payload. Raises ValueError."""
     decoded = _json.loads(data)
     if not isinstance(decoded, dict):
         raise ValueError("Runner message must be a JSON object")
@@ -108,7 +108,7 @@ _theirs: dict[str, Any] = {}
 
 
 def install() -> None:
-    """Replace rrq's codec by this one, also in modules of rrq that have imported it already.
+    """Replace rrq's codec with this one, also in modules of rrq that have imported it already.
 
     Raises ImportError if rrq is not installed.
     """
@@ -126,7 +126,7 @@ def uninstall() -> None:
 
 
 def _replace(old: dict[str, Any], new: dict[str, Any]) -> None:
-    """Replace functions in every module of rrq, because modules import them by name."""
+    """Replace functions in every imported module of rrq, because modules import them by name."""
     for module_name, module in list(sys.modules.items()):
         if module_name.partition(".")[0] == "rrq":
             for name, function in new.items():

@@ -1,8 +1,8 @@
 """The messages of RRQ's runner protocol, version 2: plain dataclasses.
 
 Both implementations use them. The fields are the wire format: the codec reads names, order, types
-and defaults from here. A field without a default is required. A type that ends with `| None`
-accepts null.
+and defaults from here. They are those of RRQ's own Rust crate, rrq-protocol. A field without a
+default is required. A type that ends with `| None` accepts null.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self, TypeAlias
 else:
-    Any = Self = object  # for typing.get_type_hints(); to import typing takes too long
+    Any = Self = object  # for typing.get_type_hints(); importing typing takes too long
 
 __all__ = [
     "MAX_NESTING",
@@ -32,8 +32,8 @@ __all__ = [
 
 PROTOCOL_VERSION: str = "2"
 
-# Containers nested in one another in the whole document, envelope included. The orchestrator's
-# parser, serde_json, rejects the 128th.
+# How many containers may be nested in one another in a payload, envelope included. The
+# orchestrator's parser, serde_json, rejects the 128th.
 MAX_NESTING: int = 127
 
 # How the codec writes a field that is None. Without this metadata, it omits the field.

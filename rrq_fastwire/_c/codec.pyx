@@ -109,7 +109,7 @@ cdef inline PyObject** slot(object message, Py_ssize_t offset) noexcept:
 
 
 cdef inline object get(object message, Py_ssize_t offset):
-    """The value of a slot. Raises AttributeError if it was deleted."""
+    """Return the value of a slot. Raises AttributeError if it was deleted."""
     cdef PyObject* value = slot(message, offset)[0]
     if value is NULL:
         raise AttributeError
@@ -133,7 +133,7 @@ cdef inline str text_of(Span span):
 
 
 cdef inline str text_like(str known, Span span):
-    """Return the text: the object `known`, which must be plain text, if it is equal."""
+    """Return the text of a span: `known`, which must be plain text, if it is equal."""
     if PyUnicode_GET_LENGTH(known) == span.size:
         if memcmp(PyUnicode_1BYTE_DATA(known), span.start, span.size) == 0:
             return known
@@ -378,7 +378,7 @@ def encode_frame(message, *, max_frame_size=MAX_FRAME_SIZE):
     """Encode a message as a frame, header included, that the orchestrator accepts.
 
     Arguments:
-        message: encoded as by encode_payload().
+        message: encoded as encode_payload() does it.
         max_frame_size: the largest payload in bytes; the orchestrator reads up to 16,777,216.
 
     Raises:

@@ -35,7 +35,7 @@ cdef int check_whole(bytes frame) except -1
 cdef bytes new_frame(Py_ssize_t length, uint32_t limit)
 
 
-# A payload that iteration takes: where it is in the bytes that hold it.
+# A payload that iteration takes: its place in the bytes object that holds it.
 cdef class Taken:
     cdef bytes owner
     cdef Py_ssize_t start, size
@@ -48,7 +48,7 @@ cdef class StreamDecoder:
     cdef Py_ssize_t rest_pos        # the end of the frames taken from `rest`
     cdef bytes chunk                # the data of the last feed(), read in place; it follows `rest`
     cdef Py_ssize_t pos             # the end of the frames taken from `chunk`
-    cdef Taken again                # the payloads that there was no memory to convert
+    cdef Taken again                # payloads to convert again: there was no memory before
     cdef bytearray space            # the memory of get_buffer()
     cdef tuple failure              # the class and arguments of the error that ended the stream
     cdef readonly Py_ssize_t _copied  # bytes copied so far, so that tests can show linear work

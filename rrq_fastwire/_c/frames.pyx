@@ -2,8 +2,8 @@
 
 """Frames in Cython: a length of four bytes and a payload, alone or in a stream of bytes.
 
-Knows the header, the limits and the buffering; the payload's content belongs to `codec`. A payload is
-only ever read from a bytes object, which no other code can change or free.
+This module knows the header, the limits and the buffering. It leaves what is in a payload to `codec`.
+A payload is only ever read from a bytes object, which no other code can change or free.
 """
 
 cimport cython
@@ -96,8 +96,8 @@ cdef class StreamDecoder:
     """Split bytes into payloads: the part that FrameDecoder and MessageDecoder share.
 
     Calls may be re-entrant, for example from a callback of the garbage collector. So no object that
-    it tracks is allocated between the first and the last change of the attributes. It may also have
-    set attributes to None.
+    the collector tracks is allocated between the first and the last change of the attributes. The
+    collector may also have set attributes to None.
     """
 
     def __cinit__(self, *_, **__):
@@ -149,7 +149,7 @@ cdef class StreamDecoder:
         """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: the size that the caller would like, in bytes, or -1. Its size may differ.
+            hint: the size in bytes that the caller would like, or -1. The actual size may differ.
 
         Raises FrameError if an earlier error ended the stream.
         """
@@ -279,8 +279,8 @@ cdef class StreamDecoder:
             self.rest_pos = 0
         held = self.rest_size()
         if self.rest_pos > held:
-            # Drop the taken bytes once they outnumber the others: so the work stays linear. Copy the
-            # others to a new object, because PyByteArray_Resize() can fail to shrink the old one.
+            # Drop the taken bytes once they outnumber the others, so that the work stays linear. Copy
+            # the others to a new object: PyByteArray_Resize() can fail to shrink the old one.
             rest = PyByteArray_AS_STRING(self.rest)
             self.rest = PyByteArray_FromStringAndSize(rest + self.rest_pos, held)
             self._copied += held

@@ -49,7 +49,7 @@ cdef inline bint enter(PyObject* container, Level* level) noexcept:
 
 
 cdef inline PyObject* next_container(Level* level) noexcept:
-    """The next item that is not a leaf; NULL at the end."""
+    """Return the next item that is not a leaf; NULL at the end."""
     cdef PyObject* item = NULL
     if level.items is NULL:
         while PyDict_Next(level.container, &level.pos, NULL, &item):

@@ -70,7 +70,7 @@ static inline const unsigned char *last_brace(const unsigned char *at, const uns
 
 /* Step over a literal if it comes next, and return whether it does. */
 ALWAYS_INLINE int skip(const unsigned char **at, const unsigned char *end, const char *literal) {
-    const size_t size = strlen(literal); /* known to the compiler once this is inlined */
+    const size_t size = strlen(literal); /* a constant, because this function is inlined */
     if ((size_t)(end - *at) < size || memcmp(*at, literal, size) != 0)
         return 0;
     *at += size;

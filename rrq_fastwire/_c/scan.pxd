@@ -1,6 +1,6 @@
 # The layout of a request as the orchestrator writes it: every key in its place, no spaces, texts
 # without escapes. These functions read bytes and touch no Python object. `at` points to the next byte,
-# `end` after the last. A function that takes something moves `at` past it if it is there.
+# `end` after the last. Each take_...() returns whether it found its part; if so, `at` is now after it.
 
 from libc.stdint cimport uint64_t
 
@@ -31,7 +31,7 @@ cdef struct RequestSpans:
 
 
 cdef inline bint take_text(Octets* at, Octets end, Span* text) noexcept:
-    """Take plain text. The caller checks that a quote follows: else the text has other bytes, too."""
+    """Take plain text. The caller checks that a quote follows; otherwise the text is not all plain."""
     text.start = at[0]
     at[0] = plain_end(at[0], end)
     text.size = at[0] - text.start
@@ -127,7 +127,7 @@ cdef inline bint take_strings(Octets* at, Octets end, Span* strings) noexcept:
 cdef inline Octets find_context(Octets at, Octets end) noexcept:
     """Return where the last `,"context":{` begins; NULL if there is none.
 
-    If that is inside of a string, then the params before it are not valid JSON, and are rejected.
+    If that is inside a string, then the params before it are not valid JSON, and are rejected.
     """
     cdef Octets key
     while True:

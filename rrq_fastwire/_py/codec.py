@@ -37,7 +37,7 @@ def encode_frame(message: RunnerMessage, *, max_frame_size: int = MAX_FRAME_SIZE
     """Encode a message as a frame, header included, that the orchestrator accepts.
 
     Arguments:
-        message: encoded as by encode_payload().
+        message: encoded as encode_payload() does it.
         max_frame_size: the largest payload in bytes; the orchestrator reads up to 16,777,216.
 
     Raises:
@@ -95,7 +95,7 @@ class MessageDecoder(StreamDecoder):
             return _codec.decode_payload(payload)
         except MemoryError:
             # A later call takes it again. If another call has taken the last payload meanwhile, the
-            # decoder has replaced its queue by one without room.
+            # decoder now has the shared queue, which has no room.
             if not self._payloads:
                 self._payloads = payloads
             self._payloads.appendleft(payload)

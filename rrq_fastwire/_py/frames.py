@@ -1,6 +1,7 @@
 """Frames in pure Python: a length of four bytes and a payload, alone or in a stream of bytes.
 
-Knows the header, the limits and the buffering; the payload's content belongs to `codec`.
+This module knows the header, the limits and the buffering. It leaves what is in a payload to
+`codec`.
 """
 
 from __future__ import annotations
@@ -146,7 +147,7 @@ class StreamDecoder:
         """Return memory to write the next bytes of the stream to, for `asyncio.BufferedProtocol`.
 
         Arguments:
-            hint: the size that the caller would like, in bytes, or -1. Its size may differ.
+            hint: the size in bytes that the caller would like, or -1. The actual size may differ.
 
         Raises FrameError if an earlier error ended the stream.
         """
@@ -178,7 +179,7 @@ class StreamDecoder:
                 raise ValueError(f"nbytes must be from 0 to {len(space)}, got {count}")
             empty = bytearray()
             self._add(bytes(memoryview(space)[:count]))
-            # Not before, so that the call can be made again after a MemoryError.
+            # Not earlier, so that the call can be repeated after a MemoryError.
             self._space = empty
         return self
 

@@ -99,7 +99,10 @@ async def start_unix_server(
 
 
 def _check_address(host: str | None, port: int | None) -> None:
-    """Raises TypeError and ValueError. None is asyncio's, for `sock` and for all interfaces."""
+    """Raise TypeError or ValueError for a wrong address.
+
+    asyncio accepts None, for all interfaces and for a caller that passes `sock`.
+    """
     if host is not None and not isinstance(host, str):
         raise TypeError(f"host must be a str, got {type_name(host)}")
     if port is not None and not isinstance(port, int):
@@ -109,7 +112,7 @@ def _check_address(host: str | None, port: int | None) -> None:
 
 
 def _check_server(on_stream: OnStream, max_frame_size: int) -> None:
-    """Raises TypeError and ValueError. Without this, each connection would fail when it is made."""
+    """Raise TypeError or ValueError for arguments with which each connection would fail."""
     if not callable(on_stream):
         raise TypeError(f"on_stream must be an async function, got {type_name(on_stream)}")
     MessageDecoder(max_frame_size)

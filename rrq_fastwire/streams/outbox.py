@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HIGH_WATER", "Outbox"]
 
-# In bytes. Above this much received data that is not yet taken, reading pauses until all of it is.
-# Above this much sent data that the transport does not have yet, drain() waits.
+# In bytes. Reading pauses when more received data than this waits to be taken, until all of it is
+# taken. drain() waits while more sent data than this waits for the transport.
 HIGH_WATER = 64 * 1024
 
 # Small frames are joined into writes of up to this many bytes; a larger frame is not copied.
@@ -89,7 +89,7 @@ class Outbox(asyncio.BufferedProtocol):
             self._loop.call_soon(self._write_what_is_due)
 
     def flush(self) -> None:
-        """Write now what was sent, not only at the end of the read or event loop iteration."""
+        """Write what was sent now, instead of at the end of the read or event loop iteration."""
         self._write()
 
     @property
@@ -98,7 +98,7 @@ class Outbox(asyncio.BufferedProtocol):
         return self._write_paused or self._unsent_size > HIGH_WATER
 
     async def drain(self) -> None:
-        """Wait while too much data waits for the peer. Calls return in their order.
+        """Wait while the peer is slow to read. Calls return in the order in which they were made.
 
         Raises ConnectionError if the connection is closed or lost.
         """
@@ -125,7 +125,7 @@ class Outbox(asyncio.BufferedProtocol):
                 self._wake_senders()
 
     def _wake_senders(self) -> None:
-        """Wake as many calls of drain() as there is room for, in their order.
+        """Wake as many calls of drain() as there is room for, in the order in which they were made.
 
         The estimate is that each will send a frame as large as the last one. If they send more,
         the other calls keep waiting; if less, the last one to continue wakes more. So each call is
@@ -196,7 +196,7 @@ class Outbox(asyncio.BufferedProtocol):
     def _closing_error(self) -> ConnectionError:
         if self._lost is None:
             return ConnectionResetError(_CLOSED)
-        return self._lost.with_traceback(None)  # else each raise would add to the traceback
+        return self._lost.with_traceback(None)  # otherwise each raise adds to the traceback
 
     def is_closing(self) -> bool:
         """Whether the connection is closed, or about to be: nothing can be sent."""

@@ -1,4 +1,4 @@
-"""MessageStream: the receiving half of a connection, and its life from beginning to end."""
+"""MessageStream: the receiving half of a connection, and its beginning and end."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class MessageStream(Outbox):
             message = self.receive_nowait()
             if message is not None:
                 return message
-            await self._more()
+            await self._wait_for_more()
 
     def receive_nowait(self) -> RunnerMessage | None:
         """Return the next message; None if it has not arrived. Raises MessageError, FrameError."""
@@ -101,7 +101,7 @@ class MessageStream(Outbox):
             self._suspended = False
             self.transport.resume_reading()
 
-    async def _more(self) -> None:
+    async def _wait_for_more(self) -> None:
         """Wait for more bytes. Raises StopAsyncIteration, or why nothing more will arrive."""
         self._refuse_second_receiver()
         if self._has_ended():
@@ -113,7 +113,7 @@ class MessageStream(Outbox):
             raise RuntimeError("another task is already receiving from this stream")
 
     def _has_ended(self) -> bool:
-        """Return whether nothing more will arrive. Raises if the peer did not end in order."""
+        """Return whether nothing more will arrive. Raises if this is not the peer's orderly end."""
         if self._eof:
             self._decoder.feed_eof()
             return True
@@ -149,7 +149,7 @@ class MessageStream(Outbox):
         return True  # keep the transport open: what is still to be sent can be sent
 
     def _hand_on(self) -> bool:
-        """Deliver what has arrived, or wake the receiver. Return whether data must wait here."""
+        """Deliver what has arrived, or wake the receiver. Return whether any of it has to wait."""
         if self._on_message is not None:
             return self._delivery_due or self._deliver()
         if self._receiver is not None and not self._receiver.done():
@@ -167,11 +167,11 @@ class MessageStream(Outbox):
         held back while drain() would wait.
 
         Returns when iteration would end. Raises what iteration would raise, and what the function
-        raises. After a MessageError, call this again to get the later messages. Raises TypeError
-        if `on_message` is not a plain function.
+        raises. After a MessageError, call this again to get the later messages.
 
         Arguments:
-            on_message: a plain function of one argument, the message.
+            on_message: a plain function of one argument, the message. Another object raises
+                TypeError.
         """
         if not callable(on_message):
             raise TypeError(f"on_message must be a function, got {type_name(on_message)}")
