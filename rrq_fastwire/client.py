@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from datetime import datetime, timedelta, timezone
 
@@ -25,8 +24,6 @@ if TYPE_CHECKING:
     from . import RunnerMessage
 
 __all__ = ["RunnerClient"]
-
-_logger = logging.getLogger(__name__)
 
 # How long the client waits for the answer after a deadline, at which a runner answers by itself.
 _ANSWER_SECONDS = 1.0
