@@ -22,7 +22,7 @@ _MODULES = {
 
 def __getattr__(name: str) -> object:
     # Imported on first use, because the command must watch its parent before it imports asyncio and
-    # rrq, and because current_job() adds a cost to each job once it is imported.
+    # rrq, and because importing current_job() adds a cost to each job.
     if name in _MODULES:
         return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,7 +23,7 @@ __all__ = [
     "RetryJob",
     "RunnerSpan",
     "StockOutcome",
-    "as_stock_writes",
+    "convert_values",
     "span",
     "stock_request",
 ]
@@ -101,7 +101,7 @@ def span(request: Any) -> RunnerSpan | None:
     return None if type(telemetry) is Telemetry else telemetry.runner_span(request)
 
 
-def as_stock_writes(outcome: ExecutionOutcome) -> None:
+def convert_values(outcome: ExecutionOutcome) -> None:
     """Convert the values in an outcome to JSON's types as the stock runner does, by pydantic.
 
     Raises whatever pydantic or a value's own code raises.

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Admission", "parse_networks"]
 
 # A message is late if it is still incomplete after this many checks, spread over the timeout. With
-# a single check, it would be late whenever the event loop was blocked for long.
+# only one check, each message would be late after the event loop was blocked for long.
 _CHECKS = 4
 
 
@@ -44,18 +44,19 @@ def parse_networks(texts: Iterable[str]) -> list[Network]:
 
 
 class Admission:
-    """Pass connections to the runner; refuse and count those that exceed a limit.
+    """Pass connections on to the runner; refuse and count those that exceed a limit.
 
     Arguments:
         allow_from: the networks that may connect, besides loopback; None admits every address.
         max_connections: the most connections at a time.
         max_frame_size: the largest payload that a frame header may declare, in bytes.
-        header_timeout: seconds until the first message of a connection must be complete. A later
-            message that is incomplete when another client connects has as long. 0 is no limit.
+        header_timeout: seconds until the first message of a connection must be complete. The same
+            limit applies to a later message that is incomplete when another client connects. 0 is
+            no limit.
 
     Attributes:
         refused: how many connections were refused or closed, by reason.
-        is_held: whether reading is paused, so that no message counts as late.
+        is_held: whether the runner has paused reading, so that no message counts as late.
         on_refused: called with the reason of each refusal.
     """
 
@@ -82,7 +83,7 @@ class Admission:
         self._next_search = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def serve(self, on_stream: OnStream, *, is_new: bool = True) -> OnStream:
+    def limit(self, on_stream: OnStream, *, is_new: bool = True) -> OnStream:
         """Return a function for a server to call, which passes admitted connections to on_stream().
 
         Arguments:
@@ -156,8 +157,8 @@ class Admission:
     def _watch_incomplete_messages(self) -> None:
         """Watch connections whose next message is incomplete. Called for each new connection.
 
-        Until another client connects, an incomplete message does no harm, and a timer would cost
-        time.
+        Not earlier: an incomplete message does no harm until another client connects, and the timer
+        costs time.
         """
         now = asyncio.get_running_loop().time()
         if now < self._next_search:
@@ -194,7 +195,7 @@ class Admission:
 class _Watch:
     """Notice the next message of a stream, by replacing the function given to deliver().
 
-    With that message, the function is put back. So other messages cost nothing more.
+    When that message arrives, the function is put back. So later messages cost no more than before.
 
     Arguments:
         done: called with the stream when a message has arrived.

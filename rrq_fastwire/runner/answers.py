@@ -8,7 +8,7 @@ from .. import EncodeError, ExecutionError, ExecutionOutcome, OutcomeStatus, Pay
 from ..errors import describe
 from .log import log
 from .outcomes import is_cancellation, text_of
-from .stock import as_stock_writes
+from .stock import convert_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def send_instead(
 ) -> ExecutionOutcome:
     """Send another answer for one that could not be encoded, and return it.
 
-    Values are converted as rrq does it. If that does not help, the answer is an error with the
-    reason.
+    First, the values are converted as rrq does it. If the outcome still cannot be encoded, the
+    answer is an error with the reason.
 
     Arguments:
         outcome: the answer that could not be encoded.
@@ -61,7 +61,7 @@ def send_instead(
     too_large = isinstance(reason, PayloadTooLargeError)
     if isinstance(reason, EncodeError) and not too_large:
         try:
-            as_stock_writes(outcome)
+            convert_values(outcome)
             send(outcome)
             return outcome
         except BaseException as error:

@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = option_parser()
     options = parser.read(argv, os.environ)
     guard = Guard(options.grace, drain=options.drain, watch_parent=options.parent_watch)
-    # So that a second Ctrl-C kills the process while asyncio and Python wait for threads.
+    # So a second Ctrl-C kills the process, even while asyncio and Python wait for threads.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     handover = None
@@ -49,10 +49,10 @@ def main(argv: list[str] | None = None) -> None:
         if os.name != "posix":
             parser.error("--max-jobs, --max-rss and --reload need POSIX")
         handover = Handover()
-    # Registered first, so called last: after what the settings and their libraries register.
+    # Registered first, so that it is called last: after what the settings' code registers.
     atexit.register(_at_exit, handover)
 
-    # Imported only here, because it takes long, and the guard watches the parent by now.
+    # Imported only here, because this takes long, and the guard now watches the parent.
     import asyncio
 
     from .server import parse_tcp_socket
@@ -80,8 +80,8 @@ def main(argv: list[str] | None = None) -> None:
     serving = _serve(options, module_name, attribute, host, port, guard, handover, watcher)
     try:
         # The user's own signal handler may raise KeyboardInterrupt.
-        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as loop:
-            loop.run(serving)
+        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as starter:
+            starter.run(serving)
     except StartError as error:
         text = f"{error.details}{parser.prog}: {error}\n"
         if watcher is None or handover is None:
@@ -224,11 +224,12 @@ def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
 
 
 def _at_exit(handover: Handover | None) -> None:
-    # Stdout may be a full pipe. Python would flush it only when the guard cannot run any more.
+    # Writing to stdout blocks if it is a full pipe. Python itself would flush it only when the
+    # guard's thread can no longer run.
     with suppress(AttributeError, OSError, ValueError):  # stdout is missing or closed
         sys.stdout.flush()
     if handover is not None:
         handover.replace_process()
-    # Otherwise Python searches everything imported for garbage, which takes most of the shutdown.
+    # Otherwise Python searches all imported objects for garbage, which takes most of the shutdown.
     if sys.implementation.name == "cpython":
         gc.freeze()

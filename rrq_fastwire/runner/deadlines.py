@@ -15,9 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["Deadlines"]
 
 
-# How long before its deadline a job is answered that is alone on its connection. If the
+# A job that is alone on its connection is answered this long before its deadline. If the
 # orchestrator's own timer is first, it ends the runner's process. Measured: 2 ms is too short.
 _EARLY_SECONDS = 0.005
+
+# Jobs that were answered in time are removed from the heap when it has at least this many entries.
+_LEAST_TO_CLEAN = 256
 
 
 class Deadlines:
@@ -34,18 +37,17 @@ class Deadlines:
         self._heap: list[tuple[float, int, Job, float]] = []
         self._count = itertools.count()
         self._timer: asyncio.TimerHandle | None = None
-        # Jobs that were answered in time stay in the heap until it has this many entries.
-        self._crowded = 256
+        self._clean_at = _LEAST_TO_CLEAN  # the number of entries at which answered jobs are removed
 
     def add(self, job: Job, seconds: float) -> None:
         """Watch a job whose deadline is this many seconds away."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         entry = deadline - _EARLY_SECONDS, next(self._count), job, deadline
-        if len(self._heap) >= self._crowded:
+        if len(self._heap) >= self._clean_at:
             self._heap = [other for other in self._heap if other[2].connection is not None]
             heapq.heapify(self._heap)
-            self._crowded = max(256, 2 * len(self._heap))
+            self._clean_at = max(_LEAST_TO_CLEAN, 2 * len(self._heap))
         heapq.heappush(self._heap, entry)
         if self._heap[0] is entry:
             self._set_timer(loop)

@@ -1,4 +1,4 @@
-"""Defaults that the command line and serve() share, and the error of their limits."""
+"""Defaults that the command line and serve() share, and the error for impossible limits."""
 
 from __future__ import annotations
 

@@ -62,15 +62,17 @@ if TYPE_CHECKING:
 __all__ = ["Runner"]
 
 # While a connection has other jobs, an answer outside of a read is written at once only if the last
-# such write is longer ago than this. Otherwise it leaves together with others. So handlers that
+# such write was longer ago than this. Otherwise it leaves together with others. So handlers that
 # block one after another do not hold back each other's answers.
 _ANSWER_WAITS_SECONDS = 0.001
 
 # How long handlers may run up to their first waits, one after another, before other callbacks of
-# the event loop run. And how long one handler may take before its function counts as slow. Before a
-# slow function runs, the answers that are ready are written. Before others that would not pay: a
-# write costs as much as several short jobs.
+# the event loop run.
 _ITERATION_SECONDS = 0.005
+
+# A function counts as slow if its handler took longer than this up to its first wait. The answers
+# that are ready are written before a slow function runs. Before others this would not pay, because
+# a write costs as much as several short jobs.
 _SHORT_SECONDS = 0.002
 
 
@@ -105,7 +107,7 @@ class Connection:
     """A stream and its unanswered jobs.
 
     Attributes:
-        hung_up: whether requests are ignored, because the answers could not be sent.
+        hung_up: whether further requests are ignored, because the connection is about to be closed.
         flushed: when an answer was last written at once, in time.monotonic().
         jobs: the unanswered jobs, by `request_id`.
         name: the peer's name in the log.
@@ -327,8 +329,8 @@ class Runner:
                 log_end(connection, job, outcome, error)
             if self._on_error is not None:
                 # Not now, because the answer leaves only when this read has been handled.
-                told = self._on_error, job, outcome, error, request
-                connection.loop.call_soon(report, *told)
+                arguments = self._on_error, job, outcome, error, request
+                connection.loop.call_soon(report, *arguments)
         else:
             self._answer(job, outcome)
 
@@ -443,4 +445,4 @@ class Runner:
             stream.abort()
         for job in self._cancelled.values():
             job_id, name = describe(job.job_id), describe(job.function_name)
-            log(logging.WARNING, "job %s: %s goes on though it is cancelled", job_id, name)
+            log(logging.WARNING, "job %s: %s keeps running after its cancellation", job_id, name)

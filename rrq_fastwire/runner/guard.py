@@ -37,8 +37,8 @@ _LAST_LINE = (
     b"rrq-fastwire-runner: ended by force: a handler, or what it left running, did not end\n"
 )
 
-# In a process that is to be replaced, this is used for _EXIT_SECONDS and as the shortest grace: no
-# orchestrator waits for its end.
+# A process that is to be replaced has at least this much grace, and this long instead of
+# _EXIT_SECONDS, because no orchestrator waits for its end.
 _RENEWAL_SECONDS = 5.0
 
 # What the main thread sends to the guard.
@@ -59,7 +59,8 @@ class Guard:
         grace: seconds from begin_end() until the event loop must be closed.
         watch_parent: whether to end the process when its parent ends: as SIGTERM does, but within a
             second.
-        drain: seconds between begin_end() and the start of the grace; is_drained() cuts them short.
+        drain: seconds between begin_end() and the start of the grace; drain_is_over() ends them
+            early.
     """
 
     def __init__(self, grace: float, *, watch_parent: bool, drain: float = 0.0) -> None:
@@ -75,12 +76,12 @@ class Guard:
         """Start the drain and then the grace. Signal handlers may call this, and more than once."""
         self._writer.send(_ENDING)
 
-    def is_drained(self) -> None:
+    def drain_is_over(self) -> None:
         """Tell the guard that the drain is over, so that the grace starts."""
         self._writer.send(_DRAINED)
 
     def begin_renewal(self, handover: Handover) -> None:
-        """Do what begin_end() does, but replace the process at its end, by force if need be."""
+        """Do what begin_end() does, but replace the process at its end, if necessary by force."""
         self._handover = handover
         self._drain, self._grace = 0.0, max(self._grace, _RENEWAL_SECONDS)
         self._writer.send(_ENDING)
@@ -96,7 +97,7 @@ class Guard:
                 self._receives(_DRAINED, self._drain)
         else:
             grace = min(self._grace, _ORPHAN_GRACE_SECONDS)
-            # Signal the main thread, which made this object: it has to wake to run signal handlers.
+            # This wakes the main thread, which made this object and has to run signal handlers.
             signal.pthread_kill(self._starter, signal.SIGTERM)
         if self._receives(_CLOSED, grace):
             time.sleep(_EXIT_SECONDS if self._handover is None else _RENEWAL_SECONDS)
@@ -128,7 +129,7 @@ class Guard:
 
 
 def _was_adopted_by(parent: int) -> bool:
-    """Return whether this process was started by another one, which has ended already.
+    """Return whether `parent` adopted this process, because the process that started it has ended.
 
     A process is in the session of the one that started it, unless it leads a session of its own.
     The process that adopts orphans, init or a subreaper such as systemd, is usually in another.

@@ -28,13 +28,12 @@ __all__ = ["HandlerFinder"]
 class HandlerFinder:
     """Find the handler of a function by its name.
 
-    Without options, `find` is the method of the mapping or registry itself, so that a job costs
-    nothing more.
+    Without options, `find` is the method of the mapping or registry itself, which adds no cost.
 
     Arguments: those of serve().
 
     Attributes:
-        names: the names of the functions that are registered at the start.
+        names: the names of the functions that were registered when this object was created.
         find: the function that returns the handler of a name, or None if there is none.
     """
 
@@ -81,13 +80,13 @@ class HandlerFinder:
             if is_not_async(each):
                 name = getattr(each, "__name__", each)
                 raise TypeError(f"the middleware {name!r} is not async: define it with async def")
-            find = _within(each, find)
+            find = _in_middleware(each, find)
         if slow_callback is not None:
             from .slow import SlowHandlers
 
             watch = SlowHandlers(slow_callback)
             self._stops.append(watch.stop)
-            find = watch.watching(find)
+            find = watch.wrap(find)
         self.find = find
 
     def stop(self) -> None:
@@ -97,7 +96,7 @@ class HandlerFinder:
 
 
 def _in_threads(run: Callable[[Handler, Any], Awaitable[Any]], find: Find) -> Find:
-    """Return a `find` whose handlers are run by `run` if they are not async."""
+    """Return a `find` that replaces handlers that are not async with calls of `run`."""
     known: dict[str, tuple[Handler, AsyncHandler]] = {}
 
     def found(name: str) -> AsyncHandler | None:
@@ -113,8 +112,8 @@ def _in_threads(run: Callable[[Handler, Any], Awaitable[Any]], find: Find) -> Fi
     return found
 
 
-def _within(middleware: Middleware, find: Find) -> Find:
-    """Return a `find` whose handlers are called through a middleware."""
+def _in_middleware(middleware: Middleware, find: Find) -> Find:
+    """Return a `find` that replaces handlers with calls of a middleware."""
 
     def found(name: str) -> AsyncHandler | None:
         handler = find(name)

@@ -1,8 +1,8 @@
-"""Replace the process by a new one that has its sockets, its process id and its command line.
+"""Replace the process with a new one that has its sockets, its process id and its command line.
 
-An orchestrator does not notice. If the process ended instead, the orchestrator would start another
-one, but jobs that it sends in the meantime would fail: a job fails if its connection is closed or
-cannot be opened. POSIX only.
+An orchestrator does not notice this. If the process ended instead, the orchestrator would start
+another one. But jobs that it sends in the meantime would fail, because a job fails if its
+connection is closed or cannot be opened. POSIX only.
 """
 
 from __future__ import annotations

@@ -66,8 +66,8 @@ def current_job() -> CurrentJob | None:
     """Return the job that the calling code is part of; None outside of jobs and under rrq-runner.
 
     Tasks that a handler starts belong to its job, and so do threads that get a copy of the context,
-    as with asyncio.to_thread(). Import this at the start of the program: jobs that began before the
-    import are not known.
+    as with asyncio.to_thread(). Import this at the start of the program, because jobs that began
+    before the import are not known.
     """
     request = _request.get(None)
     return None if request is None else CurrentJob(request)

@@ -1,7 +1,7 @@
 """JSON forms of values such as datetimes and sets, for use without rrq.
 
-They are the forms of pydantic's JSON mode, which rrq uses for results. This module is imported for
-the first result that needs it.
+They are the forms of pydantic's JSON mode, which rrq uses for results. This module is imported when
+the first result needs it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from uuid import UUID
 from .. import MAX_NESTING, ExecutionOutcome
 from .._json import MAX_ITEMS
 
-__all__ = ["as_stock_writes"]
+__all__ = ["convert_values"]
 
 _ARRAYS = (list, tuple, set, frozenset, deque, Iterator)
 _TEXTS = (
@@ -47,38 +47,38 @@ _TEXTS = (
 )
 
 
-def as_stock_writes(outcome: ExecutionOutcome) -> None:
+def convert_values(outcome: ExecutionOutcome) -> None:
     """Convert the values in an outcome to JSON's types, as far as a form is known."""
-    outcome.result = _form(outcome.result, MAX_NESTING)
+    outcome.result = _json_form(outcome.result, MAX_NESTING)
     if outcome.error is not None:
-        outcome.error.details = _form(outcome.error.details, MAX_NESTING)
+        outcome.error.details = _json_form(outcome.error.details, MAX_NESTING)
 
 
-def _form(value: Any, levels: int) -> Any:
-    """Convert a value to JSON's types. A value without a form stays, so that encoding names it.
+def _json_form(value: Any, levels: int) -> Any:
+    """Convert a value to JSON's types. A value without a form stays, and encoding then names it.
 
     Arguments:
         levels: how many containers may be nested in one another.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
-        return _form(value.value, levels) if isinstance(value, Enum) else value
+        return _json_form(value.value, levels) if isinstance(value, Enum) else value
     text = _text(value)
     if text is not None:
         return text
     if levels == 0:
         return value
     if isinstance(value, Enum):
-        return _form(value.value, levels - 1)
+        return _json_form(value.value, levels - 1)
     if isinstance(value, dict):
-        return {_key(key): _form(item, levels - 1) for key, item in value.items()}
+        return {_key(key): _json_form(item, levels - 1) for key, item in value.items()}
     if isinstance(value, _ARRAYS):
         # An iterator may be endless. It is cut one item over the limit, which encoding rejects.
-        return [_form(item, levels - 1) for item in islice(value, MAX_ITEMS + 1)]
+        return [_json_form(item, levels - 1) for item in islice(value, MAX_ITEMS + 1)]
     if callable(getattr(type(value), "model_dump", None)):  # a pydantic model
         return value.model_dump(mode="json")
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
-        return {field.name: _form(getattr(value, field.name), levels - 1) for field in fields}
+        return {field.name: _json_form(getattr(value, field.name), levels - 1) for field in fields}
     return value
 
 
@@ -114,7 +114,7 @@ def _duration(value: timedelta) -> str:
 
 
 def _key(key: Any) -> Any:
-    """Convert a key to text. A key without a form stays, so that encoding names its type."""
+    """Convert a key to text. A key without a form stays, and encoding then names its type."""
     if isinstance(key, Enum):
         return _key(key.value)
     if isinstance(key, bool):

@@ -1,4 +1,4 @@
-"""The lifespan: a context manager that spans from before a runner listens to its last answer."""
+"""The lifespan: a context manager entered before a runner listens, left after its last answer."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class _NotALifespanError(TypeError):
 
 
 class _Entered:
-    """Enter a lifespan, and leave it without passing an exception on to it.
+    """Enter a lifespan, and leave it without passing an exception to it.
 
-    So a lifespan needs no `finally` to clean up after a runner that is cancelled.
+    So a lifespan needs no `finally` to clean up, even if the runner is cancelled.
     """
 
     def __init__(self, lifespan: Lifespan) -> None:

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus, by prometheus-client. Imported only if metrics are asked for.
+"""Metrics for Prometheus, with prometheus-client. Imported only for `--metrics` and `metrics=`.
 
 They are in prometheus-client's default registry, so that metrics that the handlers define are
 served with them. A thread serves them, even while a handler blocks the event loop.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from .. import ExecutionOutcome, RunnerMessage
     from .engine import Runner
+
 __all__ = ["MeasuredStream", "Metrics"]
 
 JOBS = Counter("rrq_fastwire_jobs", "Jobs that were answered.", ["function", "outcome"])
@@ -45,7 +46,7 @@ LAG = Histogram(
 
 _LAG_SECONDS = 0.5
 
-# The runners that are measured: a program may serve more than one.
+# The measured runners. A program may have more than one.
 _RUNNERS: set[ObservedRunner] = set()
 IN_FLIGHT.set_function(lambda: sum(runner.count_waiting() for runner in tuple(_RUNNERS)))
 

@@ -1,6 +1,6 @@
 """A runner that reports how each job ends: for metrics, and for a restart after some jobs.
 
-It is a class of its own, so that a runner without observers has no cost.
+It is a class of its own, so that it adds no cost to runners without observers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .engine import Connection, Job
 
     # Called with the function's name, the outcome that was sent, and the seconds since the request
-    # arrived; None instead of seconds for a request that was refused.
+    # arrived. For a request that was refused, None stands in place of the seconds.
     Observer: TypeAlias = Callable[[str, ExecutionOutcome, float | None], object]
 
 __all__ = ["ObservedRunner"]

@@ -31,8 +31,8 @@ REQUIRED = object()
 class OptionParser(argparse.ArgumentParser):
     """Read options from the command line and, if they are not given there, from the environment.
 
-    Errors take one line. The variable of `--tcp-socket` is RRQ_FASTWIRE_RUNNER_TCP_SOCKET, and so
-    on.
+    For example, the variable of `--tcp-socket` is RRQ_FASTWIRE_RUNNER_TCP_SOCKET. An error is
+    printed on one line.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -42,7 +42,7 @@ class OptionParser(argparse.ArgumentParser):
     def option(
         self, group: argparse._ArgumentGroup, name: str, *, default: Any, help: str, **options: Any
     ) -> None:
-        """Add an option. The default REQUIRED makes it one that must be given."""
+        """Add an option to a group of the help. With the default REQUIRED, it must be given."""
         action = group.add_argument(name, help=help, **options)
         self._defaults_by_action[action] = default
 
@@ -147,7 +147,7 @@ def option_parser() -> OptionParser:
         group,
         "--slow-callback",
         default=None,
-        type=_limit,
+        type=_positive_seconds,
         nargs="?",
         const=0.1,
         metavar="SECONDS",
@@ -161,7 +161,7 @@ def option_parser() -> OptionParser:
         action="append",
         metavar="MODULE.ATTR",
         help="an async function that is called with the request and with the next function to call;"
-        " repeatable, the first is the outermost. In the environment variable, separate several by"
+        " repeatable, the first is the outermost. In the environment variable, separate them with"
         " commas",
     )
     option(
@@ -219,9 +219,9 @@ def option_parser() -> OptionParser:
         default=DEFAULT_HEADER_TIMEOUT,
         type=_seconds,
         metavar="SECONDS",
-        help="close a connection whose first message takes longer to arrive; a later message that"
-        " is incomplete when another client connects has as long (default:"
-        f" {DEFAULT_HEADER_TIMEOUT:g}; 0 is no limit)",
+        help="close a connection whose first message takes longer than this to arrive. The same"
+        " limit applies to a later message that is incomplete when another client connects"
+        f" (default: {DEFAULT_HEADER_TIMEOUT:g}; 0 is no limit)",
     )
 
     group = parser.add_argument_group("shutdown")
@@ -313,7 +313,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _limit(text: str) -> float:
+def _positive_seconds(text: str) -> float:
     seconds = _seconds(text)
     if not seconds:
         raise argparse.ArgumentTypeError(f"must be more than 0, got {text!r}")
@@ -355,7 +355,8 @@ def _frame_size(text: str) -> int:
 
 
 def _networks(text: str) -> tuple[str, ...]:
-    # Checked here, so that errors name the environment variable. admission.py parses it again.
+    # Checked here, so that an error names the option or the environment variable. Admission parses
+    # the texts again.
     from .admission import parse_networks
 
     try:

@@ -33,8 +33,8 @@ __all__ = [
     "timeout",
 ]
 
-# The types of most results. They are checked first, because isinstance() is slow with pydantic's
-# classes.
+# The types of most results. They are checked first, because isinstance() with OUTCOMES is slow if
+# these include a class of pydantic's.
 RESULTS = frozenset((dict, list, str, int, float, bool, type(None)))
 
 # What a handler can return instead of a result.
@@ -67,7 +67,7 @@ def returned(outcome: Any, job: Job) -> ExecutionOutcome:
             error=error,
             retry_after_seconds=outcome.retry_after_seconds,
         )
-    except Exception as error:  # built without validation, or an object that poses as an outcome
+    except Exception as error:  # built without validation, or an object that imitates an outcome
         name = job.function_name
         text = f"outcome of {describe(name)} cannot be sent: {text_of(error, name)}"
         return ExecutionOutcome.failure(job.job_id, job.request_id, text)
@@ -100,7 +100,7 @@ def _raised(job: Job, error: BaseException) -> ExecutionOutcome:
 
 
 def _delay(seconds: Any) -> Any:
-    """Convert the delay of a retry to a number, as rrq does it; return it unchanged if it fails."""
+    """Convert the delay of a retry to a number, as rrq does; if that fails, return it unchanged."""
     try:
         return seconds if seconds is None or type(seconds) is int else float(seconds)
     except Exception:

@@ -35,10 +35,10 @@ _received: list[int] = []
 def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]:
     """Yield an event that SIGTERM and SIGINT set; the second signal kills the process.
 
-    A signal that is ignored stays ignored. A signal handler of the user's own is called, and
-    decides: the event is set only if that raises SystemExit or KeyboardInterrupt, which is raised
-    again at the end of the context, not in the middle of a job. Outside of the main thread, signals
-    are not handled.
+    A signal that is ignored stays ignored. A signal handler of the user's own is called first. Then
+    the event is set only if that handler raises SystemExit or KeyboardInterrupt. The exception is
+    raised again at the end of the `with` block, not in the middle of a job. Outside of the main
+    thread, signals are not handled.
 
     Arguments:
         signalled: called with the number of the first signal, even while a handler blocks the event
@@ -114,13 +114,16 @@ def _on_signal(received: int, frame: FrameType | None) -> None:
 
 
 def _let_the_system_kill() -> None:
-    """Make the next signal kill even while C code runs, in which Python calls no signal handler."""
+    """Let the next signal kill the process even while C code runs.
+
+    Python would call a signal handler only after that code.
+    """
     for number in _before:
         signal.signal(number, signal.SIG_DFL)  # calls _on_signal() first, if a signal is pending
 
 
 def _is_pythons_own(handler: Callable[..., Any]) -> bool:
-    """Return whether it is Python's own handler of SIGINT, or asyncio's, which cancels the task."""
+    """Return whether it is Python's own SIGINT handler, or asyncio's, which cancels the task."""
     if isinstance(handler, partial):
         handler = handler.func
     module = getattr(handler, "__module__", None)
@@ -128,8 +131,8 @@ def _is_pythons_own(handler: Callable[..., Any]) -> bool:
 
 
 # Processes that a job's handler forks get the previous signal handlers back, so that
-# Process.terminate() of multiprocessing ends them at once. The signals are blocked during the fork,
-# because a child would lose a signal that arrives before it has those signal handlers.
+# Process.terminate() of multiprocessing ends them at once. Signals are blocked during the fork.
+# Otherwise a child would lose a signal that arrives before it has those signal handlers.
 
 _mask = threading.local()
 

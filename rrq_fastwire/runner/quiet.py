@@ -1,4 +1,4 @@
-"""Bring a runner to rest, before it ends (--drain) or restarts (--max-jobs and others)."""
+"""Bring a runner to rest, before it ends (--drain) or restarts (--max-jobs and the like)."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .engine import Connection, Runner
 
-__all__ = ["drain", "hold", "let_accepted_connections_arrive", "release"]
+__all__ = ["drain", "let_accepted_connections_arrive", "pause_reading", "resume_reading"]
 
-# How often to check whether jobs and answers are done.
+# How often to check whether all jobs are answered and all answers are sent.
 _POLL_SECONDS = 0.005
 
 # How many event loop iterations an accepted connection may need to reach on_stream(). asyncio needs
@@ -29,7 +29,7 @@ async def let_accepted_connections_arrive() -> None:
 
 
 async def drain(runner: Runner, seconds: float) -> None:
-    """Take no more requests, and wait for the running jobs, for this many seconds at most.
+    """Ignore further requests, and wait for the running jobs, for this many seconds at most.
 
     A connection is closed as soon as its last job is answered, so that the orchestrator sends its
     next request to another runner. A request that arrives before that is ignored, and the
@@ -40,8 +40,8 @@ async def drain(runner: Runner, seconds: float) -> None:
     if running:
         log(logging.INFO, "draining: %d running jobs have %g s to end", running, seconds)
     for connection in list(runner._connections):
-        # Requests are read all the same: if a socket is closed with unread bytes, the kernel resets
-        # the connection, and answers that the peer has not received are lost.
+        # Requests are still read. If a socket is closed with unread bytes, the kernel resets the
+        # connection, and answers that the peer has not received are lost.
         connection.hung_up = True
         for job in connection.jobs.values():
             if job.task is not None:
@@ -63,27 +63,23 @@ def _close_if_done(connection: Connection, _: object = None) -> None:
         connection.stream.close()
 
 
-def hold(runner: Runner) -> bool:
+def pause_reading(runner: Runner) -> bool:
     """Pause reading where no message is incomplete; return whether every connection is idle."""
-    at_rest = True
+    is_idle = True
     for connection in runner._connections:
         stream = connection.stream
         if stream._decoder.buffered == 0:
-            _pause(connection)
+            if not stream.is_closing():
+                stream.transport.pause_reading()
         else:
-            at_rest = False
+            is_idle = False
         if connection.jobs or stream._unsent or stream.transport.get_write_buffer_size():
-            at_rest = False
-    return at_rest
+            is_idle = False
+    return is_idle
 
 
-def _pause(connection: Connection) -> None:
-    if not connection.stream.is_closing():
-        connection.stream.transport.pause_reading()
-
-
-def release(runner: Runner) -> None:
-    """Resume the reading that hold() has paused."""
+def resume_reading(runner: Runner) -> None:
+    """Resume the reading that pause_reading() has paused."""
     for connection in runner._connections:
         stream = connection.stream
         if not (stream.is_closing() or stream._suspended):

@@ -27,16 +27,19 @@ def resident_bytes() -> int:
 
 
 def with_jitter(limit: int) -> int:
-    """Return a random number up to a tenth below `limit`, so that processes of a pool differ."""
+    """Return `limit` less up to a tenth, at random, so that the processes of a pool differ."""
     return random.randint(limit - limit // 10, limit)
 
 
 class Recycling:
-    """Set the result of `due`, which is the reason, when a limit is reached.
+    """Watch the limits at which a runner is to restart.
 
     Arguments:
         max_jobs: how many jobs the runner runs at most, or None.
         max_rss: how much resident memory the process may have, in bytes, or None.
+
+    Attributes:
+        due: done when a limit is reached; its result is the reason, for the log.
 
     Raises LimitError if `max_rss` cannot be kept.
     """
@@ -63,16 +66,16 @@ class Recycling:
             return
         self._jobs_left -= 1
         if self._jobs_left == 0:
-            self._is_due("the number of jobs that --max-jobs allows is reached")
+            self._set_due("the number of jobs that --max-jobs allows is reached")
 
     def _check_memory(self) -> None:
         now = resident_bytes()
         if self._max_rss is not None and now >= self._max_rss:
-            self._is_due(f"{now} bytes of memory are more than --max-rss allows")
+            self._set_due(f"{now} bytes of memory are more than --max-rss allows")
         else:
             self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._check_memory)
 
-    def _is_due(self, reason: str) -> None:
+    def _set_due(self, reason: str) -> None:
         if not self.due.done():
             self.due.set_result(reason)
 

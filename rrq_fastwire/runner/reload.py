@@ -1,4 +1,4 @@
-"""Notice changes in the source of the settings, by watchfiles. Imported only for `--reload`."""
+"""Notice changes in the source of the settings, with watchfiles. Imported only for `--reload`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""End a runner that is to restart, at a moment when it is idle."""
+"""Wait until a runner is to restart and is idle, so that it can be stopped without losing a job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 
 from .log import log
-from .quiet import hold, let_accepted_connections_arrive, release
+from .quiet import let_accepted_connections_arrive, pause_reading, resume_reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -24,10 +24,12 @@ __all__ = ["Renewal"]
 # How often to check whether the runner is idle.
 _POLL_SECONDS = 0.005
 
-# How long new requests wait for running jobs to end before they are read after all, because their
-# deadlines come nearer; and how long it is then until the next attempt.
-_HOLD_SECONDS = 1.0
-_REST_SECONDS = 5.0
+# How long new requests wait for the running jobs to end. If these take longer, the runner reads the
+# requests and continues, because their deadlines come nearer.
+_PAUSE_SECONDS = 1.0
+
+# How long the runner then runs until the next attempt.
+_RETRY_SECONDS = 5.0
 
 
 class Renewal:
@@ -54,10 +56,10 @@ class Renewal:
         self._listener: socket.socket | None = None
 
     async def wait(self, runner: Runner, admission: Admission) -> None:
-        """Return when the runner can be stopped: it is idle and accepts nothing.
+        """Return when the runner can be stopped, because it is idle and accepts nothing.
 
-        Requests and connections that arrive while it becomes idle wait in the kernel. If jobs run
-        for longer than a second, the waiting ones are accepted, and it tries again later.
+        Requests and connections that arrive in the meantime wait in the kernel. If a running job
+        takes longer than a second, they are accepted, and the next attempt is made later.
         """
         done, _ = await asyncio.wait(self._due, return_when=asyncio.FIRST_COMPLETED)
         log(logging.INFO, "restarting once idle: %s", done.pop().result())
@@ -67,10 +69,10 @@ class Renewal:
             if await self._becomes_idle(runner):
                 break
             admission.is_held = False
-            release(runner)
+            resume_reading(runner)
             assert self._listener is not None
             self._server = await self._listen(self._listener)
-            await asyncio.sleep(_REST_SECONDS)
+            await asyncio.sleep(_RETRY_SECONDS)
         if self._handover is not None:
             assert self._listener is not None
             streams = [connection.stream for connection in runner._connections]
@@ -90,8 +92,8 @@ class Renewal:
         loop = asyncio.get_running_loop()
         (listener,) = self._server.sockets
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
-        # When a server of asyncio is closed, it drops connections that it has just accepted.
-        # Without its reader, it accepts none. A server of uvloop has no reader, and drops none.
+        # A server of asyncio that is closed drops connections that it has just accepted. So first
+        # remove its reader, and it accepts none. A server of uvloop has no reader, and drops none.
         with suppress(RuntimeError):
             loop.remove_reader(listener.fileno())
         await let_accepted_connections_arrive()
@@ -99,8 +101,8 @@ class Renewal:
 
     async def _becomes_idle(self, runner: Runner) -> bool:
         loop = asyncio.get_running_loop()
-        end = loop.time() + _HOLD_SECONDS
-        while not hold(runner):
+        end = loop.time() + _PAUSE_SECONDS
+        while not pause_reading(runner):
             if loop.time() > end:
                 return False
             await asyncio.sleep(_POLL_SECONDS)

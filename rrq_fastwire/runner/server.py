@@ -40,10 +40,10 @@ __all__ = [
 
 _logger = logging.getLogger(__package__)
 
-# How many connections may wait to be accepted. asyncio's own event loop also accepts as many at a
-# time. Without descriptors left, each of these attempts fails, is logged, and starts as many again
-# a second later. So the event loop gets a backlog of 1, and the socket gets this one.
-_QUEUE = 100
+# How many connections may wait to be accepted. asyncio's own event loop also makes this number of
+# attempts to accept at a time. When no file descriptor is left, each of them fails, is logged, and
+# starts as many again a second later. So the event loop gets a backlog of 1, and the socket this.
+_BACKLOG = 100
 
 
 class MetricsSocketError(OSError):
@@ -142,12 +142,13 @@ async def serve(
         native_messages: whether the handlers of a Registry get this package's ExecutionRequest
             instead of rrq's. The handlers of a mapping always do.
         allow_remote: whether `tcp_socket` may be another address than loopback. Needs `allow_from`.
-        allow_from: the networks that may connect then, such as "10.1.0.0/16"; loopback always may.
+        allow_from: with `allow_remote`, the networks that may connect, such as "10.1.0.0/16".
+            Loopback always may.
         max_connections: the most connections at a time; further ones are refused.
         max_frame_size: the largest message that a connection may announce, in bytes of payload.
         header_timeout: seconds until the first message of a connection must have arrived, or the
-            connection is closed. A later message that is incomplete when another client connects
-            has as long. 0 is no limit.
+            connection is closed. The same limit applies to a later message that is incomplete when
+            another client connects. 0 is no limit.
         grace: seconds to wait at the end for cancelled handlers; `rrq-fastwire-runner --help` says
             how this relates to the worker's shutdown.
         lifespan: an async context manager, or a function that returns one. It is entered before the
@@ -246,9 +247,9 @@ async def run_server(
 
     Arguments:
         runner: a runner of make_runner(); for `max_jobs` and `metrics`, one that can be observed.
-        guard: is told how far the end of the process has come.
+        guard: is told when the end of the process begins, and when the drain is over.
         handover: the sockets of the previous process, and those for the next one.
-        changed: is done when the source has changed.
+        changed: is done when the source has changed; its result is the name of the file.
     """
     told_to_end = has_ended = False
 
@@ -284,7 +285,7 @@ async def run_server(
                 if renewal is None:
                     await ended.wait()
                 else:
-                    await _first(ended.wait(), renewal.wait(runner, admission))
+                    await _wait_for_first(ended.wait(), renewal.wait(runner, admission))
             finally:
                 is_renewed = handover is not None and handover.is_due() and not told_to_end
                 if guard is not None and handover is not None and is_renewed:
@@ -296,7 +297,7 @@ async def run_server(
                 if drain and not is_renewed:
                     await drain_runner(runner, drain)
                     if guard is not None:
-                        guard.is_drained()
+                        guard.drain_is_over()
                 await runner.stop(grace)
         has_ended = True
     finally:
@@ -330,7 +331,7 @@ def _due(
     changed: Future[str] | None,
     stack: contextlib.ExitStack,
 ) -> list[asyncio.Future[str]]:
-    """Return futures, one of which is done when the runner is to restart. Raises LimitError."""
+    """Return the futures that are done when the runner is to restart. Raises LimitError."""
     due = [] if changed is None else [asyncio.wrap_future(changed)]
     if max_jobs is not None or max_rss is not None:
         from .recycle import Recycling
@@ -341,7 +342,7 @@ def _due(
         if max_jobs is not None:
             from .observe import ObservedRunner
 
-            assert isinstance(runner, ObservedRunner)  # make_runner() saw max_jobs
+            assert isinstance(runner, ObservedRunner)  # because make_runner() was told so
             runner.observers.append(recycling.count)
     return due
 
@@ -355,22 +356,22 @@ async def _listen(
     stream_class: type[MessageStream],
 ) -> asyncio.Server:
     """Listen on an address, or on a socket that listens already. Raises OSError."""
-    on_stream, size = admission.serve(runner.on_stream), admission.max_frame_size
+    on_stream, size = admission.limit(runner.on_stream), admission.max_frame_size
 
     def make_stream() -> MessageStream:
         return stream_class(on_stream, max_frame_size=size)
 
     loop = asyncio.get_running_loop()
     accepts_many = isinstance(loop, asyncio.SelectorEventLoop)
-    backlog = 1 if accepts_many else _QUEUE
+    backlog = 1 if accepts_many else _BACKLOG
     if listener is not None:
         server = await loop.create_server(make_stream, sock=listener, backlog=backlog)
     else:
         server = await loop.create_server(make_stream, host, port, backlog=backlog)
     if accepts_many:
         for each in server.sockets:
-            with each.dup() as queueing:
-                queueing.listen(_QUEUE)
+            with each.dup() as copy:
+                copy.listen(_BACKLOG)
     return server
 
 
@@ -381,14 +382,14 @@ async def _take_over(
     stream_class: type[MessageStream],
 ) -> None:
     """Serve the connections of the previous process."""
-    on_stream, size = admission.serve(runner.on_stream, is_new=False), admission.max_frame_size
+    on_stream, size = admission.limit(runner.on_stream, is_new=False), admission.max_frame_size
     for connection in handover.connections:
         await asyncio.get_running_loop().connect_accepted_socket(
             lambda: stream_class(on_stream, max_frame_size=size), connection
         )
 
 
-async def _first(*waits: Coroutine[Any, Any, object]) -> None:
+async def _wait_for_first(*waits: Coroutine[Any, Any, object]) -> None:
     """Wait for the first of several coroutines, raise what it raises, and cancel the others."""
     tasks = [asyncio.ensure_future(wait) for wait in waits]
     try:

@@ -1,4 +1,4 @@
-"""Warn of handlers that block the event loop, with the line that blocks."""
+"""Warn about handlers that block the event loop, with the line that blocks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ __all__ = ["SlowHandlers"]
 class SlowHandlers:
     """Log a warning, once for each function, if a handler runs for too long without waiting.
 
-    A thread finds out the line at which the handler is while it runs. The event loop's own thread
-    could only notice afterwards.
+    A second thread reads which line the handler is running. The event loop's own thread could
+    notice a slow handler only afterwards.
 
     Arguments:
         seconds: how long a handler may block the event loop.
@@ -38,14 +38,14 @@ class SlowHandlers:
     def __init__(self, seconds: float) -> None:
         check_seconds("slow_callback", seconds, allow_zero=False)
         self._seconds = seconds
-        # The name of the function that runs, when this step began, and the thread that runs it.
+        # The name of the function that runs, when its current step began, and the thread it is in.
         self._step: tuple[str, float, int] | None = None
         self._warned: dict[str, object] = {}
         self._stopped = threading.Event()
         threading.Thread(target=self._watch, name="rrq-fastwire-slow", daemon=True).start()
 
-    def watching(self, find: Find) -> Find:
-        """Return a `find` whose handlers are watched."""
+    def wrap(self, find: Find) -> Find:
+        """Return a `find` that replaces handlers with watched calls of them."""
 
         def found(name: str) -> AsyncHandler | None:
             handler = find(name)

@@ -14,19 +14,19 @@ else:
             raise
         rrq = None
 
-__all__ = ["HAS_RRQ", "as_stock_writes", "rrq"]
+__all__ = ["HAS_RRQ", "convert_values", "rrq"]
 
 HAS_RRQ: bool = rrq is not None
 
 
-def as_stock_writes(outcome: ExecutionOutcome) -> None:
+def convert_values(outcome: ExecutionOutcome) -> None:
     """Convert the values in an outcome to JSON's types as rrq-runner does.
 
     Raises whatever a value's own code, or pydantic, raises.
     """
     if HAS_RRQ:
-        rrq.as_stock_writes(outcome)
+        rrq.convert_values(outcome)
     else:
-        from .json_forms import as_stock_writes
+        from .json_forms import convert_values
 
-        as_stock_writes(outcome)
+        convert_values(outcome)

@@ -1,4 +1,4 @@
-"""Start handlers at once, under tasks, so that one that does not wait is answered in its read."""
+"""Start each handler at once, under a task, so that one that does not wait is answered at once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["TaskStarter"]
 def _makes_tasks(loop: asyncio.AbstractEventLoop) -> bool:
     """Return whether the event loop has to make the tasks.
 
-    It has to if it has a task factory, or is patched by nest_asyncio. With nest_asyncio a handler
+    This is so if it has a task factory, or is patched by nest_asyncio. With nest_asyncio a handler
     can run the event loop itself, which does not work within the callback of a read: the event loop
     cannot call that callback again before it returns.
     """
@@ -49,7 +49,7 @@ if sys.version_info >= (3, 12):
             return None if task.done() else task
 
         def stop(self) -> None:
-            """End the tasks that run nothing."""
+            """Do nothing: there is no task in reserve."""
 
 else:
     from collections.abc import Coroutine
@@ -69,7 +69,7 @@ else:
         def start(
             self, loop: asyncio.AbstractEventLoop, steps: Coroutine[Any, Any, None], name: str
         ) -> asyncio.Task[None] | None:
-            """Do what the method for Python 3.12 does, with the task in reserve."""
+            """Do what the method for Python 3.12 and later does, with the task in reserve."""
             if _makes_tasks(loop):
                 task = loop.create_task(steps, name=name)
                 return None if task.done() else task
@@ -93,7 +93,7 @@ else:
             return task
 
         def stop(self) -> None:
-            """End the tasks that run nothing."""
+            """End the task in reserve."""
             if self._reserve is not None:
                 self._reserve.task.cancel()
 

@@ -1,4 +1,4 @@
-"""Run handlers that block in threads, which delay neither the event loop nor the process's end."""
+"""Run blocking handlers in threads, so that they do not block the event loop."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ __all__ = ["ThreadPool"]
 class ThreadPool:
     """Run functions in at most `size` threads, which are started when they are needed.
 
-    These are daemon threads. A ThreadPoolExecutor would not do, because the interpreter waits for
-    its threads at the end. A function that continues after its job was answered keeps its thread.
+    They are daemon threads, so that they do not delay the end of the process. A ThreadPoolExecutor
+    has none: the interpreter waits for its threads. A function that continues after its job was
+    answered keeps its thread.
     """
 
     def __init__(self, size: int) -> None:
@@ -86,7 +87,7 @@ class ThreadPool:
                 raise error
             finally:
                 del error, ended
-        # A function that is not async may return the coroutine of one that is.
+        # A function that is not async may return a coroutine.
         return await result if hasattr(type(result), "__await__") else result
 
     def _start_thread(self) -> None:
@@ -108,7 +109,7 @@ class ThreadPool:
         job_id: str,
         name: str,
     ) -> None:
-        """Pass on how a function has ended, and give its place to the next one."""
+        """Pass on how a function has ended, and let the next one start."""
         self._busy -= 1
         self._places.release()
         if not ended.done():

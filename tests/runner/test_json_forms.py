@@ -121,7 +121,7 @@ def frame(write, value):
 
 
 def assert_same(make):
-    assert frame(json_forms.as_stock_writes, make()) == frame(_rrq.as_stock_writes, make())
+    assert frame(json_forms.convert_values, make()) == frame(_rrq.convert_values, make())
 
 
 @pytest.mark.parametrize("name", VALUES)
@@ -160,15 +160,15 @@ LEAVES = (
 )
 def test_any_nesting_of_values_has_the_form_that_rrq_gives_it(value):
     try:
-        expected = frame(_rrq.as_stock_writes, value)
+        expected = frame(_rrq.convert_values, value)
     except EncodeError:
         return  # an integer of more than 308 digits
-    assert frame(json_forms.as_stock_writes, value) == expected
+    assert frame(json_forms.convert_values, value) == expected
 
 
 def test_details_of_an_error_have_the_same_forms():
     outcome = ExecutionOutcome.failure("j", "r", "no", details={"at": date(2020, 1, 2)})
-    json_forms.as_stock_writes(outcome)
+    json_forms.convert_values(outcome)
     assert outcome.error.details == {"at": "2020-01-02"}
 
 
@@ -182,19 +182,19 @@ def test_details_of_an_error_have_the_same_forms():
 )
 def test_a_value_without_a_json_form_is_an_error_with_its_path(value, text):
     with pytest.raises(EncodeError, match=re.escape(text)):
-        frame(json_forms.as_stock_writes, value)
+        frame(json_forms.convert_values, value)
 
 
 def test_an_endless_iterator_and_endless_nesting_are_stopped(monkeypatch):
     monkeypatch.setattr(json_forms, "MAX_ITEMS", 1000)
     outcome = ExecutionOutcome.success("j", "r", itertools.count())
-    json_forms.as_stock_writes(outcome)
+    json_forms.convert_values(outcome)
     assert len(outcome.result) == 1001
 
     endless = collections.deque()
     endless.append(endless)
     with pytest.raises(EncodeError):
-        frame(json_forms.as_stock_writes, endless)
+        frame(json_forms.convert_values, endless)
 
 
 WITHOUT_RRQ = """

@@ -30,7 +30,7 @@ ENDINGS = [signal.SIGTERM, signal.SIGINT]
 # The ends of log lines that are allowed if a handler does not end, or leaves something running.
 COMPLAINTS = (
     "ended by force: a handler, or what it left running, did not end",
-    "goes on though it is cancelled",
+    "keeps running after its cancellation",
 )
 
 
