@@ -203,7 +203,7 @@ class StreamDecoder:
         statement's block, so the lock is always released.
         """
         if self._feeding.locked():
-            raise RuntimeError("the decoder is in use")
+            raise RuntimeError("another call is using the decoder")
         return self._feeding
 
     def _check(self) -> None:

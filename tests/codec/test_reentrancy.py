@@ -193,7 +193,7 @@ def test_a_decoder_can_be_used_by_a_callback_of_the_collector(run, orjson):
                         break
                 decoder.buffered
             except RuntimeError as error:
-                assert str(error) == "the decoder is in use", error
+                assert str(error) == "another call is using the decoder", error
 
         gc.callbacks.append(enter)
         gc.set_threshold(5)

@@ -141,7 +141,7 @@ def test_a_decoder_that_threads_share_refuses_or_takes_turns(wire, decoder):
                 shared.get_buffer(-1)
                 shared.buffer_updated(0)
         except RuntimeError as error:
-            assert str(error) == "the decoder is in use"
+            assert str(error) == "another call is using the decoder"
 
     def work(number):
         for turn in range(ROUNDS):
