@@ -66,10 +66,10 @@ async def running(
 
             await stack.enter_async_context(entered(lifespan))
         stack.push_async_callback(runner.stop, _GRACE_SECONDS)
-        ours, theirs = socket.socketpair()
-        await _connect(ours, MessageStream(runner.on_stream))
+        runner_end, client_end = socket.socketpair()
+        await _connect(runner_end, MessageStream(runner.on_stream))
         stream = MessageStream()
-        await _connect(theirs, stream)
+        await _connect(client_end, stream)
         yield await stack.enter_async_context(RunnerClient(stream))
 
 

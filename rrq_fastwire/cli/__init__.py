@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
 
         import_module("rich")  # which the commands need, too
     except ImportError as error:
-        # What describes the installation works without the extra.
+        # `info` and `--version` work without the extra.
         if arguments == ["info"]:
             return info.run()
         if arguments == ["--version"]:

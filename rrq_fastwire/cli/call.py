@@ -13,7 +13,7 @@ from rich.highlighter import JSONHighlighter
 from .. import ExecutionOutcome, OutcomeStatus, _json
 from .formatting import printable
 from .runner_process import RunnerError
-from .target import Number, Target, reached, run, runner_option, split_target
+from .target import Number, Target, run, runner_option, running_target, split_target
 
 
 def _pair(text: str, expected: str = "KEY=VALUE") -> tuple[str, str]:
@@ -75,14 +75,14 @@ def command(
 
     Example: rrq-fastwire call 127.0.0.1:9000 greet '{"name": "Ada"}' loud=true
     """
-    where, rest = split_target(arguments, runner)
+    source, rest = split_target(arguments, runner)
     if not rest:
         raise click.UsageError("no function given")
     function_name, params = rest[0], _parse_params(rest[1:])
     trace_context = dict(_pair(text) for text in trace) or None
     outcome = run(
         _call(
-            where,
+            source,
             function_name,
             params,
             timeout=deadline,
@@ -102,9 +102,9 @@ def command(
 
 
 async def _call(
-    where: Target | list[str], function_name: str, params: dict[str, Any], **options: Any
+    source: Target | list[str], function_name: str, params: dict[str, Any], **options: Any
 ) -> ExecutionOutcome:
-    async with reached(where) as target, await target.connect() as client:
+    async with running_target(source) as target, await target.connect() as client:
         try:
             return await client.execute(function_name, params, **options)
         except TimeoutError:

@@ -23,6 +23,7 @@ from .captures import BrokenStreamError, frames
 from .formatting import duration
 from .json_text import members, on_one_line
 from .message_lines import (
+    TOO_DEEP,
     MessageLines,
     Payload,
     cancel_row,
@@ -47,8 +48,10 @@ class Decoded(NamedTuple):
     """A frame and its content: a message, or what is wrong with it.
 
     Attributes:
-        kind: the JSON of the envelope's type, quotes included; "null" for an invalid message.
-        payload: the JSON of the envelope's payload, as it is written; "null" likewise.
+        kind: the JSON of the envelope's type, quotes included.
+        payload: the JSON of the envelope's payload, as it is written.
+
+    For an invalid message, both are "null".
     """
 
     frame: Frame
@@ -65,7 +68,7 @@ def decoded(frame: Frame) -> Decoded:
     except MessageError as error:
         return Decoded(frame, error, "null", "null")
     except RecursionError:
-        deep = MessageError("nested too deep to show", frame.payload)
+        deep = MessageError(TOO_DEEP, frame.payload)
         return Decoded(frame, deep, "null", "null")
     return Decoded(frame, message, fields["type"], on_one_line(fields["payload"]))
 
@@ -110,11 +113,11 @@ def command(
 
     Example: rrq-fastwire decode --type request --function send_email capture.bin
     """
-    show = _Shown(redact, verbose=verbose)
+    printer = _Printer(redact, verbose=verbose)
     status = 0
     for file in files:
         if len(files) > 1 and not as_json:
-            show.file(file.name)
+            printer.print_file_name(file.name)
         try:
             with _progress(file) as advance:
                 for frame in frames(file, advance):
@@ -124,7 +127,7 @@ def command(
                     if as_json:
                         print(_json_line(item, redact))
                     else:
-                        show.message(item)
+                        printer.print_message(item)
         except BrokenStreamError as error:
             sys.stdout.flush()
             click.echo(f"{file.name}: {error}", err=True)
@@ -154,7 +157,7 @@ def _json_line(item: Decoded, redact: Redaction) -> str:
     )
 
 
-class _Shown:
+class _Printer:
     """Print the messages of several captures for a person to read."""
 
     def __init__(self, redaction: Redaction, *, verbose: bool) -> None:
@@ -164,12 +167,12 @@ class _Shown:
         self._verbose = verbose
         self._date: date | None = None
 
-    def file(self, name: str) -> None:
-        """Print the name of the file that follows."""
+    def print_file_name(self, name: str) -> None:
+        """Print the name of the file whose messages follow."""
         self._console.print(Text(name, "bold"))
         self._date = None
 
-    def message(self, item: Decoded) -> None:
+    def print_message(self, item: Decoded) -> None:
         """Print a message, and before it the date of its job if that has changed."""
         payload = Payload(item.frame.payload, self._redaction)
         time = ""

@@ -38,7 +38,8 @@ def run() -> int:
         from .progress import progress_bar
     except ImportError as error:
         print(
-            f"the demo needs more: pip install rrq 'rrq-fastwire[cli]' ({error})", file=sys.stderr
+            f"the demo needs other packages: pip install rrq 'rrq-fastwire[cli]' ({error})",
+            file=sys.stderr,
         )
         return 1
 

@@ -38,7 +38,7 @@ def members(document: str) -> dict[str, str]:
         elif document[at : at + 1] != "}":
             raise ValueError(f"expected a comma or the end of the object at character {at}")
     if document[at + 1 :].strip(" \t\n\r"):
-        raise ValueError(f"more after the object at character {at + 1}")
+        raise ValueError(f"unexpected text after the object, at character {at + 1}")
     return found
 
 

@@ -40,7 +40,7 @@ _NAMES_SHARE = 1 / 4
 # Of a payload with more bytes, only their number is shown: formatting it would delay later lines.
 _LONGEST_PAYLOAD = 64 * 1024
 
-_TOO_DEEP = "nested too deep to show"
+TOO_DEEP = "nested too deep to show"
 
 _colour = JSONHighlighter()
 
@@ -99,7 +99,7 @@ class Payload:
                 return f'"{HIDDEN}"'
             return self._redaction.document(on_one_line(text))
         except RecursionError:
-            return _TOO_DEEP
+            return TOO_DEEP
 
 
 def request_row(request: ExecutionRequest, payload: Payload, name: str = "") -> Row:
@@ -165,7 +165,7 @@ def _details(error: ExecutionError, redaction: Redaction) -> str:
     try:
         document = json.dumps(error.details, ensure_ascii=False, separators=(",", ":"))
     except RecursionError:
-        return _TOO_DEEP
+        return TOO_DEEP
     return redaction.document(document)
 
 

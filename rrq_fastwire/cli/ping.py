@@ -27,7 +27,7 @@ __all__ = ["main", "ping"]
 
 # A runner answers a request of an unknown version at once, from its event loop, with an error. No
 # handler is called.
-_NO_VERSION = "ping"
+_UNKNOWN_VERSION = "ping"
 
 
 def ping(host: str, port: int, timeout: float) -> float:
@@ -43,7 +43,7 @@ def ping(host: str, port: int, timeout: float) -> float:
     """
     start = time.monotonic()
     request = ExecutionRequest(
-        protocol_version=_NO_VERSION,
+        protocol_version=_UNKNOWN_VERSION,
         request_id="ping",
         job_id="ping",
         function_name="ping",
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> int:
     parser = _Parser(
         prog="rrq-fastwire ping",
         description="Check whether a runner answers, without running a handler. The answer comes"
-        " from its event loop, so there is none while a handler blocks that.",
+        " from its event loop, so there is none while a handler blocks the event loop.",
         epilog="Exits with 0 if there is an answer, 1 if there is none in time, 2 for a wrong"
         " command line. Example: rrq-fastwire ping 127.0.0.1:9000 --timeout 2",
     )

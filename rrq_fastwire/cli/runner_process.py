@@ -24,7 +24,7 @@ _START_SECONDS = 30.0
 _END_SECONDS = 5.0
 
 # How long it may take to notice that a process has ended.
-_MOMENT_SECONDS = 0.3
+_NOTICE_SECONDS = 0.3
 
 # The runner prints to this file descriptor, because stdout is for the command's own output.
 _STDERR = 2
@@ -58,7 +58,7 @@ class RunnerProcess:
     async def ended(self) -> str | None:
         """Return how the process has ended; None if it still runs after 0.3 seconds."""
         try:
-            status = await asyncio.wait_for(self._process.wait(), _MOMENT_SECONDS)
+            status = await asyncio.wait_for(self._process.wait(), _NOTICE_SECONDS)
         except TimeoutError:
             return None
         return f"exit status {status}"
@@ -81,7 +81,7 @@ def cpu_seconds(pid: int) -> float | None:
 def listening_pid(port: int) -> int | None:
     """Return the id of the process that listens on a local TCP port; None if it is not known.
 
-    It is read from /proc of Linux, which shows a user only their own processes.
+    It is read from Linux's /proc, which shows a user only their own processes.
     """
     inodes = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
@@ -105,8 +105,8 @@ def listening_pid(port: int) -> int | None:
 def free_port(number: int = 1) -> int:
     """Return the first of `number` successive TCP ports of loopback on which no process listens.
 
-    They are outside of the range from which systems choose ports for outgoing connections. So no
-    such connection can take a port before the runner listens on it.
+    They are outside the range from which systems choose ports for outgoing connections. So no such
+    connection can take a port before the runner listens on it.
     """
     for _ in range(1000):
         first = random.SystemRandom().randrange(10_000, 32_000)
@@ -158,8 +158,8 @@ async def runner_process(
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:
     """Send a signal if the process still runs.
 
-    Process.send_signal() first checks that by itself. If the process has just ended, that check
-    takes the exit status, for which asyncio would then wait in vain.
+    This is not Process.send_signal(), which checks that by itself. If the process has just ended,
+    its check takes the exit status, and asyncio would then wait for it forever.
     """
     with suppress(ProcessLookupError):
         os.kill(process.pid, number)
@@ -173,5 +173,5 @@ async def _connect(process: asyncio.subprocess.Process, port: int) -> RunnerClie
         except ConnectionRefusedError:
             await asyncio.sleep(0.02)
     if process.returncode is None:
-        raise RunnerError(f"the runner does not listen within {_START_SECONDS:.0f} s")
-    raise RunnerError(f"the runner ended with exit status {process.returncode} and did not listen")
+        raise RunnerError(f"the runner did not listen within {_START_SECONDS:.0f} s")
+    raise RunnerError(f"the runner ended with exit status {process.returncode} before it listened")

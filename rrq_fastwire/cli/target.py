@@ -55,19 +55,19 @@ class Target(NamedTuple):
 
 
 @asynccontextmanager
-async def reached(
-    where: Target | Sequence[str], output: BinaryIO | None = None
+async def running_target(
+    source: Target | Sequence[str], output: BinaryIO | None = None
 ) -> AsyncGenerator[Target]:
-    """Yield a runner that runs already, or start one by its command line and end it afterwards.
+    """Yield a runner that runs already, or one that is started, and ended afterwards.
 
     Arguments:
-        where: the runner, or its command line.
+        source: the runner, or the command line that starts it.
         output: the file for what a runner that is started prints; None is stderr.
     """
-    if isinstance(where, Target):
-        yield where
+    if isinstance(source, Target):
+        yield source
     else:
-        async with runner_process(where, output) as process:
+        async with runner_process(source, output) as process:
             yield Target("127.0.0.1", process.port, process)
 
 

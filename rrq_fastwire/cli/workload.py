@@ -41,8 +41,7 @@ async def drive(
     failures: Counter[str] | None = None,
     answered: Callable[[float], object] = lambda seconds: None,
 ) -> None:
-    """Run a function many times.
-
+    """Send jobs to a function, and wait for their answers, until a limit is reached.
     Arguments:
         clients: connections, used in turn.
         in_flight: the number of requests in flight, on all connections together.

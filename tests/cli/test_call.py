@@ -239,7 +239,7 @@ def test_ctrl_c_cancels_the_job_and_prints_nothing():
         (
             ["--runner", f"{shlex.quote(sys.executable)} -c pass", "f"],
             1,
-            r"the runner ended with exit status 0 and did not listen",
+            r"the runner ended with exit status 0 before it listened",
         ),
         (["127.0.0.1:9", "f"], 1, r"cannot connect to 127.0.0.1:9: .*"),
         (["host.invalid:9", "f"], 1, r"cannot connect to host.invalid:9: .*"),

@@ -29,7 +29,7 @@ SMALL = shlex.join([sys.executable, str(Path(__file__).parents[1] / "small_runne
 
 
 DOUBLES = f"{SMALL} 'numbers are doubles'"
-CLOSED = "the connection was closed, instead of an answer"
+CLOSED = "the connection was closed instead of an answer"
 
 # The rules that small_runner.py can break, and the checks that must notice it.
 RULES = {
@@ -63,7 +63,7 @@ RULES = {
 
 
 async def verdicts(rule: str, names: set[str], limit: float) -> dict[str, str]:
-    async with target.reached([*shlex.split(SMALL), rule]) as runner:
+    async with target.running_target([*shlex.split(SMALL), rule]) as runner:
         found = [await checking.judge(each, runner, limit) for each in CHECKS if each.name in names]
     return {verdict.check.name: verdict.verdict for verdict in found}
 
@@ -114,7 +114,7 @@ def test_checks_that_the_stock_runner_does_not_pass_are_reported():
         # The stock runner writes characters outside ASCII as escapes, and does not check the size.
         "answer near 16 MiB": (
             "FAIL",
-            "an answer of 25,166,050 bytes; the orchestrator accepts 16 MiB",
+            "an answer of 25,166,050 bytes; the orchestrator accepts 1 byte to 16 MiB",
         ),
         # The job's task is cancelled before its first step, and so does not answer.
         "cancel after its request": ("FAIL", "no answer within 5 s"),
@@ -153,7 +153,7 @@ def test_a_runner_that_does_not_start_is_explained_by_what_it_prints():
     assert (status, found) == (1, {})
     assert said.splitlines() == [
         "no such module: app",
-        "rrq-fastwire: the runner ended with exit status 1 and did not listen",
+        "rrq-fastwire: the runner ended with exit status 1 before it listened",
     ]
 
 

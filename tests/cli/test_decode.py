@@ -293,7 +293,7 @@ def test_a_closed_pipe_ends_the_command_quietly(tmp_path):
         (b'\n{"type":"cancel" "payload":1}', "line 2: expected a comma"),
         (b'{"type" "cancel"}', "line 1: expected a colon at character 8"),
         (b'{"type":"cancel","payload":{},1:2}', "line 1: expected a key at character 30"),
-        (b'{"type":"cancel"} {}', "line 1: more after the object at character 17"),
+        (b'{"type":"cancel"} {}', "line 1: unexpected text after the object, at character 17"),
     ],
     ids=lambda value: value[:30] if isinstance(value, bytes) else "",
 )

@@ -245,7 +245,7 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
         (
             ["127.0.0.1:9", "f", "--params", "1GB"],
             2,
-            r"--params: '1GB' is not a size, and as a file.*",
+            r"--params: '1GB' is neither a size nor a readable file.*",
         ),
         (["127.0.0.1:9", "f", "--params", "99MB"], 2, r"--params: '99MB' is not from .*"),
         (["127.0.0.1:9", "f", "--params", "{file}"], 2, r"--params: .* is not JSON: .*"),

@@ -17,8 +17,8 @@ from rich.text import Text
 from ..formatting import printable
 from ..progress import progress_bar
 from ..runner_process import RunnerError
-from ..target import Number, Target, reached, run, runner_option, split_target
-from .peer import Runner, WrongError
+from ..target import Number, Target, run, runner_option, running_target, split_target
+from .peer import Runner, ViolationError
 from .stream_rules import CHECKS
 
 TYPE_CHECKING = False
@@ -77,10 +77,10 @@ def command(arguments: tuple[str, ...], runner: str | None, limit: float) -> int
 
     Example: rrq-fastwire check --runner "node runner.js"
     """
-    where, rest = split_target(arguments, runner)
+    source, rest = split_target(arguments, runner)
     if rest:
         raise click.UsageError(f"expected nothing after the runner, got {rest[0]!r}")
-    verdicts = run(_check_all(where, limit))
+    verdicts = run(_check_all(source, limit))
     table = Table("check", "verdict", "expected", "seen")
     table.columns[0].no_wrap = True
     styles = {"pass": "green", "FAIL": "bold red", "found": "yellow"}
@@ -103,13 +103,13 @@ def command(arguments: tuple[str, ...], runner: str | None, limit: float) -> int
     return 1 if counts["FAIL"] else 0
 
 
-async def _check_all(where: Target | list[str], limit: float) -> list[Verdict]:
-    # The runner prints to a file, because output on the terminal would tear the progress bar.
+async def _check_all(source: Target | list[str], limit: float) -> list[Verdict]:
+    # The runner prints to a file, because output on the terminal would break the progress bar.
     with TemporaryDirectory() as folder:
         path = Path(folder) / "output"
         with path.open("wb") as written, path.open("rb") as output:
             try:
-                async with reached(where, written) as target:
+                async with running_target(source, written) as target:
                     return await _check_target(target, output, limit)
             except RunnerError:  # its output may say why
                 sys.stderr.write(output.read().decode(errors="backslashreplace"))
@@ -141,12 +141,12 @@ async def judge(check: Check, target: Target, limit: float) -> Verdict:
     try:
         async with asyncio.timeout(limit):
             return Verdict(check, "pass", _shortened(await check.run(runner) or "as expected"))
-    except WrongError as error:
+    except ViolationError as error:
         seen = str(error)
     except TimeoutError:
         seen = f"no {runner.waits_for} within {limit:g} s"
     except (EOFError, ConnectionError):
-        seen = f"the connection was closed, instead of an {runner.waits_for}"
+        seen = f"the connection was closed instead of an {runner.waits_for}"
     finally:
         runner.close()
     return Verdict(check, "found" if check.is_open else "FAIL", _shortened(seen))

@@ -29,14 +29,15 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
     from typing import Any
 
-# In seconds: how long a job runs that is not meant to end by itself, and one that is; and how long
-# a check waits for an answer that should not come.
+# How many seconds a job runs: one that is not meant to end by itself, and one that is.
 LONG = 60.0
 SHORT = 0.3
-_QUIET = 0.5
+
+# How many seconds a check waits for an answer that should not come.
+_SILENCE = 0.5
 
 
-class WrongError(Exception):
+class ViolationError(Exception):
     """The runner broke a rule. The text says what it did."""
 
 
@@ -110,11 +111,11 @@ class Peer:
         self._runner = runner
         self._reader = reader
         self.writer = writer
-        self._asked: dict[str, str] = {}  # the job ids of unanswered requests, by request id
+        self._unanswered: dict[str, str] = {}  # the job ids of unanswered requests, by request id
 
     def expect(self, request: Request) -> None:
-        """Allow one answer to a request, which is sent by write()."""
-        self._asked[request.request_id] = request.job_id
+        """Allow one answer to a request that is sent with write()."""
+        self._unanswered[request.request_id] = request.job_id
 
     async def write(self, data: bytes) -> None:
         self.writer.write(data)
@@ -135,26 +136,32 @@ class Peer:
     async def start(self, *requests: Request) -> None:
         """Send requests, and wait until the runner has read them."""
         await self.send(*requests)
-        await self.works()
+        await self.expect_echo()
 
     async def answer(self) -> ExecutionOutcome:
-        """Return the next answer. Raises WrongError if it breaks a rule."""
+        """Return the next answer. Raises ViolationError if it breaks a rule."""
         self._runner.waits_for = "answer"
         length = int.from_bytes(await self._reader.readexactly(FRAME_HEADER_LEN))
         if not 0 < length <= MAX_FRAME_SIZE:
-            raise WrongError(f"an answer of {length:,} bytes; the orchestrator accepts 16 MiB")
+            raise ViolationError(
+                f"an answer of {length:,} bytes; the orchestrator accepts 1 byte to 16 MiB"
+            )
         payload = await self._reader.readexactly(length)
         try:
             outcome = decode_payload(payload)
         except MessageError as error:
-            raise WrongError(f"an answer that the orchestrator does not accept: {error}") from None
+            raise ViolationError(
+                f"an answer that the orchestrator does not accept: {error}"
+            ) from None
         if not isinstance(outcome, ExecutionOutcome):
-            raise WrongError("a message that is not an answer")
-        job_id = self._asked.pop(outcome.request_id or "", None)
+            raise ViolationError("a message that is not an answer")
+        job_id = self._unanswered.pop(outcome.request_id or "", None)
         if job_id is None:
-            raise WrongError(f"a second answer, or one to no request: {summary(outcome)}")
+            raise ViolationError(
+                f"a second answer, or an answer to an unknown request: {summary(outcome)}"
+            )
         if outcome.job_id != job_id:
-            raise WrongError(f"an answer with the job_id {outcome.job_id!r}, not {job_id!r}")
+            raise ViolationError(f"an answer with the job_id {outcome.job_id!r}, not {job_id!r}")
         return outcome
 
     async def answers(self, count: int) -> dict[str | None, ExecutionOutcome]:
@@ -167,39 +174,39 @@ class Peer:
         await self.send(request)
         outcome = await self.answer()
         if request.raw is None and outcome.request_id != request.request_id:
-            raise WrongError(f"an answer to an earlier request came late: {summary(outcome)}")
+            raise ViolationError(f"an answer to an earlier request came late: {summary(outcome)}")
         return outcome
 
-    async def is_closed(self) -> None:
-        """Wait until the runner has closed the connection without sending anything."""
+    async def expect_end(self) -> None:
+        """Wait until the runner closes the connection, and check that it sends nothing before."""
         self._runner.waits_for = "end of the connection"
         try:
             rest = await self._reader.read(100)
         except ConnectionError:
             return
         if rest:
-            raise WrongError(f"bytes instead of the end of the connection: {rest!r}")
+            raise ViolationError(f"bytes instead of the end of the connection: {rest!r}")
 
-    async def is_quiet(self) -> None:
-        """Check that nothing more comes and that the connection still works."""
+    async def expect_silence(self) -> None:
+        """Check that no answer comes, and that the connection still works."""
         try:
-            async with asyncio.timeout(_QUIET):
+            async with asyncio.timeout(_SILENCE):
                 outcome = await self.answer()
         except TimeoutError:
-            await self.works()
+            await self.expect_echo()
         else:
-            raise WrongError(f"an unexpected answer: {summary(outcome)}")
+            raise ViolationError(f"an unexpected answer: {summary(outcome)}")
 
-    async def works(self) -> None:
-        """Check that a job runs over this connection."""
-        succeeded(await self.ask(Request("echo", {"still": "alive"})), {"still": "alive"})
+    async def expect_echo(self) -> None:
+        """Check that a job on this connection still succeeds."""
+        expect_success(await self.ask(Request("echo", {"still": "alive"})), {"still": "alive"})
 
 
 class Runner:
     """The runner under test, and the connections of one check to it.
 
     Attributes:
-        waits_for: what the check waits for, as the message says if it does not come.
+        waits_for: what the check waits for, in the words of the message if it does not come.
     """
 
     def __init__(self, target: Target) -> None:
@@ -212,21 +219,21 @@ class Runner:
         try:
             reader, writer = await asyncio.open_connection(self._target.host, self._target.port)
         except OSError as error:
-            raise WrongError(f"cannot connect: {reason(error)}") from None
+            raise ViolationError(f"cannot connect: {reason(error)}") from None
         peer = Peer(self, reader, writer)
         self._peers.append(peer)
         return peer
 
     @asynccontextmanager
     async def bystander(self) -> AsyncGenerator[None]:
-        """Run a job on another connection, which the `with` block must not disturb."""
+        """Run a job on another connection, and check that the `with` block does not disturb it."""
         peer = await self.connect()
         await peer.start(Request("sleep", {"seconds": SHORT}))
         yield
         try:
-            succeeded(await peer.answer())
+            expect_success(await peer.answer())
         except (EOFError, ConnectionError):
-            raise WrongError("another connection was closed, too") from None
+            raise ViolationError("another connection was closed, too") from None
 
     async def send_and_leave(self, payload: bytes) -> None:
         """Send one frame on a connection of its own, as the orchestrator sends cancels."""
@@ -251,21 +258,21 @@ def summary(outcome: ExecutionOutcome) -> str:
     return failure(outcome)
 
 
-def has_status(
+def expect_status(
     outcome: ExecutionOutcome, status: OutcomeStatus, error_type: str | None = None
 ) -> str:
     """Check an outcome's status, and the type of its error if one is given."""
     kind = outcome.error.type if outcome.error is not None else None
     if outcome.status is not status or error_type not in (None, kind):
-        raise WrongError(summary(outcome))
+        raise ViolationError(summary(outcome))
     return summary(outcome)
 
 
-def succeeded(outcome: ExecutionOutcome, *result: Any) -> None:
+def expect_success(outcome: ExecutionOutcome, *result: Any) -> None:
     """Check that an outcome is a success, and that it has the result, if one is given."""
-    has_status(outcome, OutcomeStatus.SUCCESS)
+    expect_status(outcome, OutcomeStatus.SUCCESS)
     if result and not same(outcome.result, result[0]):
-        raise WrongError(difference(outcome.result, result[0]))
+        raise ViolationError(difference(outcome.result, result[0]))
 
 
 def same(value: Any, expected: Any) -> bool:

@@ -7,7 +7,16 @@ import uuid
 from typing import NamedTuple
 
 from ... import OutcomeStatus
-from .peer import SHORT, Request, Runner, WrongError, cancel, compact, has_status, succeeded
+from .peer import (
+    SHORT,
+    Request,
+    Runner,
+    ViolationError,
+    cancel,
+    compact,
+    expect_status,
+    expect_success,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +49,7 @@ def check(name: str, expected: str, *, is_open: bool = False) -> Callable[[Run],
     """Add a function to the checks.
 
     The function gets a Runner. It returns what it saw, or None if that is as expected, and raises
-    WrongError if the runner breaks the rule.
+    ViolationError if the runner breaks the rule.
     """
 
     def add(run: Run) -> Run:
@@ -57,28 +66,28 @@ def check(name: str, expected: str, *, is_open: bool = False) -> Callable[[Run],
 async def check_echo(runner: Runner) -> None:
     peer = await runner.connect()
     params = {"text": "hello", "number": 1, "nothing": None, "list": [True, False, {}]}
-    succeeded(await peer.ask(Request("echo", params)), params)
+    expect_success(await peer.ask(Request("echo", params)), params)
 
 
 @check("fail", "status error, with a message, and no type that means something else")
 async def check_fail(runner: Runner) -> str:
     outcome = await (await runner.connect()).ask(Request("fail"))
-    seen = has_status(outcome, OutcomeStatus.ERROR)
+    seen = expect_status(outcome, OutcomeStatus.ERROR)
     if outcome.error is None or outcome.error.type in ("handler_not_found", "cancelled"):
-        raise WrongError(seen)
+        raise ViolationError(seen)
     return seen
 
 
 @check("retry", "status retry")
 async def check_retry(runner: Runner) -> str:
     outcome = await (await runner.connect()).ask(Request("retry"))
-    return has_status(outcome, OutcomeStatus.RETRY)
+    return expect_status(outcome, OutcomeStatus.RETRY)
 
 
 @check("unknown function", "status error, type handler_not_found")
 async def check_unknown_function(runner: Runner) -> str:
     outcome = await (await runner.connect()).ask(Request(f"no-such-{uuid.uuid4()}"))
-    return has_status(outcome, OutcomeStatus.ERROR, "handler_not_found")
+    return expect_status(outcome, OutcomeStatus.ERROR, "handler_not_found")
 
 
 # How requests are written
@@ -90,7 +99,7 @@ async def check_fields_left_out(runner: Runner) -> None:
     del request.fields["protocol_version"], request.fields["params"]
     for name in ("deadline", "trace_context", "correlation_context", "worker_id"):
         del request.context[name]
-    succeeded(await (await runner.connect()).ask(request), {})
+    expect_success(await (await runner.connect()).ask(request), {})
 
 
 @check("unknown fields", "ignored at every level")
@@ -100,20 +109,20 @@ async def check_unknown_fields(runner: Runner) -> None:
     request.fields |= unknown
     request.context |= unknown
     envelope = {"type": "request", "payload": request.fields, **unknown}
-    await _echoes_raw(runner, request, compact(envelope))
+    await _expect_echo_of(runner, request, compact(envelope))
 
 
 @check("type after payload", "understood")
 async def check_type_after_payload(runner: Runner) -> None:
     request = Request("echo", {"a": 1})
-    await _echoes_raw(runner, request, compact({"payload": request.fields, "type": "request"}))
+    await _expect_echo_of(runner, request, compact({"payload": request.fields, "type": "request"}))
 
 
 @check("keys in another order", "understood")
 async def check_keys_in_another_order(runner: Runner) -> None:
     request = Request("echo", {"a": 1})
     request.fields = dict(reversed(request.fields.items()))
-    await _echoes_raw(runner, request, request.payload())
+    await _expect_echo_of(runner, request, request.payload())
 
 
 @check("spaces and escapes", "understood, in keys as well")
@@ -121,12 +130,12 @@ async def check_spaces_and_escapes(runner: Runner) -> None:
     request = Request("echo", {"a": 1})
     text = json.dumps({"type": "request", "payload": request.fields}, indent="\t")
     text = text.replace('"type"', '"\\u0074ype"').replace('"params"', '"par\\u0061ms"')
-    await _echoes_raw(runner, request, f"\r\n {text} \n".encode())
+    await _expect_echo_of(runner, request, f"\r\n {text} \n".encode())
 
 
-async def _echoes_raw(runner: Runner, request: Request, payload: bytes) -> None:
+async def _expect_echo_of(runner: Runner, request: Request, payload: bytes) -> None:
     request.raw = payload
-    succeeded(await (await runner.connect()).ask(request), {"a": 1})
+    expect_success(await (await runner.connect()).ask(request), {"a": 1})
 
 
 @check("dates", "understood with 0, 3, 6 and 9 digits of a second")
@@ -136,14 +145,14 @@ async def check_dates(runner: Runner) -> None:
         request = Request("echo")
         request.context["enqueue_time"] = f"2026-01-01T00:00:00{fraction}Z"
         request.context["deadline"] = f"2099-12-31T23:59:59{fraction}Z"
-        succeeded(await peer.ask(request), {})
+        expect_success(await peer.ask(request), {})
 
 
 @check("ids of any text", "returned unchanged")
 async def check_ids_of_any_text(runner: Runner) -> None:
     for text in ('"\\/\b\n', "Größe 量 😀", "\u2028", "x" * 10_000):
         request = Request("echo", job_id=f"job {text}", request_id=f"request {text}")
-        succeeded(await (await runner.connect()).ask(request), {})
+        expect_success(await (await runner.connect()).ask(request), {})
 
 
 @check("other protocol version", "answered with status error; the connection stays open")
@@ -151,8 +160,8 @@ async def check_other_protocol_version(runner: Runner) -> str:
     peer = await runner.connect()
     request = Request("echo")
     request.fields["protocol_version"] = "99"
-    seen = has_status(await peer.ask(request), OutcomeStatus.ERROR)
-    await peer.works()
+    seen = expect_status(await peer.ask(request), OutcomeStatus.ERROR)
+    await peer.expect_echo()
     return seen
 
 
@@ -161,7 +170,7 @@ async def check_cancel_of_another_version(runner: Runner) -> None:
     peer = await runner.connect()
     request = Request("sleep", {"seconds": SHORT})
     await peer.send(request, cancel(request.job_id, request.request_id, version="99"))
-    succeeded(await peer.answer())
+    expect_success(await peer.answer())
 
 
 # Values
@@ -184,10 +193,10 @@ _TEXTS = {
 @check("odd unicode", "echoed, written as it is or in escapes")
 async def check_odd_unicode(runner: Runner) -> None:
     peer = await runner.connect()
-    succeeded(await peer.ask(Request("echo", _TEXTS)), _TEXTS)
+    expect_success(await peer.ask(Request("echo", _TEXTS)), _TEXTS)
     request = Request("echo", _TEXTS)
     request.raw = json.dumps({"type": "request", "payload": request.fields}).encode()
-    succeeded(await peer.ask(request), _TEXTS)
+    expect_success(await peer.ask(request), _TEXTS)
 
 
 _NUMBERS = {
@@ -200,13 +209,13 @@ _NUMBERS = {
 
 @check("big and small numbers", "echoed, within two units of a double's last digit")
 async def check_big_and_small_numbers(runner: Runner) -> None:
-    succeeded(await (await runner.connect()).ask(Request("echo", _NUMBERS)), _NUMBERS)
+    expect_success(await (await runner.connect()).ask(Request("echo", _NUMBERS)), _NUMBERS)
 
 
 @check("integers of 64 bits", "echoed exactly", is_open=True)
 async def check_integers_of_64_bits(runner: Runner) -> None:
     params = {"integers": [2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1]}
-    succeeded(await (await runner.connect()).ask(Request("echo", params)), params)
+    expect_success(await (await runner.connect()).ask(Request("echo", params)), params)
 
 
 @check("nested params", "echoed, 125 levels deep")
@@ -214,4 +223,4 @@ async def check_nested_params(runner: Runner) -> None:
     params: dict[str, Any] = {}
     for _ in range(62):
         params = {"in": [params]}
-    succeeded(await (await runner.connect()).ask(Request("echo", params)), params)
+    expect_success(await (await runner.connect()).ask(Request("echo", params)), params)

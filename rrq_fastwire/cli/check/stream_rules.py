@@ -14,11 +14,11 @@ from .peer import (
     SHORT,
     Request,
     Runner,
-    WrongError,
+    ViolationError,
     cancel,
     compact,
-    has_status,
-    succeeded,
+    expect_status,
+    expect_success,
     summary,
 )
 from .rules import CHECKS, check
@@ -42,7 +42,7 @@ async def check_frame_in_many_pieces(runner: Runner) -> None:
         await asyncio.sleep(0)
     peer.expect(request)
     await peer.write(frame[-1:])
-    succeeded(await peer.answer(), {"a": 1})
+    expect_success(await peer.answer(), {"a": 1})
 
 
 @check("many frames in one write", "one answer each")
@@ -51,15 +51,15 @@ async def check_many_frames_in_one_write(runner: Runner) -> None:
     for _ in range(3):
         await peer.send(*(Request("echo", {"number": number}) for number in range(IN_FLIGHT)))
         for _ in range(IN_FLIGHT):
-            succeeded(await peer.answer())
-    await peer.is_quiet()
+            expect_success(await peer.answer())
+    await peer.expect_silence()
 
 
 @check("request of 16 MiB", "accepted")
 async def check_request_of_16_mib(runner: Runner) -> None:
     request = Request("sleep", {"seconds": 0, "padding": ""})
     request.fields["params"]["padding"] = "x" * (MAX_FRAME_SIZE - len(request.payload()))
-    succeeded(await (await runner.connect()).ask(request))
+    expect_success(await (await runner.connect()).ask(request))
 
 
 @check("answer near 16 MiB", "sent as a frame of at most 16 MiB, or as an error")
@@ -69,32 +69,32 @@ async def check_answer_near_16_mib(runner: Runner) -> str | None:
     outcome = await (await runner.connect()).ask(Request("echo", params))
     if outcome.status is OutcomeStatus.ERROR:
         return summary(outcome)
-    succeeded(outcome)
+    expect_success(outcome)
     if outcome.result != params:
-        raise WrongError("success, with another result")
+        raise ViolationError("success, with another result")
     return None
 
 
 @check("frame of 16 MiB + 1", "closes its connection at the header, and no other")
 async def check_frame_of_16_mib_1(runner: Runner) -> None:
-    await _hangs_up(runner, struct.pack(">I", MAX_FRAME_SIZE + 1))
+    await _expect_hang_up(runner, struct.pack(">I", MAX_FRAME_SIZE + 1))
 
 
 @check("frame of 0 bytes", "closes its connection, and no other")
 async def check_frame_of_0_bytes(runner: Runner) -> None:
-    await _hangs_up(runner, bytes(FRAME_HEADER_LEN))
+    await _expect_hang_up(runner, bytes(FRAME_HEADER_LEN))
 
 
 @check("garbage", "closes its connection, and no other")
 async def check_garbage(runner: Runner) -> None:
-    await _hangs_up(runner, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    await _expect_hang_up(runner, b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
 
 
-async def _hangs_up(runner: Runner, data: bytes) -> None:
+async def _expect_hang_up(runner: Runner, data: bytes) -> None:
     peer = await runner.connect()
     async with runner.bystander():
         await peer.write(data)
-        await peer.is_closed()
+        await peer.expect_end()
 
 
 @check("half a frame", "ends its connection, and no other")
@@ -105,7 +105,7 @@ async def check_half_a_frame(runner: Runner) -> None:
             peer = await runner.connect()
             await peer.write(half)
             peer.writer.write_eof()
-            await peer.is_closed()
+            await peer.expect_end()
 
 
 @check("empty connection", "no effect: this is how the orchestrator probes a runner")
@@ -113,7 +113,7 @@ async def check_empty_connection(runner: Runner) -> None:
     async with runner.bystander():
         peer = await runner.connect()
         peer.writer.write_eof()
-        await peer.is_closed()
+        await peer.expect_end()
 
 
 # Payloads that are not valid messages
@@ -121,19 +121,19 @@ async def check_empty_connection(runner: Runner) -> None:
 
 @check("payload that is not JSON", "its connection stays open", is_open=True)
 async def check_payload_that_is_not_json(runner: Runner) -> None:
-    await _stays_open(runner, b'{"type":"request",', b"\xff\xfe", b"NaN")
+    await _expect_still_open(runner, b'{"type":"request",', b"\xff\xfe", b"NaN")
 
 
 @check("unknown type of message", "its connection stays open", is_open=True)
 async def check_unknown_type_of_message(runner: Runner) -> None:
-    await _stays_open(runner, compact({"type": "ping", "payload": {}}))
+    await _expect_still_open(runner, compact({"type": "ping", "payload": {}}))
 
 
-async def _stays_open(runner: Runner, *payloads: bytes) -> None:
+async def _expect_still_open(runner: Runner, *payloads: bytes) -> None:
     peer = await runner.connect()
     async with runner.bystander():
         await peer.send(*payloads)
-        await peer.works()
+        await peer.expect_echo()
 
 
 @check("request without a context", "answered with status error", is_open=True)
@@ -142,7 +142,7 @@ async def check_request_without_a_context(runner: Runner) -> str:
     request = Request("echo")
     del request.fields["context"]
     async with runner.bystander():
-        return has_status(await peer.ask(request), OutcomeStatus.ERROR)
+        return expect_status(await peer.ask(request), OutcomeStatus.ERROR)
 
 
 # Many at a time
@@ -155,9 +155,9 @@ async def check_concurrency(runner: Runner) -> None:
     await peer.send(slow, Request("sleep", {"seconds": 0}), Request("echo"))
     outcomes = await peer.answers(3)
     for outcome in outcomes.values():
-        succeeded(outcome)
+        expect_success(outcome)
     if list(outcomes)[-1] != slow.request_id:
-        raise WrongError("the long job was not answered last")
+        raise ViolationError("the long job was not answered last")
 
 
 @check("busy", f"the last of {IN_FLIGHT + 1} in flight is answered at once with status error")
@@ -168,13 +168,13 @@ async def check_busy(runner: Runner) -> str:
     extra = Request("sleep", {"seconds": LONG})
     await peer.send(*jobs, extra)
     outcome = await peer.answer()
-    seen = has_status(outcome, OutcomeStatus.ERROR)
+    seen = expect_status(outcome, OutcomeStatus.ERROR)
     if outcome.request_id != extra.request_id:
-        raise WrongError(f"one of the first {IN_FLIGHT}: {seen}")
+        raise ViolationError(f"one of the first {IN_FLIGHT}: {seen}")
     await peer.send(cancel(job_id))
     for _ in jobs:
-        has_status(await peer.answer(), OutcomeStatus.ERROR, "cancelled")
-    await peer.works()
+        expect_status(await peer.answer(), OutcomeStatus.ERROR, "cancelled")
+    await peer.expect_echo()
     return seen
 
 
@@ -184,15 +184,15 @@ async def check_busy(runner: Runner) -> str:
 @check("deadline already past", "status timeout")
 async def check_deadline_already_past(runner: Runner) -> str:
     outcome = await (await runner.connect()).ask(Request("echo", seconds=-5))
-    return has_status(outcome, OutcomeStatus.TIMEOUT)
+    return expect_status(outcome, OutcomeStatus.TIMEOUT)
 
 
 @check("deadline passes", "status timeout, and nothing when the handler would have ended")
 async def check_deadline_passes(runner: Runner) -> str:
     peer = await runner.connect()
     outcome = await peer.ask(Request("sleep", {"seconds": SHORT}, seconds=SHORT / 3))
-    seen = has_status(outcome, OutcomeStatus.TIMEOUT)
-    await peer.is_quiet()
+    seen = expect_status(outcome, OutcomeStatus.TIMEOUT)
+    await peer.expect_silence()
     return seen
 
 
@@ -204,9 +204,9 @@ async def check_cancel_by_request(runner: Runner) -> str:
     await peer.start(first, other)
     await runner.send_and_leave(cancel(first.job_id, first.request_id))
     outcomes = await peer.answers(2)
-    succeeded(outcomes[other.request_id])
-    seen = has_status(outcomes[first.request_id], OutcomeStatus.ERROR, "cancelled")
-    await peer.is_quiet()
+    expect_success(outcomes[other.request_id])
+    seen = expect_status(outcomes[first.request_id], OutcomeStatus.ERROR, "cancelled")
+    await peer.expect_silence()
     return seen
 
 
@@ -220,7 +220,7 @@ async def check_cancel_by_job(runner: Runner) -> None:
     await runner.send_and_leave(cancel(job_id))
     for peer in peers:
         for _ in range(2):
-            has_status(await peer.answer(), OutcomeStatus.ERROR, "cancelled")
+            expect_status(await peer.answer(), OutcomeStatus.ERROR, "cancelled")
 
 
 @check("cancel after its request", "status error, type cancelled")
@@ -229,19 +229,19 @@ async def check_cancel_after_its_request(runner: Runner) -> str:
     before, request = Request("echo"), Request("sleep", {"seconds": LONG})
     await peer.send(before, request, cancel(request.job_id, request.request_id))
     outcomes = await peer.answers(2)
-    succeeded(outcomes[before.request_id])
-    return has_status(outcomes[request.request_id], OutcomeStatus.ERROR, "cancelled")
+    expect_success(outcomes[before.request_id])
+    return expect_status(outcomes[request.request_id], OutcomeStatus.ERROR, "cancelled")
 
 
 @check("cancel too late", "ignored, as is the cancel of an unknown job")
 async def check_cancel_too_late(runner: Runner) -> None:
     peer = await runner.connect()
     request = Request("echo")
-    succeeded(await peer.ask(request), {})
+    expect_success(await peer.ask(request), {})
     await peer.send(
         cancel(request.job_id, request.request_id), cancel(request.job_id), cancel("unknown", "x")
     )
-    await peer.is_quiet()
+    await peer.expect_silence()
 
 
 @check("end of a connection", "cancels its jobs: none succeeds, and the runner closes it")
@@ -255,8 +255,8 @@ async def check_end_of_a_connection(runner: Runner) -> None:
                 outcome = await peer.answer()
             except (EOFError, ConnectionError):
                 return
-            has_status(outcome, OutcomeStatus.ERROR, "cancelled")
-        await peer.is_closed()
+            expect_status(outcome, OutcomeStatus.ERROR, "cancelled")
+        await peer.expect_end()
 
 
 @check("reset of a connection", "does not disturb another connection")
@@ -274,5 +274,5 @@ async def check_reset_of_a_connection(runner: Runner) -> None:
 async def check_alive_at_the_end(runner: Runner) -> None:
     ended = await runner.ended()
     if ended is not None:
-        raise WrongError(ended)
-    await (await runner.connect()).works()
+        raise ViolationError(ended)
+    await (await runner.connect()).expect_echo()

@@ -39,7 +39,7 @@ def _parse_params(text: str) -> dict[str, Any]:
         params = _json.loads(Path(text).read_bytes())
     except OSError as error:
         raise click.UsageError(
-            f"--params: {text!r} is not a size, and as a file: {error.strerror}"
+            f"--params: {text!r} is neither a size nor a readable file: {error.strerror}"
         ) from None
     except ValueError as error:
         raise click.UsageError(f"--params: {text!r} is not JSON: {error}") from None
@@ -146,19 +146,19 @@ def command(
         raise click.UsageError(
             f"--in-flight {in_flight} is too small for {connections} connections"
         )
-    wheres: Sequence[Target | list[str]]
+    sources: Sequence[Target | list[str]]
     if compare is not None:
-        wheres, rest = [parse_command(text) for text in compare], list(arguments)
+        sources, rest = [parse_command(text) for text in compare], list(arguments)
     else:
-        where, rest = split_target(arguments, runner)
-        wheres = [where]
+        source, rest = split_target(arguments, runner)
+        sources = [source]
     if len(rest) != 1:
         raise click.UsageError(f"expected one function, got {len(rest)}")
     if requests is None and seconds is None:
         seconds = 10.0 if compare is None else 2.0
     plan = Plan(rest[0], _parse_params(params), in_flight, connections, requests, seconds, rate)
 
-    turns, interrupted = run(measure(wheres, plan, 1 if compare is None else _ROUNDS))
+    turns, interrupted = run(measure(sources, plan, 1 if compare is None else _ROUNDS))
     if not turns:
         raise click.Abort
     if compare is None:

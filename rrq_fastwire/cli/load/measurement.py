@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ... import FastwireError
 from ..progress import progress_bar
-from ..target import Target, reached
+from ..target import Target, running_target
 from ..workload import drive, percentile
 
 TYPE_CHECKING = False
@@ -85,14 +85,14 @@ class Measured(NamedTuple):
 
 
 async def measure(
-    wheres: Sequence[Target | list[str]], plan: Plan, rounds: int
+    sources: Sequence[Target | list[str]], plan: Plan, rounds: int
 ) -> tuple[list[list[Measured]], bool]:
     """Measure the runners in turn; return each round's turns, and whether Ctrl-C ended it early.
 
     A round that Ctrl-C has ended counts only if every runner had its turn.
     """
     async with AsyncExitStack() as stack:
-        targets = [await stack.enter_async_context(reached(where)) for where in wheres]
+        targets = [await stack.enter_async_context(running_target(source)) for source in sources]
         clients = [
             [
                 await stack.enter_async_context(await target.connect())

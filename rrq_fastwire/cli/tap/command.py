@@ -132,7 +132,8 @@ def command(
             raise click.UsageError(f"cannot make {str(record)!r}: {reason(error)}") from None
 
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # an odd locale must not end the printing
+        # Characters that the locale cannot encode must not end the printing.
+        sys.stdout.reconfigure(errors="backslashreplace")
     printer = Printer(Console(highlight=False, soft_wrap=True), redact, verbose=verbose)
     traffic = Traffic(
         printer.put,
@@ -140,16 +141,16 @@ def command(
         slow=slow,
         only_errors=only_errors,
         live=live,
-        # With --wrap, several processes may print to the orchestrator's terminal.
+        # With --wrap, several of these processes may print to the orchestrator's terminal.
         process=os.getpid() if wrap else None,
     )
     table = partial(function_table, traffic.functions)
     if live:
         printer.view = Live(get_renderable=table, console=printer.console)
     if listen is None or to is None:
-        work = _wrap(printer, traffic, *_take_tcp_socket(runner))
+        work = _run_wrapped(printer, traffic, *_take_tcp_socket(runner))
     else:
-        work = _stand_between(printer, traffic, listen, to)
+        work = _run_proxy(printer, traffic, listen, to)
     status = asyncio.run(work)
     if printer.ident is not None:
         traffic.finish()
@@ -158,7 +159,7 @@ def command(
     return status
 
 
-async def _stand_between(printer: Printer, traffic: Traffic, listen: Target, to: Target) -> int:
+async def _run_proxy(printer: Printer, traffic: Traffic, listen: Target, to: Target) -> int:
     """Pass connections on until Ctrl-C or SIGTERM, and return the exit status."""
     status = 1  # if output fails, for example because the pipe is closed
 
@@ -167,7 +168,7 @@ async def _stand_between(printer: Printer, traffic: Traffic, listen: Target, to:
         status = 128 + number
 
     with ending_signals(signalled) as ended:
-        proxy = await _listening(traffic, listen, to)
+        proxy = await _start_proxy(traffic, listen, to)
         printer.failed = partial(asyncio.get_running_loop().call_soon_threadsafe, ended.set)
         printer.start()
         traffic.say(f"{listen} is passed on to {to}")
@@ -177,14 +178,16 @@ async def _stand_between(printer: Printer, traffic: Traffic, listen: Target, to:
     return status
 
 
-async def _wrap(printer: Printer, traffic: Traffic, command: list[str], listen: Target) -> int:
+async def _run_wrapped(
+    printer: Printer, traffic: Traffic, command: list[str], listen: Target
+) -> int:
     """Pass connections on to a runner until it ends, and return its exit status."""
     async with wrapped_runner(command) as runner:
-        # Listen only after the runner does, because the orchestrator then takes it for ready.
+        # Listen only after the runner does: the orchestrator takes a runner that listens for ready.
         if not await runner.listens():
             return await runner.ended()
         to = Target("127.0.0.1", runner.port, None)
-        proxy = await _listening(traffic, listen, to)
+        proxy = await _start_proxy(traffic, listen, to)
         printer.start()
         traffic.say(f"{listen} is passed on to process {runner.pid}")
         async with _reminders(traffic):
@@ -210,7 +213,8 @@ async def _reminders(traffic: Traffic) -> AsyncGenerator[None]:
             await task
 
 
-async def _listening(traffic: Traffic, listen: Target, to: Target) -> Proxy:
+async def _start_proxy(traffic: Traffic, listen: Target, to: Target) -> Proxy:
+    """Return a proxy that listens. Raises ClickException."""
     proxy = Proxy((to.host, to.port), traffic.watch)
     try:
         await proxy.listen(listen.host, listen.port)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 _MOST_WAITING = 500
 _MOST_HELD = 32 * 1024 * 1024
 
-# How long to print without a pause, in CPU seconds. Connections may have to wait for so long.
+# How long to print without a pause, in CPU seconds. Connections may have to wait for that long.
 _STRETCH_SECONDS = 0.001
 
 # How long printing the waiting lines may take at the end.

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 _SIDES = {True: "to-runner", False: "from-runner"}
 
 # A reminder of an unanswered request is printed when this share of the time to its deadline is
-# over, or after this many seconds if it has no deadline, but not before the least.
+# over, or after _REMIND_SECONDS if it has no deadline, but not before _REMIND_LEAST seconds.
 _REMIND_SHARE = 0.8
 _REMIND_SECONDS = 10.0
 _REMIND_LEAST = 1.0
@@ -319,11 +319,11 @@ class Connection:
 
     def _cancels(self, cancel: CancelRequest) -> str:
         now = time.monotonic()
-        meant = [
+        cancelled = [
             f"{request.message.function_name} after {duration(now - request.start)}"
             for request in self._traffic.cancelled_by(cancel)
         ]
-        return f"cancels {', '.join(meant) or 'nothing in flight'}"
+        return f"cancels {', '.join(cancelled) or 'nothing in flight'}"
 
     def _never_answered(self, request: Pending) -> None:
         self._traffic.show_request(request)

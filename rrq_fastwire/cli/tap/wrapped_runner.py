@@ -28,8 +28,8 @@ _PARENT_POLL_SECONDS = 0.2
 # How long a runner may take to end after its orchestrator has ended.
 _ORPHAN_SECONDS = 0.6
 
-# A program that kills the runner's process group when this process has ended, even by SIGKILL: that
-# ends the program's standard input.
+# A program that kills the runner's process group when its standard input ends. That is when this
+# process has ended, even if it was killed.
 _KEEPER = "import os, sys; sys.stdin.read(); os.killpg(int(sys.argv[1]), 9)"
 
 
