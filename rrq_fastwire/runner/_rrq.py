@@ -1,4 +1,4 @@
-"""What the runner uses of rrq and its pydantic. Imported only if rrq is installed."""
+"""The parts of rrq and pydantic that the runner uses. Imported only if rrq is installed."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def span(request: Any) -> RunnerSpan | None:
 
 
 def convert_values(outcome: ExecutionOutcome) -> None:
-    """Convert the values in an outcome to JSON's types as the stock runner does, by pydantic.
+    """Convert the values in an outcome to JSON's types as the stock runner does, with pydantic.
 
     Raises whatever pydantic or a value's own code raises.
     """
