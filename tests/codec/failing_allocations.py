@@ -1,8 +1,8 @@
 """Call the codec while each allocation in turn fails: `failing_allocations.py c|py prepared|json`.
 
-This is a process of its own, because a mistake ends it. orjson has mistakes of this kind, so a module
-that gives prepared values replaces it ("prepared"): the fast paths run as with orjson. CPython 3.11
-has some in its interpreter, so rare values are left out. A third argument chooses scenarios by name.
+This runs in a process of its own, because a bug crashes it. orjson has such bugs, so a module that
+returns prepared values replaces it ("prepared"); the fast paths run as with orjson. The interpreter of
+CPython 3.11 has some, too, so rare values are left out. A third argument chooses scenarios by name.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _UNTOUCHED = 15
 
 _PREPARED = {}
 
-# pickle raises its own error instead of a MemoryError. And CPython raises SystemError if it has no
-# memory for the frame of a function in Python.
+# pickle raises its own error instead of a MemoryError. CPython raises SystemError if it has no memory
+# for the frame of a Python function.
 _NO_MEMORY = (MemoryError, pickle.PicklingError, SystemError)
 
 
@@ -136,7 +136,7 @@ INVALID = {
 
 
 def invalid_payloads(wire):
-    """Without memory for the MessageError there is a MemoryError, and never another MessageError."""
+    """If there is no memory for the MessageError, a MemoryError is raised, not another MessageError."""
     from rrq_fastwire import MessageError
 
     def decode(whole):
@@ -200,7 +200,7 @@ def _decoder(cls, stream, whole, cut, taken):
     def check_written(state, result, error):
         decoder, rest = state
         if error is not None and decoder.buffered == state_size(rest, stream, piece):
-            decoder.buffer_updated(len(piece))  # it was not added, and can be
+            decoder.buffer_updated(len(piece))  # it was not added, and can be added now
         decoder.feed(b"")
         assert drained(decoder) == rest, (name, error)
         decoder.feed_eof()
@@ -252,7 +252,7 @@ def leaks(parts):
 
 
 def _crashes(implementation, backend):
-    """The scenarios in which CPython has a mistake: without memory for a frame, it sets no exception."""
+    """The scenarios with a bug of CPython: without memory for a frame, it sets no exception."""
     if backend == "json":
         return ("encode",)
     if implementation == "c" and sys.version_info >= (3, 12):

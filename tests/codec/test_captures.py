@@ -37,8 +37,7 @@ def test_a_recording_decodes_completely_and_encodes_back(wire, captures, name):
         assert wire.decode_frame(wire.encode_frame(message)) == message
         # The standard library and older versions of orjson write exponents differently.
         if "to-runner" in name and not re.search(rb"\de[+-]?\d", payload):
-            # With the nanoseconds cut off, which a datetime cannot hold, it is the same to the
-            # byte.
+            # A datetime cannot hold nanoseconds. Without them, the bytes are the same.
             trimmed = re.sub(rb"(\.\d{6})\d{3}Z", rb"\1Z", payload)
             trimmed = re.sub(rb"(\.\d{3})000Z", rb"\1Z", trimmed)
             assert wire.encode_frame(
@@ -47,7 +46,7 @@ def test_a_recording_decodes_completely_and_encodes_back(wire, captures, name):
 
 
 @pytest.mark.parametrize("name", [name for name in COUNTS if "from-runner" in name])
-def test_what_the_stock_runner_wrote_means_the_same_here(wire, captures, name):
+def test_an_answer_of_the_stock_runner_decodes_to_the_same_values(wire, captures, name):
     for payload in wire.FrameDecoder().feed(captures[name]):
         fields = json.loads(payload)["payload"]
         message = wire.decode_frame(wire.pack_frame(payload))

@@ -1,4 +1,4 @@
-"""Documents that cost a JSON library most: what is accepted of them, and what is refused.
+"""Documents that take a JSON library longest: which are accepted, and which are refused.
 
 Each is decoded within the suite's time limit only if the time is not quadratic.
 """
@@ -41,8 +41,8 @@ def test_a_million_empty_objects_are_decoded(wire):
     assert params(wire, b'{"a":[' + b",".join([b"{}"] * 10**6) + b"]}") == {"a": [{}] * 10**6}
 
 
-def test_keys_that_weak_hashes_let_collide_are_decoded(wire):
-    """Java's hash and many others are the same for all of these; Python's differs in each process."""
+def test_keys_that_collide_under_weak_hashes_are_decoded(wire):
+    """Java and many other languages hash all of these keys alike. Python's hashes are random."""
     pairs = ["Aa", "BB"]
     keys = ["".join(pairs[number >> bit & 1] for bit in range(16)) for number in range(2**16)]
     document = "{" + ",".join(f'"{key}":1' for key in keys) + "}"

@@ -1,4 +1,4 @@
-"""Any order of calls of a decoder, against a model, which splits the whole stream by a simple loop."""
+"""Calls of a decoder in any order, compared with a model that splits the whole stream in a loop."""
 
 from __future__ import annotations
 
@@ -71,12 +71,12 @@ class DecoderMachine(RuleBasedStateMachine):
         return results, failure and as_raised(failure)
 
     @invariant()
-    def what_is_taken_is_what_comes_first(self):
+    def messages_are_taken_in_order(self):
         results, _ = self.expected()
         assert self.taken == results[: len(self.taken)]
 
     @invariant()
-    def the_decoder_holds_what_is_not_taken(self):
+    def buffered_counts_the_bytes_that_are_not_taken(self):
         payloads, _, _ = split(self.fed, LIMIT)
         taken = sum(4 + len(payload) for payload in payloads[: len(self.taken)])
         assert self.decoder.buffered == len(self.fed) - taken
@@ -92,7 +92,7 @@ class DecoderMachine(RuleBasedStateMachine):
         return piece
 
     def accepts(self, call, *arguments):
-        """Make a call, which must raise the earlier FrameError if there was one. Returns if it worked."""
+        """Make a call, which must raise the FrameError of an earlier call. Returns whether it worked."""
         try:
             call(*arguments)
         except FrameError as error:
@@ -133,7 +133,7 @@ class DecoderMachine(RuleBasedStateMachine):
     # Taking
 
     def take_one(self, source):
-        """Take one message. Returns False where there is none."""
+        """Take one message or error. Returns whether more may follow."""
         try:
             self.taken.append(next(source))
         except StopIteration:
@@ -235,6 +235,6 @@ def test_decoder_gives_what_the_model_gives(name):
     except ImportError as error:
         pytest.skip(f"the compiled implementation is not built here: {error}")
     machine = type("Machine", (DecoderMachine,), {"wire": wire})
-    # Fewer than of other tests, because an example has up to 50 steps.
+    # Fewer examples than in other tests, because one has up to 50 steps.
     few = settings(max_examples=settings().max_examples // 2, deadline=None)
     run_state_machine_as_test(machine, settings=few)

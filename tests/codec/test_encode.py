@@ -225,7 +225,7 @@ def test_many_containers_beside_each_other_are_not_deep(wire):
     assert wire.decode_frame(wire.encode_frame(wide)) == wide
 
 
-def test_a_value_that_holds_itself_is_refused(wire):
+def test_a_value_that_contains_itself_is_refused(wire):
     loop = []
     loop.append(loop)
     with pytest.raises(EncodeError, match="nested too deep"):
@@ -233,7 +233,7 @@ def test_a_value_that_holds_itself_is_refused(wire):
 
 
 @pytest.mark.parametrize("limit", [None, 1000])
-def test_a_payload_may_have_exactly_the_limit(wire, limit):
+def test_a_payload_of_exactly_the_limit_is_sent_and_a_larger_one_is_refused(wire, limit):
     options = {} if limit is None else {"max_frame_size": limit}
     size = limit or MAX_FRAME_SIZE
     around = len(payload(wire.encode_frame(success(wire, ""))))
@@ -368,7 +368,7 @@ def test_the_time_zone_of_the_machine_makes_no_difference(wire, monkeypatch):
         NOON.replace(tzinfo=Halfway(LookupError("no such zone"))),
     ],
 )
-def test_a_datetime_without_a_utc_of_its_own_is_not_sent(wire, moment):
+def test_a_datetime_that_cannot_be_converted_to_utc_is_not_sent(wire, moment):
     with pytest.raises(EncodeError, match=r"payload\.context\.deadline: expected a date-time"):
         wire.encode_frame(request(wire, context=context(wire, deadline=moment)))
 
@@ -388,7 +388,7 @@ def test_a_datetime_without_a_utc_of_its_own_is_not_sent(wire, moment):
     ],
     ids=lambda value: str(value)[:12],
 )
-def test_a_value_is_written_alike_beside_one_that_json_has_no_form_for(wire, result, text):
+def test_a_value_is_written_the_same_next_to_one_that_json_has_no_form_for(wire, result, text):
     nil = uuid.UUID(int=0)
     assert f'"result":[{text},"{nil}"]' in payload(wire.encode_frame(success(wire, [result, nil])))
 
@@ -422,7 +422,7 @@ class NoMemory(enum.Enum):
         raise MemoryError
 
 
-def test_memory_that_runs_out_in_code_of_a_value_is_no_fault_of_the_value(wire):
+def test_a_memory_error_from_the_code_of_a_value_is_raised_unchanged(wire):
     late = context(wire, deadline=NOON.replace(tzinfo=Halfway(MemoryError())))
     for message in (success(wire, [NoMemory.ONE]), request(wire, context=late)):
         with pytest.raises(MemoryError):

@@ -1,7 +1,7 @@
 """The fast paths of the compiled implementation give the same results as the generic codec.
 
-A space in front of a payload turns them off. With and without it, a payload must give equal messages,
-or be refused for the same reason. Encoding must give the same bytes in both implementations.
+A space before a payload turns the fast paths off. With and without it, a payload must decode to equal
+messages, or be refused for the same reason. Both implementations must encode to the same bytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LAYOUTS = [
 
 
 def verdict(wire, payload):
-    """A message, or the error, to compare. The JSON library's texts of errors are left out."""
+    """The message, or the error without the text of the JSON library, for comparison."""
     try:
         return wire.decode_frame(wire.pack_frame(payload))
     except MessageError as error:
@@ -56,7 +56,7 @@ def assert_paths_agree(wire, payload):
 
 
 @pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
-def test_every_changed_byte_of_a_layout(wire, payload):
+def test_a_changed_byte_gives_the_same_result_on_both_paths(wire, payload):
     assert not isinstance(verdict(wire, payload), tuple)
     for at in range(len(payload)):
         for byte in {
@@ -68,7 +68,7 @@ def test_every_changed_byte_of_a_layout(wire, payload):
 
 
 @pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
-def test_every_cut_and_every_byte_left_out_or_twice(wire, payload):
+def test_a_cut_missing_or_repeated_byte_gives_the_same_result_on_both_paths(wire, payload):
     for at in range(1, len(payload)):
         assert_paths_agree(wire, payload[:at])
         assert_paths_agree(wire, payload[:at] + payload[at + 1 :])
@@ -77,7 +77,7 @@ def test_every_cut_and_every_byte_left_out_or_twice(wire, payload):
 
 
 @pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
-def test_every_run_of_bytes_left_out(wire, payload):
+def test_a_missing_run_of_bytes_gives_the_same_result_on_both_paths(wire, payload):
     for start in range(len(payload)):
         for size in range(2, 42):
             assert_paths_agree(wire, payload[:start] + payload[start + size :])
@@ -94,7 +94,7 @@ VALUES = st.recursive(
     ),
     max_leaves=8,
 )
-# Text that looks like the JSON around it.
+# Strings that look like parts of the JSON around them.
 LURES = st.sampled_from(
     ['"context":{"job_id":"', ',"context":{"', "context", '}},"context":{', '"}}}', "job_id", '"']
 )
@@ -111,7 +111,9 @@ LURES = st.sampled_from(
     texts=st.lists(LURES | st.text(max_size=60), min_size=6, max_size=6),
     same_id=st.booleans(),
 )
-def test_any_request_that_the_orchestrator_could_write(wire, params, trace, texts, same_id):
+def test_any_request_in_the_orchestrators_layout_decodes_the_same_on_both_paths(
+    wire, params, trace, texts, same_id
+):
     document = json.loads(REQUEST % (b"{}", NOON, b"null"))
     fields = document["payload"]
     fields.update(params=params, request_id=texts[0], job_id=texts[1], function_name=texts[2])
@@ -131,7 +133,7 @@ def test_any_request_that_the_orchestrator_could_write(wire, params, trace, text
 
 @pytest.mark.parametrize("depth", [100, 1019, 1020, 1021, 1022, 1023, 1024, 1025])
 @pytest.mark.parametrize("layout", [0, 5, 6])
-def test_nesting_counts_what_is_around_it(wire, depth, layout):
+def test_the_limit_of_nesting_counts_the_levels_around_a_value(wire, depth, layout):
     deep = b"[" * depth + b"]" * depth
     payload = {
         0: LAYOUTS[0].replace(b'[1,{"b":"c"}]', deep),
@@ -144,7 +146,7 @@ def test_nesting_counts_what_is_around_it(wire, depth, layout):
     assert taken[0] == taken[1] == (depth + {0: 3, 5: 2, 6: 3}[layout] <= 1024)
 
 
-def test_texts_that_requests_have_in_common_are_taken_from_the_last_one(wire):
+def test_a_string_kept_from_the_last_request_is_not_used_for_a_different_one(wire):
     payload = LAYOUTS[0]
     one = wire.decode_frame(wire.pack_frame(payload))
     assert one.context.job_id == one.job_id
@@ -200,7 +202,9 @@ OTHER_VALUES = [
 
 
 @pytest.mark.parametrize("payload", LAYOUTS, ids=range(len(LAYOUTS)))
-def test_every_field_absent_null_and_of_every_other_type(wire, payload):
+def test_a_field_that_is_missing_null_or_of_another_type_gives_the_same_result_on_both_paths(
+    wire, payload
+):
     document = json.loads(payload)
     for path in paths_in(document):
         for value in OTHER_VALUES:
@@ -208,12 +212,14 @@ def test_every_field_absent_null_and_of_every_other_type(wire, payload):
             assert_paths_agree(wire, other.encode())
 
 
-# At each place of a text: what needs an escape, and what does not.
+# Characters to put at each place of a string: with and without an escape in JSON.
 CHARACTERS = ["x", '"', "\\", "\n", "\x1f", "\x7f", "é", "€", "😀"]
 
 
 @pytest.mark.parametrize("length", range(71))
-def test_ids_of_every_length_with_every_kind_of_character(wire, length):
+def test_ids_of_any_length_and_characters_are_encoded_and_decoded_the_same_on_both_paths(
+    wire, length
+):
     request = json.loads(LAYOUTS[0])
     for at in range(length):
         for character in CHARACTERS:
@@ -233,7 +239,7 @@ def test_ids_of_every_length_with_every_kind_of_character(wire, length):
 @given(
     result=VALUES, texts=st.lists(LURES | st.text(max_size=60) | st.none(), min_size=2, max_size=2)
 )
-def test_any_success_is_encoded_as_by_the_pure_implementation(wire, result, texts):
+def test_both_implementations_encode_any_success_the_same(wire, result, texts):
     outcome = ExecutionOutcome.success(*texts, result)
 
     def encoded(implementation):
@@ -271,7 +277,7 @@ def test_any_success_is_encoded_as_by_the_pure_implementation(wire, result, text
         "2025-01-02T03:04:05.123456789+00:00",
     ],
 )
-def test_date_times_in_every_form(wire, time):
+def test_a_date_time_of_any_form_gives_the_same_result_on_both_paths(wire, time):
     for payload in (
         LAYOUTS[0].replace(b"2025-01-02T12:00:00Z", time.encode()),
         LAYOUTS[0].replace(b"2025-01-02T03:04:05.123456789Z", time.encode()),

@@ -21,7 +21,7 @@ CANCEL = b'{"type":"cancel","payload":{"job_id":"j"}}'
 HEADER = len(CANCEL).to_bytes(4, "big")
 
 
-def test_the_names_of_the_protocol(wire):
+def test_the_constants_have_the_values_of_the_protocol(wire):
     assert (wire.FRAME_HEADER_LEN, wire.MAX_FRAME_SIZE) == (4, 16 * 1024 * 1024)
     assert (wire.PROTOCOL_VERSION, wire.MAX_NESTING) == ("2", 127)
 
@@ -54,7 +54,7 @@ def test_a_payload_is_neither_empty_nor_beyond_the_limit(wire):
 
 
 def octets():
-    """The same bytes in every type that is accepted, also in views that are not contiguous."""
+    """The same bytes in every accepted type, including views that are not contiguous."""
     spread = bytearray(2 * len(CANCEL))
     spread[::2] = CANCEL
     return [
@@ -70,7 +70,7 @@ def octets():
 
 
 @pytest.mark.parametrize("data", octets(), ids=lambda data: type(data).__name__)
-def test_bytes_bytearrays_and_memoryviews_are_taken(wire, data):
+def test_bytes_bytearrays_and_memoryviews_are_accepted(wire, data):
     assert wire.pack_frame(data) == HEADER + CANCEL
     assert list(wire.FrameDecoder().feed(HEADER).feed(data)) == [CANCEL]
     if len(data) == len(CANCEL):
@@ -79,7 +79,7 @@ def test_bytes_bytearrays_and_memoryviews_are_taken(wire, data):
 
 
 @pytest.mark.parametrize("wrong", [None, "text", 4, [1], array.array("B", b"x"), object()])
-def test_other_types_are_a_type_error(wire, wrong):
+def test_other_types_raise_type_error(wire, wrong):
     decoder = wire.FrameDecoder()
     for call in (wire.decode_frame, wire.pack_frame, decoder.feed):
         with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview, got "):
@@ -90,7 +90,7 @@ def test_other_types_are_a_type_error(wire, wrong):
 
 
 @pytest.mark.parametrize("limit", [0, -1, 2**32, 2**70])
-def test_a_limit_that_four_bytes_cannot_hold_is_a_value_error(wire, limit):
+def test_a_limit_that_four_bytes_cannot_hold_raises_value_error(wire, limit):
     for call in (
         wire.FrameDecoder,
         wire.MessageDecoder,

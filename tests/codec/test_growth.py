@@ -1,4 +1,4 @@
-"""Messages, valid or not, leave no memory and no references behind in the codec.
+"""The codec keeps no memory and no references of the messages that it has handled, valid or not.
 
 As a script, this takes the number of messages: python tests/codec/test_growth.py 10000000
 """
@@ -137,8 +137,8 @@ def held():
 
 
 def growth(wire, count):
-    """What is held after `count` messages, and was not before."""
-    pass_through(wire, COUNT // 10)  # what is made once, and kept
+    """How much more is held after `count` messages than before."""
+    pass_through(wire, COUNT // 10)  # fills caches
     held()
     before = held()
     pass_through(wire, count)
@@ -153,7 +153,7 @@ def growth(wire, count):
 def test_messages_leave_no_memory_and_no_references(wire):
     grown = growth(wire, COUNT)
     print(grown)
-    # What is counted is kept in a few blocks. A leak would be one for each of many messages.
+    # The counts themselves take a few blocks. A leak would take a block per message.
     assert max(grown.values()) < 20
 
 

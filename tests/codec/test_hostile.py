@@ -31,7 +31,7 @@ def success(wire, result):
 
 
 def sent(wire, result):
-    """What is on the wire for a result."""
+    """The JSON that is sent for a result."""
     frame = wire.encode_frame(success(wire, result))
     return frame[4:].partition(b'"result":')[2][:-2].decode()
 
@@ -53,7 +53,7 @@ def test_every_kind_of_container_counts_as_nested(wire, of):
 
 @pytest.mark.skipif(JSON_BACKEND != "orjson", reason="orjson.Fragment is orjson's")
 @pytest.mark.parametrize("raw", [b"{broken", b"NaN", b'"\xff"', b"1"])
-def test_raw_json_is_not_taken_on_trust(wire, raw):
+def test_raw_json_of_orjson_is_refused(wire, raw):
     import orjson
 
     with pytest.raises(EncodeError, match="object of type 'Fragment' has no JSON form"):
@@ -91,7 +91,7 @@ def with_any_key(items):
 
 @pytest.mark.parametrize("of", [dict, attributes, with_gaps, with_any_key])
 @pytest.mark.parametrize("around", [{}, {"b": [{"c": 1}]}, {f"k{n}": n for n in range(40)}])
-def test_every_kind_of_dict_is_looked_into(wire, of, around):
+def test_the_items_of_every_kind_of_dict_are_checked(wire, of, around):
     fine = around | {"a": {"b": 1}}
     assert json.loads(sent(wire, [of(fine)])) == [fine]
     with pytest.raises(EncodeError, match="LookupError"):
@@ -130,7 +130,7 @@ victims: list[object] = []
     ],
     ids=["items() raises", "items() lies", "__iter__ raises", "__iter__ lies"],
 )
-def test_a_container_is_what_it_holds_and_its_own_code_is_not_asked(wire, value, written):
+def test_a_container_is_sent_by_its_items_without_calling_its_own_methods(wire, value, written):
     assert b'"result":' + written + b"}" in wire.encode_frame(
         wire.ExecutionOutcome.success("j", "r", value)
     )
@@ -172,7 +172,7 @@ class Delay(int, enum.Enum):
         return "short"
 
 
-def test_a_field_is_written_as_the_text_or_number_it_is_underneath(wire):
+def test_an_enum_member_in_a_field_is_written_as_its_str_or_int_and_not_as_its_value(wire):
     frame = wire.encode_frame(wire.ExecutionOutcome.failure("j", "r", Reason.GONE))
     assert b'"error":{"message":"gone"}' in frame
     frame = wire.encode_frame(wire.ExecutionOutcome.retry_after("j", "r", "m", Delay.SHORT))
@@ -213,7 +213,7 @@ class LyingText(str):
         raise LookupError
 
 
-def test_numbers_and_texts_that_lie_are_read_underneath(wire):
+def test_overridden_methods_of_numbers_and_strings_are_not_called(wire):
     assert sent(wire, [LyingFloat("inf"), LyingFloat(1.5)]) == "[null,1.5]"
     assert (
         sent(wire, [LyingInt(7), LyingText("text"), {LyingText("key"): 1}])
@@ -238,7 +238,7 @@ class LyingMoment(datetime):
         return None
 
 
-def test_a_datetime_that_lies_is_read_underneath(wire):
+def test_overridden_methods_of_a_datetime_are_not_called(wire):
     context = wire.ExecutionContext(
         job_id="j",
         attempt=1,
@@ -249,7 +249,7 @@ def test_a_datetime_that_lies_is_read_underneath(wire):
     assert b'"enqueue_time":"2025-01-02T12:00:00Z"' in wire.encode_frame(request)
 
 
-def test_a_number_of_bytes_that_lies_is_counted_underneath(wire):
+def test_overridden_methods_of_a_size_are_not_called(wire):
     decoder = wire.FrameDecoder()
     decoder.get_buffer(-1)
     with pytest.raises(ValueError, match="got 10000004"):
@@ -331,17 +331,17 @@ def test_decoders_can_be_subclassed(wire):
     assert list(decoder.feed(b"\0\0\0\x64")) == []
 
 
-def test_an_empty_view_of_any_shape_is_no_bytes(wire):
+def test_an_empty_memoryview_of_any_format_adds_nothing(wire):
     assert list(wire.FrameDecoder().feed(memoryview((ctypes.c_uint32 * 0)()))) == []
 
 
-def test_limits_are_looked_at_before_messages(wire):
+def test_a_wrong_limit_is_reported_before_a_wrong_message(wire):
     with pytest.raises(ValueError, match="max_frame_size"):
         wire.encode_frame(None, max_frame_size=0)
 
 
 @pytest.mark.parametrize("verdict", [-1, "yes", 2**40, [1]], ids=repr)
-def test_a_status_that_compares_to_anything_is_a_status(wire, verdict):
+def test_a_status_is_read_without_calling_its_own_comparison(wire, verdict):
     class Status(str):
         __hash__ = str.__hash__
 
@@ -405,7 +405,7 @@ def request_with(**fields):
     )
 
 
-def test_a_dict_that_lies_about_its_values_is_read_underneath(wire):
+def test_overridden_methods_of_a_dict_are_not_called(wire):
     with pytest.raises(EncodeError, match=r"trace_context: expected an object of strings or null"):
         wire.encode_frame(request_with(trace_context=LyingDict(a=1)))
     frame = wire.encode_frame(request_with(trace_context=LyingDict(a="b")))
@@ -436,7 +436,7 @@ class LyingMeta(type):
         raise LookupError
 
 
-def test_a_class_that_does_not_tell_its_name_is_named(wire):
+def test_an_error_names_a_class_whose_metaclass_raises(wire):
     anonymous = LyingMeta("Anonymous", (), {})()
     for call in (
         lambda: wire.encode_frame(success(wire, anonymous)),
@@ -477,7 +477,7 @@ class Pretender:
         "hard_kill",
     ],
 )
-def test_a_field_of_a_pretended_class_is_an_encode_error(wire, cls, path):
+def test_a_field_that_only_claims_to_be_of_its_class_is_an_encode_error(wire, cls, path):
     message = wire.ExecutionOutcome.failure("j", "r", "m")
     if path == "hard_kill":
         message = wire.CancelRequest(job_id="j")
@@ -504,9 +504,9 @@ def test_a_class_with_its_own_equality_is_not_a_message(wire):
         wire.encode_frame(Equal("Pretended", (), {})())
 
 
-def test_a_value_with_a_container_many_times_over_has_a_limit_of_items(wire, monkeypatch):
+def test_a_value_that_repeats_a_container_may_have_a_limited_number_of_items(wire, monkeypatch):
     assert _json.MAX_ITEMS == 8388608
-    monkeypatch.setattr(_json, "MAX_ITEMS", 100_000)  # Python code needs seconds for all
+    monkeypatch.setattr(_json, "MAX_ITEMS", 100_000)  # the real limit takes seconds in Python code
     value = [1]
     for _ in range(20):
         value = [value] * 1000
@@ -526,7 +526,7 @@ class LongBytes(bytes):
 
 
 def test_the_length_of_a_frame_is_that_of_its_payload(wire):
-    payload = bytes(memoryview(LongBytes(b"payload")))  # of __buffer__ since 3.12
+    payload = bytes(memoryview(LongBytes(b"payload")))  # from __buffer__() since Python 3.12
     assert wire.pack_frame(LongBytes(b"payload")) == wire.pack_frame(payload)
     limit = 2**32 - 1
     assert wire.FrameDecoder(limit).feed(LongBytes(b"payload")).buffered == len(payload)

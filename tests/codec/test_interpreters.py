@@ -42,7 +42,7 @@ SHARED = "from _testcapi import run_in_subinterp as start"
 
 @pytest.mark.parametrize("kind", ["isolated", "shared"])
 @pytest.mark.parametrize("pure", ["", "0", "1"], ids=["best", "compiled", "pure"])
-def test_a_subinterpreter_uses_the_codec_or_is_told_that_it_cannot(kind, pure):
+def test_a_subinterpreter_runs_the_pure_implementation_or_raises_import_error(kind, pure):
     if pure == "0" and importlib.util.find_spec("rrq_fastwire._c.codec") is None:
         pytest.skip("the compiled implementation is not built here")
     wanted = ("_testcapi",) if kind == "shared" else ("_interpreters", "_xxsubinterpreters")

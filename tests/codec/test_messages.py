@@ -62,7 +62,7 @@ def test_messages_have_no_other_attributes_than_their_fields(cls):
 
 
 @classes
-def test_a_field_without_a_value_is_no_attribute(cls):
+def test_reading_a_field_that_is_not_set_raises_attribute_error(cls):
     """The compiled codec relies on this, because it reads and writes the memory of the slots."""
     message = object.__new__(cls)
     for field in dataclasses.fields(cls):
@@ -129,7 +129,7 @@ def test_params_default_to_a_new_dict():
     assert one.params is not other.params
 
 
-def test_a_message_that_holds_itself_is_collected():
+def test_a_message_that_contains_itself_is_collected():
     import gc
 
     class Mark:

@@ -453,12 +453,12 @@ def stream():
 )
 @pytest.mark.parametrize("run", ["0"], ids=["c"], indirect=True)
 def test_a_failed_allocation_is_a_memory_error(run, call):
-    """This uses the standard library's json, because orjson crashes when an allocation of it fails.
+    """This uses the standard library's json, because orjson crashes when one of its allocations fails.
 
-    The pure implementation is left out, because in it only CPython allocates.
+    The pure implementation is left out, because only CPython allocates in it.
     """
     if "repr" not in call and sys.version_info >= (3, 13):
-        pytest.skip("the json module of CPython 3.13 crashes itself when an allocation fails")
+        pytest.skip("the json module of CPython 3.13 crashes when an allocation fails")
     printed = run(NO_MEMORY + f"\nsurvives({call})", orjson=False)
     if printed:
         pytest.skip("this interpreter has no _testcapi")

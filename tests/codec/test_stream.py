@@ -41,7 +41,7 @@ def items(decoder):
 
 
 def expected(wire, stream, of):
-    """What items() has to give, by a simple loop over the whole stream."""
+    """What items() must return, by a simple loop over the whole stream."""
     found = []
     pos = 0
     while len(stream) - pos >= 4:

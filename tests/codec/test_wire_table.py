@@ -204,7 +204,7 @@ def test_a_field_is_accepted_or_refused_as_the_table_says(wire, message, field, 
             assert value.tzinfo is timezone.utc
 
 
-def test_a_missing_object_is_a_new_one_each_time(wire):
+def test_the_default_of_params_is_a_new_dict_for_each_message(wire):
     frame = with_field(wire, "request", "params", None)
     assert wire.decode_frame(frame).params is not wire.decode_frame(frame).params
 
@@ -229,7 +229,7 @@ REQUEST = (
 
 
 @pytest.mark.parametrize("end", ["Z", "z", "+00:00"])
-def test_digits_of_other_scripts_are_no_date_time(wire, end):
+def test_a_date_time_with_digits_of_another_script_is_refused(wire, end):
     text = REQUEST.replace("TIME", "\u0662\u0660\u0662\u0665-01-02T12:00:00" + end)
     with pytest.raises(MessageError, match=r"context\.enqueue_time: expected a date-time"):
         wire.decode_frame(wire.pack_frame(text.encode()))
