@@ -101,7 +101,7 @@ def on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, s
 
     The terminal is the command's stdout, unless other streams are named.
     """
-    pty = pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+    pty = pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
     monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("TERM", "xterm")
 

@@ -141,12 +141,11 @@ def test_any_other_outcome_is_one_line_on_stderr_after_the_log_of_the_runner(arg
     status, printed, written = call("--runner", RUNNER, *arguments)
     assert (status, printed) == (1, "")
     assert written.endswith(said)
-    assert (written == said) == (
-        arguments[0] in ("retry", "nonsense")
-    )  # the runner logs nothing for these
+    has_no_log = arguments[0] in ("retry", "nonsense")
+    assert (written == said) == has_no_log
 
 
-def test_a_runner_that_runs_already_is_called_with_attempt_deadline_and_trace():
+def test_a_running_runner_is_called_with_attempt_deadline_and_trace():
     with FalseRunner(answering(status=OutcomeStatus.SUCCESS, result="é\x1b")) as runner:
         options = ["--attempt", "3", "--trace", "traceparent=00-a", "--trace", "b=c=d"]
         done = call(runner.address, "f", *options, "--deadline", "30")
@@ -165,7 +164,7 @@ def test_without_options_it_is_the_first_attempt_and_has_no_deadline():
     assert (context.attempt, context.deadline, context.trace_context) == (1, None, None)
 
 
-def test_a_failure_tells_type_code_and_details():
+def test_a_failure_shows_type_code_and_details():
     error = ExecutionError(message="\x1b[2J", type="Declined", code="E7", details={"card": "é"})
     with FalseRunner(answering(status=OutcomeStatus.ERROR, error=error)) as runner:
         status, printed, said = call(runner.address, "charge")

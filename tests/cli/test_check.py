@@ -1,4 +1,4 @@
-"""`check`, as a user sees it, and with runners that break one rule of the protocol each."""
+"""`check`, as a user sees it, and with runners that each break one rule of the protocol."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def test_a_broken_rule_is_caught(rule):
     names = RULES[rule]
     open_ones = {each.name for each in CHECKS if each.is_open}
     expected = {name: "found" if name in open_ones else "FAIL" for name in names}
-    # Most of these checks fail at the limit, for want of an answer.
+    # Most of these checks fail because no answer comes within the limit.
     assert asyncio.run(verdicts(rule, names, 0.3)) == expected
 
 
-def test_checks_of_rules_that_are_kept_pass():
+def test_the_checks_of_all_other_rules_pass():
     kept = {each.name for each in CHECKS} - RULES["no cancels"]
     found = asyncio.run(verdicts("no cancels", kept, 30))
     assert found == dict.fromkeys(found, "pass")
@@ -163,7 +163,7 @@ def test_a_runner_that_does_not_start_is_explained_by_what_it_prints():
     [(OURS, {}, 0), (DOUBLES, {"NO_COLOR": "1"}, 1)],
     ids=["in colour", "NO_COLOR"],
 )
-def test_a_terminal_shows_a_bar_and_colours_and_found_alone_is_no_failure(
+def test_a_terminal_shows_a_progress_bar_and_colours_and_found_is_not_a_failure(
     on_a_terminal, runner, environment, found
 ):
     status, text = on_a_terminal(

@@ -61,7 +61,7 @@ def lines(*arguments: str, input: bytes = b"") -> list[dict]:
 
 
 @pytest.mark.parametrize("capture", sorted(CAPTURES.glob("*.to-runner.bin")), ids=lambda p: p.stem)
-def test_what_the_orchestrator_wrote_comes_back_byte_for_byte(capture):
+def test_a_capture_of_the_orchestrator_is_encoded_back_to_the_same_bytes(capture):
     decoded = run("decode", "--json", str(capture))
     assert run("encode", input=decoded.stdout).stdout == capture.read_bytes()
 
@@ -69,14 +69,14 @@ def test_what_the_orchestrator_wrote_comes_back_byte_for_byte(capture):
 @pytest.mark.parametrize(
     "capture", sorted(CAPTURES.glob("*.from-runner.bin")), ids=lambda p: p.stem
 )
-def test_payloads_with_spaces_come_back_with_the_same_values(capture):
+def test_payloads_with_spaces_are_encoded_back_to_the_same_values(capture):
     decoded = run("decode", "--json", str(capture))
     again = run("encode", input=decoded.stdout).stdout
     payloads = [json.loads(line)["payload"] for line in decoded.stdout.splitlines()]
     assert [line["payload"] for line in lines("-", input=again)] == payloads
 
 
-def test_a_line_has_offset_length_type_and_the_payload_as_it_stood():
+def test_a_line_has_offset_length_type_and_the_unchanged_payload():
     stream = pack_frame(REQUEST) + encode_frame(CancelRequest(job_id="j"))
     done = run("decode", "--json", "-", input=stream)
     first, second = done.stdout.decode().splitlines()
@@ -134,7 +134,7 @@ def test_a_broken_stream_ends_with_one_sentence_and_its_offset(tail, reason):
         (["--type", "request", "--job", "k"], []),
     ],
 )
-def test_filters(arguments, shown):
+def test_only_messages_that_match_every_filter_are_shown(arguments, shown):
     stream = pack_frame(REQUEST) + encode_frame(CancelRequest(job_id="k"))
     assert [line["type"] for line in lines(*arguments, "-", input=stream)] == shown
 
@@ -162,7 +162,7 @@ def test_with_redaction_the_error_of_an_invalid_payload_quotes_no_value(argument
 
 
 def test_a_request_is_one_line_with_its_own_times():
-    """The times are relative to the job's own: compared with now, every capture would be late."""
+    """The deadline is relative to the enqueue time: relative to now, it would be past in every capture."""
     date, line = shown(input=pack_frame(REQUEST))
     assert date == "jobs enqueued on 2024-01-01, UTC"
     assert line == (
@@ -412,8 +412,8 @@ def test_a_payload_that_is_nested_too_deep_to_show_does_not_stop_the_output(argu
     assert b"charge" in done.stdout
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no disk is always full here")
-def test_a_full_disk_is_one_sentence():
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full here")
+def test_a_full_disk_gets_one_sentence():
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             [*COMMAND, "decode", str(CAPTURES / "cancel.to-runner.bin")],

@@ -83,7 +83,7 @@ def test_json_has_the_same_figures():
 
 @needs_rrq
 @linux
-def test_the_runners_cpu_time_is_known():
+def test_the_cpu_time_of_the_runner_is_measured():
     assert figures("noop", "--requests", "100")["cpu_seconds_each"] > 0
 
 
@@ -109,9 +109,8 @@ def test_at_a_rate_latency_counts_from_when_a_request_was_due(tmp_path):
         *("sleep", "--params", str(params), "--requests", "4", "--rate", "1000"),
         *("--in-flight", "1"),
     )
-    assert (
-        found["latency"]["max"] >= 0.39
-    )  # the fourth request was due at once, but waited for three others
+    # The fourth request was due at once, but waited for three others.
+    assert found["latency"]["max"] >= 0.39
 
 
 @needs_rrq
@@ -119,13 +118,13 @@ def test_at_a_rate_latency_counts_from_when_a_request_was_due(tmp_path):
     ("size", "shown"),
     [("2", 2), ("10", 10), ("100", 100), ("101B", 101), ("2KB", 2000), ("1.5 kb", 1500)],
 )
-def test_params_of_a_size_are_made_up(size, shown):
+def test_params_of_a_given_size_are_generated(size, shown):
     _, printed, _ = load("--runner", RUNNER, "echo", "--requests", "1", "--params", size)
     assert printed.startswith(f"echo, params of {shown:,} B,")
 
 
 @needs_rrq
-def test_failures_are_counted_by_message_and_the_status_tells():
+def test_failures_are_counted_by_message_and_the_exit_status_is_1():
     status, printed, _ = load("--runner", RUNNER, "fail", "--requests", "30")
     assert status == 1
     assert re.search(r"\n +30  error: this handler always fails", printed)
@@ -195,7 +194,7 @@ def test_a_runner_that_exits_is_one_sentence(tmp_path):
     assert re.fullmatch(r"rrq-fastwire: the connection is lost: .*\n", said)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing on Windows")
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently on Windows")
 @pytest.mark.parametrize("to_the_runner_as_well", [False, True])
 def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_well):
     many = tmp_path / "many"

@@ -1,4 +1,4 @@
-"""`ping`, as a health check uses it: with real runners, with blocked ones, and with other servers."""
+"""`ping` as a health check: with working runners, blocked runners, and other servers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that show progress: redirected output reaches its file although stderr is a terminal."""
+"""Commands whose output is redirected: it reaches the file, and a terminal on stderr shows progress."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_redirected_output_reaches_its_file_and_progress_the_terminal(
     assert printed not in shown
 
 
-# The demo's 20,000 jobs take seconds, and the table is the same with fewer.
+# The demo's 20,000 jobs take seconds. The table looks the same with fewer.
 FEWER_JOBS = """
 import sys
 from rrq_fastwire.cli import demo, main
@@ -75,7 +75,7 @@ def test_the_table_of_the_demo_reaches_its_file_and_fits_80_columns(on_a_termina
         assert re.fullmatch(r"[\d,]+ +(-|[\d.]+ us) +(-|[\d.]+x)( +[\d.]+ ms){3}", figures)
 
 
-def test_the_example_of_encode_copies_a_capture_although_a_terminal_shows_progress(
+def test_the_example_in_the_help_of_encode_copies_a_capture_while_a_terminal_shows_progress(
     on_a_terminal, tmp_path
 ):
     copy = tmp_path / "copy.bin"

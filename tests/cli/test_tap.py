@@ -25,7 +25,7 @@ from ..taps import (
     request,
 )
 
-pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
 cell_len = pytest.importorskip("rich.cells", reason="the command line is an extra").cell_len
 
@@ -113,7 +113,7 @@ def test_on_a_terminal_of_80_columns_messages_are_aligned_and_nothing_wraps(star
     }
 
 
-def test_verbose_prints_whole_payloads_below(start):
+def test_verbose_prints_whole_payloads(start):
     tap = start("--verbose", "--redact", "card")
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
@@ -162,7 +162,7 @@ def test_cancels_name_what_they_cancel(start):
                 tap.says("-> cancel", *said)
 
 
-def test_an_answer_without_a_request_is_shown_as_such(start):
+def test_an_answer_to_no_request_is_marked(start):
     tap = start()
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
@@ -197,9 +197,7 @@ def test_a_signal_ends_tap_with_unanswered_requests_and_a_table(start, number):
 
 
 @pytest.mark.parametrize("option", [["--only-errors"], ["--slow", "60000"]])
-def test_a_request_that_is_never_answered_is_shown_with_its_params_whatever_is_left_out(
-    start, option
-):
+def test_a_request_that_is_never_answered_is_shown_with_its_params_despite_a_filter(start, option):
     tap = start(*option)
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
@@ -236,7 +234,7 @@ def test_a_payload_of_a_megabyte_is_named_and_not_shown(start):
 
 
 def test_a_deeply_nested_payload_does_not_stop_the_output(start):
-    """The nesting that json can read depends on the version of Python. Deeper payloads are not shown."""
+    """How deep the json module can read depends on the version of Python. Deeper payloads are not shown."""
     tap = start("--redact", "x")
     orchestrator, runner = tap.connection()
     nested = b'{"type":"response","payload":{"status":"success","result":%s}}'

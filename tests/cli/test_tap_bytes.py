@@ -23,7 +23,7 @@ from ..taps import (
     until,
 )
 
-pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
 
@@ -38,7 +38,7 @@ def in_random_chunks(connection: socket.socket, data: bytes, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_both_sides_get_the_bytes_of_the_other_also_after_a_half_close(start, seed):
+def test_each_side_gets_the_bytes_of_the_other_even_after_a_half_close(start, seed):
     chance = random.Random(seed)
     there, back = (chance.randbytes(chance.randrange(3_000_000, 9_000_000)) for _ in range(2))
     orchestrator, runner = start().connection()
@@ -49,7 +49,7 @@ def test_both_sides_get_the_bytes_of_the_other_also_after_a_half_close(start, se
         ]
         for sender in senders:
             sender.start()
-        # Nothing is read from the runner's side before all of the other side has arrived.
+        # Nothing is read from the runner before everything from the orchestrator has arrived.
         assert receive(runner, len(there)) == there
         assert receive(orchestrator, len(back)) == back
         for sender in senders:

@@ -26,7 +26,7 @@ from ..taps import (
     until,
 )
 
-pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
 

@@ -30,7 +30,7 @@ from ..taps import (
     until,
 )
 
-pytest.importorskip("pty", reason="pseudo-terminals are POSIX's")
+pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
 
@@ -45,7 +45,7 @@ class Wrap(Tap):
         self.read()
 
     def left(self) -> list[int]:
-        """The ids of the processes that are left: tap, and all that it has started."""
+        """The ids of the running processes: tap, and those that it has started."""
         found = []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -133,7 +133,7 @@ def test_tap_listens_only_once_the_runner_listens(start, tmp_path):
 
 
 @needs_rrq
-@pytest.mark.skipif(sys.platform != "linux", reason="what is left is known from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_no_process_remains_when_tap_is_killed(start, runner):
     tap = start(*RUNNERS[runner], kind=Wrap)
@@ -143,7 +143,7 @@ def test_no_process_remains_when_tap_is_killed(start, runner):
 
 
 @needs_rrq
-@pytest.mark.skipif(sys.platform != "linux", reason="what is left is known from /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
 @pytest.mark.parametrize("runner", RUNNERS)
 def test_no_process_remains_when_the_parent_of_tap_ends(start, runner):
     parent = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
