@@ -1,4 +1,4 @@
-"""Limits of connections: allowed networks, their number, the size of messages, the time to arrive."""
+"""Limits of connections: networks, their number, the size of messages, and the time for a message."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Stream:
         ("0.0.0.0/0", None, False),
     ],
 )
-def test_networks_decide_who_may_connect(networks, address, is_allowed):
+def test_addresses_of_allowed_networks_and_of_loopback_are_accepted(networks, address, is_allowed):
     admission = Admission(allow_from=networks.split(","))
     assert admission._is_allowed(Stream(address)) is is_allowed
 
@@ -85,7 +85,7 @@ def test_a_connection_from_another_network_is_refused_and_counted(command):
     assert lines == [
         f"{address}: connection refused (address); {count} so far" for count in (1, 2, 4)
     ]
-    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"  # loopback always may
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"  # loopback is always allowed
 
 
 def test_a_connection_from_an_allowed_network_is_served(command):
@@ -118,7 +118,7 @@ def test_connections_up_to_the_limit_are_served_and_the_next_is_refused(command)
     runner = command.start("--max-connections", "3")
     peers = []
     # The runner may not have noticed yet that start() has closed its own connection.
-    until(lambda: peers.extend(served(command, runner, 3)) or peers, "three are served")
+    until(lambda: peers.extend(served(command, runner, 3)) or peers, "three connections")
     with socket.create_connection(("127.0.0.1", runner.port)) as one_too_many:
         assert ends(one_too_many)
     assert "127.0.0.1: connection refused (max_connections)" in runner.errors()
@@ -141,7 +141,7 @@ def served(command, runner, number):
     return peers
 
 
-def test_a_message_up_to_the_limit_is_taken_and_a_larger_one_closes_the_connection(command):
+def test_a_message_up_to_the_limit_is_accepted_and_a_larger_one_closes_the_connection(command):
     runner = command.start("--max-frame-size", "2K")
     with socket.create_connection(("127.0.0.1", runner.port)) as connection:
         connection.sendall(struct.pack(">I", 2048) + b" " * 2048)

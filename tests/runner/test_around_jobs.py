@@ -49,7 +49,7 @@ async def describe(request):
     return [job.job_id, job.function_name, job.attempt, job.seconds_left]
 
 
-def test_the_current_job_is_the_one_of_the_request(run):
+def test_current_job_describes_the_request(run):
     outcome = run(run_job(describe, job_id="j", attempt=3))
     assert outcome.result == ["j", "describe", 3, None]
 
@@ -73,7 +73,7 @@ def see(request):
 
 
 @pytest.mark.parametrize("handler", [see_everywhere, see])
-def test_tasks_and_threads_of_a_handler_have_its_job(run, handler):
+def test_tasks_and_threads_of_a_handler_have_its_current_job(run, handler):
     async def calling():
         async with running({"see": handler}, threads=2) as client:
             ids = [f"job {number}" for number in range(50)]
@@ -174,7 +174,7 @@ def test_middleware_runs_in_its_order_around_the_handler(run):
     assert notes == ["outer before f", "inner before f", "handler", "inner after", "outer after"]
 
 
-def test_middleware_may_answer_by_itself_and_pass_on_another_request(run):
+def test_middleware_may_answer_without_the_handler_or_change_the_request(run):
     async def cache(request, call_next):
         return "from the cache"
 
@@ -196,7 +196,7 @@ async def exit_around(request, call_next):
     raise SystemExit(3)
 
 
-def test_middleware_that_raises_fails_its_job_only(run, caplog):
+def test_middleware_that_raises_fails_only_its_job(run, caplog):
     for middleware, message in (
         (fail_around, "of the middleware"),
         (exit_around, "'echo' raised SystemExit: 3"),
@@ -378,7 +378,7 @@ def test_an_exception_of_on_error_is_logged_and_affects_no_job(run, caplog, erro
 
 
 @pytest.mark.parametrize("hook", [3, fail])
-def test_an_on_error_that_is_no_plain_function_is_refused(hook):
+def test_an_on_error_that_is_not_a_plain_function_is_refused(hook):
     with pytest.raises(TypeError, match="on_error must be a plain function, which is not async"):
         Runner({}, on_error=hook)
 

@@ -104,7 +104,7 @@ def test_a_handler_is_answered_as_by_the_stock_runner(loop_kind, handler):
 
 @needs_rrq
 @pytest.mark.parametrize("loop_kind", LOOPS)
-def test_all_of_them_at_once_are_answered_as_by_the_stock_runner(loop_kind):
+def test_all_of_these_handlers_at_once_are_answered_as_by_the_stock_runner(loop_kind):
     handlers = [case for case in CASES if case not in NEEDS]
     theirs = run(loop_kind, answers(stock_server, handlers))
     assert run(loop_kind, answers(our_server, handlers)) == theirs

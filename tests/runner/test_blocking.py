@@ -20,7 +20,7 @@ from rrq_fastwire import (
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
 
-# Seconds to wait for what sends no event. This is reached only if something is broken.
+# Seconds to wait for something that sends no event. They pass only if something is broken.
 PATIENCE = 10
 
 # Longer than the handlers of one read may run before the event loop continues.
@@ -117,7 +117,7 @@ def test_a_ready_answer_is_sent_before_a_handler_that_blocks_starts(run, repeats
 
 
 @pytest.mark.parametrize("with_request_id", [True, False])
-def test_a_cancel_reaches_a_request_that_has_not_begun(run, with_request_id):
+def test_a_cancel_reaches_a_request_whose_handler_has_not_started(run, with_request_id):
     async def running():
         async def block(request):
             if request.request_id == "0":
@@ -137,7 +137,7 @@ def test_a_cancel_reaches_a_request_that_has_not_begun(run, with_request_id):
     run(running())
 
 
-def test_requests_that_have_not_begun_are_answered_at_the_shutdown(run):
+def test_requests_whose_handlers_have_not_started_are_answered_at_the_shutdown(run):
     began = []
 
     async def running():

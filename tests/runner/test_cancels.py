@@ -80,7 +80,7 @@ def test_a_cancel_from_another_connection_ends_the_requests_that_it_names(
 
 @pytest.mark.parametrize("id", [None, "unknown"], ids=["by job", "by request"])
 def test_the_cost_of_a_cancel_does_not_depend_on_how_many_jobs_run(run, id):
-    """In instructions of the interpreter, because times depend on the machine."""
+    """The cost is counted in instructions of the interpreter, because times depend on the machine."""
     steps = []
 
     def trace(frame, event, argument):

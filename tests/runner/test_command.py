@@ -1,4 +1,4 @@
-"""rrq-fastwire-runner as its user sees it: what it accepts, and its error messages."""
+"""rrq-fastwire-runner as a user sees it: what it accepts, and its error messages."""
 
 from __future__ import annotations
 

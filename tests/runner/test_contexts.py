@@ -67,7 +67,7 @@ class OwnError(Exception):
 
 @pytest.mark.parametrize("seed", range(8))
 @both_kinds_of_handlers
-def test_jobs_that_wait_at_once_later_or_never_each_get_their_own_answer(  # noqa: PLR0915
+def test_each_job_gets_its_own_answer_whether_it_waits_at_once_later_or_never(  # noqa: PLR0915
     run, seed, wrap
 ):
     rng = random.Random(seed)

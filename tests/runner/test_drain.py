@@ -1,4 +1,4 @@
-"""--drain: running jobs may end, and no new ones are taken."""
+"""--drain: running jobs may end, and no new ones are accepted."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rrq_fastwire.runner import serve
 
 from ..commands import free_port, until
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals are POSIX's here")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals need POSIX")
 
 HANDLERS = """
 from app import *

@@ -1,4 +1,4 @@
-"""Any order of events in a runner, against a model: each request gets exactly one answer."""
+"""Events in any order, compared with a model: a runner answers each request exactly once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from ..fuzz.oracles import split, strict
 
 START = datetime(2026, 11, 24, tzinfo=timezone.utc)
 
-# After this many event loop iterations, everything waits for the next rule.
+# After this many event loop iterations, nothing happens until the next rule.
 SETTLED = 25
 
 MAX_IN_FLIGHT = 4
@@ -247,7 +247,7 @@ class RunnerMachine(RuleBasedStateMachine):
             peer.is_ended = True
             self.call(peer.transport.arrive, b"" if how == "end" else b"\xff\xff\xff\xff")
 
-    # What holds
+    # What must be true after each rule
 
     @invariant()
     def each_request_is_answered_once_unless_it_waits(self):
@@ -291,7 +291,7 @@ def busy(answer):
 
 @pytest.mark.hypothesis
 def test_each_request_is_answered_once_or_its_connection_is_gone(caplog):
-    caplog.set_level(logging.CRITICAL)  # of handlers that raise
-    # Fewer than of other tests, because an example has up to 50 steps.
+    caplog.set_level(logging.CRITICAL)  # otherwise each handler that raises is logged
+    # Fewer examples than in other tests, because one has up to 50 steps.
     few = settings(max_examples=settings().max_examples // 2, deadline=None)
     run_state_machine_as_test(RunnerMachine, settings=few)

@@ -141,7 +141,7 @@ WRONG_RETRIES = [
     ids=itertools.count(),
 )
 @pytest.mark.parametrize("step", [0, 1], ids=["at once", "later"])
-def test_an_exception_that_cannot_be_sent_is_answered_with_the_cause(run, make, message, step):
+def test_an_exception_that_cannot_be_sent_is_answered_with_the_reason(run, make, message, step):
     answer = among_neighbours(run, raising(make)[step])
     assert answer.type is OutcomeType.FAILURE
     assert re.search(message, answer.error.message), answer.error.message

@@ -1,4 +1,4 @@
-"""Faults of one connection affect no other one: split bytes, resets, other protocols, floods."""
+"""Faults of one connection do not affect others: split bytes, resets, other protocols, floods."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def test_a_reset_ends_only_the_jobs_of_its_connection(run, requests, answers):
     run(scenario())
 
 
-def test_a_half_closed_connection_gets_every_answer_and_then_the_end(run):
+def test_a_half_closed_connection_gets_every_answer_and_is_then_closed(run):
     async def scenario():
         async with (
             serving() as served,

@@ -293,7 +293,7 @@ def test_tasks_that_outlive_their_handler_keep_running_and_affect_no_other_job(r
 @pytest.mark.parametrize(
     ("handler", "message"),
     [
-        (lambda _: 5, "await"),  # Python 3.14 has other words for the rest
+        (lambda _: 5, "await"),  # the rest differs in Python 3.14
         (lambda: None, "takes 0 positional arguments but 1 was given"),
     ],
     ids=["not awaitable", "no argument"],

@@ -83,7 +83,7 @@ def test_async_handlers_run_in_the_event_loop(run):
     assert call(run, on_the_loop).result == threading.current_thread().name
 
 
-def test_as_many_run_at_a_time_as_there_are_threads(run):
+def test_as_many_handlers_run_at_the_same_time_as_there_are_threads(run):
     meeting = threading.Barrier(3)
 
     def meet(request):

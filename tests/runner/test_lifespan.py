@@ -195,7 +195,7 @@ def test_an_error_on_entry_is_shown_and_nothing_listens(command, path, error, fr
 
 
 @pytest.mark.parametrize("path", ["life.number", "life.undecorated"])
-def test_a_lifespan_that_is_no_context_manager_gets_one_line_and_status_1(command, path):
+def test_a_lifespan_that_is_not_a_context_manager_gets_one_line_and_status_1(command, path):
     done = command.run("--lifespan", path, settings="life.handlers")
     assert "the lifespan must be an async context manager" in done.stderr
     assert "contextlib.asynccontextmanager" in done.stderr

@@ -1,4 +1,4 @@
-"""--metrics, as Prometheus reads them."""
+"""--metrics, read as Prometheus does."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def test_the_command_line_overrides_the_environment(command, monkeypatch):
     assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
 
 
-def test_a_repeatable_option_is_a_list_with_commas_as_a_variable(command, monkeypatch):
+def test_the_variable_of_a_repeatable_option_is_a_list_with_commas(command, monkeypatch):
     (command.folder / "around.py").write_text(
         "async def outer(request, call_next):\n    return ['outer', await call_next(request)]\n"
         "async def inner(request, call_next):\n    return ['inner', await call_next(request)]\n"
@@ -80,7 +80,7 @@ def test_a_repeatable_option_is_a_list_with_commas_as_a_variable(command, monkey
     ("value", "given"),
     [("1", "rrq_fastwire"), ("TRUE", "rrq_fastwire"), ("yes", "rrq_fastwire"), ("0", "rrq")],
 )
-def test_an_option_without_a_value_is_1_or_0_as_a_variable(command, monkeypatch, value, given):
+def test_the_variable_of_an_option_without_a_value_is_1_or_0(command, monkeypatch, value, given):
     pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
     set_option(command, monkeypatch, "--native-messages", value)
     runner = command.start(settings="app.settings")

@@ -120,7 +120,7 @@ def test_an_outcome_of_rrq_is_sent_as_by_the_stock_runner(run, make):
 
 @needs_rrq
 @pytest.mark.parametrize(("make", "cause"), table(UNSENDABLE_OUTCOMES))
-def test_an_outcome_that_cannot_be_sent_is_answered_with_the_cause(run, make, cause):
+def test_an_outcome_that_cannot_be_sent_is_answered_with_the_reason(run, make, cause):
     compare(run, giving(make), cause)
 
 
@@ -191,7 +191,7 @@ def test_an_outcome_of_this_package_is_sent_as_it_is(run, returned, wrap):
     ],
     ids=itertools.count(),
 )
-def test_an_invalid_outcome_of_this_package_is_answered_with_the_cause(run, make, cause):
+def test_an_invalid_outcome_of_this_package_is_answered_with_the_reason(run, make, cause):
     answer = among_neighbours(run, giving(make))
     assert answer.type is OutcomeType.FAILURE
     assert re.search(cause, answer.error.message), answer.error.message

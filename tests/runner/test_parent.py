@@ -11,7 +11,7 @@ import pytest
 
 from ..commands import PATIENCE, FullPipe, Orphan, until
 
-pytestmark = pytest.mark.skipif(os.name != "posix", reason="parents are POSIX's here")
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="the parent is watched on POSIX only")
 
 
 @pytest.mark.parametrize("function_name", [None, "wait", "swallow", "block", "wait_for_thread"])

@@ -17,7 +17,7 @@ from rrq_fastwire.runner import serve
 
 from ..commands import OURS, PATIENCE, STOCK, FullPipe, Peer, until
 
-posix = pytest.mark.skipif(os.name != "posix", reason="signals and parents are POSIX's here")
+posix = pytest.mark.skipif(os.name != "posix", reason="signals and parent processes need POSIX")
 
 
 @pytest.fixture

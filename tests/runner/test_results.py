@@ -303,7 +303,7 @@ def test_an_odd_result_is_answered_as_by_the_stock_runner(run, make):
 
 
 @pytest.mark.parametrize(("make", "cause"), table(UNSENDABLE))
-def test_a_result_that_cannot_be_sent_is_answered_with_the_cause(run, make, cause):
+def test_a_result_that_cannot_be_sent_is_answered_with_the_reason(run, make, cause):
     try:
         compare(run, giving(make), f"'report' .*(?:{cause})")
     finally:
@@ -318,7 +318,7 @@ def test_a_result_that_cannot_be_sent_is_answered_with_the_cause(run, make, caus
         pytest.param(RudeModel, marks=needs_rrq, id="a model that exits"),
     ],
 )
-def test_a_result_whose_code_exits_is_answered_with_the_cause(run, make):
+def test_a_result_whose_code_exits_is_answered_with_the_reason(run, make):
     answer = among_neighbours(run, giving(make))
     assert answer.type is OutcomeType.FAILURE
     assert re.search("result of 'report' cannot be sent: .*SystemExit", answer.error.message)
@@ -398,5 +398,5 @@ def test_any_mixture_of_values_is_answered_as_by_the_stock_runner_or_as_an_error
 
 
 def decoded(value):
-    """A result of json.loads() as this package decodes it: larger integers than 64 bits as floats."""
+    """A result of json.loads() as this package decodes it: integers of more than 64 bits as floats."""
     return outcome({"job_id": "", "request_id": "", "status": "success", "result": value}).result

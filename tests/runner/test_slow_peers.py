@@ -209,7 +209,7 @@ def test_requests_of_a_peer_that_never_reads_use_little_memory_and_are_all_answe
         neighbour.ask()
 
 
-def test_answers_to_a_peer_that_never_reads_are_in_memory_only_once(runner):
+def test_answers_to_a_peer_that_never_reads_are_held_in_memory_only_once(runner):
     port, memory = runner
     neighbour = Neighbour(port)
     size = 2**21

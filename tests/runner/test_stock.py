@@ -1,4 +1,4 @@
-"""What the runner takes from an installed rrq."""
+"""Importing the runner where rrq is installed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 
-def test_a_module_that_rrq_misses_is_named(tmp_path):
-    """And rrq does not count as missing, which would take its settings objects for wrong ones."""
+def test_a_module_that_rrq_cannot_import_is_named(tmp_path):
+    """If the runner took rrq for missing, it would refuse the settings objects of rrq."""
     (tmp_path / "rrq").mkdir()
     (tmp_path / "rrq" / "__init__.py").write_text("import absent_module")
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import rrq_fastwire.runner.engine"

@@ -1,4 +1,4 @@
-"""Where the system has no more to give: descriptors, room for the log, time."""
+"""Runners whose system runs out of file descriptors, or of disk space for the log."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import pytest
 
 from ..commands import until
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /dev/full are Linux's")
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux", reason="needs ulimit and /dev/full of Linux"
+)
 
 DESCRIPTORS = 60
 
@@ -79,7 +81,7 @@ handlers["fail"] = fail
 
 
 @pytest.mark.parametrize("where", ["stderr", "stdout and stderr", "file"])
-def test_jobs_are_answered_though_the_log_has_no_room(command_on_each_loop, where):
+def test_jobs_are_answered_although_the_log_is_on_a_full_disk(command_on_each_loop, where):
     command = command_on_each_loop
     begin = LOGS_TO_FULL_DISK if where == "file" else "from app import *\n"
     (command.folder / "full.py").write_text(begin + FAILS)
@@ -97,5 +99,5 @@ def test_jobs_are_answered_though_the_log_has_no_room(command_on_each_loop, wher
     peer.socket.sendall(b"\0\0\0\0")  # which is logged, too
     assert peer.receive() is None
     runner.terminate()
-    # Where Python cannot write at its end what stdout or stderr hold, it ends with 120.
+    # Python exits with 120 if it cannot flush stdout or stderr at its end.
     assert command.wait(runner) == (0 if where == "file" else 120)

@@ -1,4 +1,4 @@
-"""Spans of rrq's telemetry: which of their methods are called for a job."""
+"""Spans of rrq's telemetry: which of their methods the runner calls for a job."""
 
 from __future__ import annotations
 
