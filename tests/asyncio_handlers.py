@@ -11,7 +11,7 @@ import contextvars
 import importlib
 import time
 
-PATIENCE = 30  # seconds for what takes less, unless it is broken
+PATIENCE = 30  # seconds; they pass only if something is broken
 
 
 VARIABLE = contextvars.ContextVar("VARIABLE", default="unset")
@@ -153,7 +153,7 @@ async def takes_what_is_completed(request):
     return sorted([await each for each in asyncio.as_completed(map(sleep_and_return, range(3)))])
 
 
-# Its task
+# The handler's own task
 
 
 async def names_its_task(request):

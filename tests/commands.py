@@ -1,4 +1,4 @@
-"""Runs a runner's command as a process, for the tests of what its users see."""
+"""Runs the command of a runner as a process, for tests of what its users see."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ async def outlive_parent(request):
     return "still here"
 
 async def stop_child(request):
-    """The exit codes of children that are terminated at once, while they sleep, and in C code."""
+    """The exit codes of children that are terminated at once, during a sleep, and in C code."""
     codes = []
     for function, argument, seconds in (time.sleep, 600, 0), (time.sleep, 600, 0.1), (sum, range(10**12), 0.1):
         child = multiprocessing.get_context("fork").Process(target=function, args=(argument,))
@@ -222,7 +222,7 @@ MODULES = {
 
 
 def until(ready, what):
-    """Waits until a condition is true, for what sends no event.
+    """Waits until a condition is true that sends no event.
 
     Arguments:
         ready: the condition.
@@ -395,16 +395,16 @@ with subprocess.Popen(sys.argv[1:]) as runner:
 
 
 class Orphan:
-    """A runner with a parent that can be killed.
+    """A runner whose parent process can be killed.
 
-    Both have the other end of a pipe open, so the pipe shows when both have ended.
+    Both have a pipe to the test open. Its end shows that both have ended.
     """
 
     def __init__(self, command, *arguments, before=(), stderr=None, **options):
         self.port = free_port()
         line = command.line(*arguments, tcp_socket=f"127.0.0.1:{self.port}", **options)
-        # The runner knows its parent by the session. The process that adopts orphans may have the
-        # same session as the tests, so the parent gets a new one.
+        # A runner recognizes its parent by the session. The process that adopts orphans may be in
+        # the session of the tests, so the parent gets a session of its own.
         self.parent = command.spawn(
             [sys.executable, "-c", PARENT, *before, *line],
             stdout=subprocess.PIPE,

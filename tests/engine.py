@@ -28,7 +28,7 @@ from rrq_fastwire.streams import start_server
 
 from .stock import HAS_RRQ, StockRequest, registry, rrq
 
-# Seconds to wait for what sends no event. This is reached only if something is broken.
+# Seconds to wait for something that sends no event. They pass only if something is broken.
 PATIENCE = 30
 
 # Seconds until a deadline that a test waits for. Until then a handler has started.
@@ -246,7 +246,7 @@ async def serving(handlers, **options):
 
 
 async def until(condition):
-    """Waits until a condition is true, for what sends no event."""
+    """Waits until a condition is true that sends no event."""
     async with asyncio.timeout(PATIENCE):
         while not condition():
             await asyncio.sleep(0.001)
@@ -328,7 +328,7 @@ def among_neighbours(run, report, *, wrap=registry, finally_=lambda: None):
 
 
 def stock_answer(report):
-    """The frame that the stock runner sends for a job with this handler; b"" if it sends none."""
+    """The frame that the stock runner sends for a job with this handler, or b"" if it sends none."""
 
     class Writer:
         async def drain(self):
@@ -361,8 +361,8 @@ def compare(run, report, cause, **options):
     """Checks the answer to a job with the handler `report`.
 
     Arguments:
-        cause: None if the answer must be that of the stock runner. Otherwise a pattern of the error
-            with which the job must be answered, where the stock runner fails.
+        cause: None if the answer must be that of the stock runner. Otherwise, a pattern for the
+            error message of the answer; the stock runner must not send a valid answer.
     """
     ours = among_neighbours(run, report, **options)
     if cause is None:

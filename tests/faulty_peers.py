@@ -1,4 +1,4 @@
-"""A runner, for tests in which one connection is faulty and another one must not be affected."""
+"""A runner for tests in which one connection is faulty, and another one must not be affected."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ both_ways_of_receiving = pytest.mark.parametrize("receive", [iterate, deliver])
 
 
 async def everything(stream, receive):
-    """Receives until the stream ends: the names of messages, payloads of wrong ones, and the last error."""
+    """Receive until the stream ends: names of messages, invalid payloads, and the error at the end."""
     found = []
     while True:
         try:
@@ -88,7 +88,7 @@ async def reset(peer):
 
 
 async def until(condition):
-    """Wait until a condition is true, for what sends no event."""
+    """Wait until a condition is true that sends no event."""
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)

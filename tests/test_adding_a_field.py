@@ -46,7 +46,7 @@ assert wire.ExecutionOutcome.failure("j", "r", "m").error.message == "m"
 
 
 def test_a_field_in_the_middle_is_read_and_written(tmp_path):
-    pytest.importorskip("orjson", reason="compiled once, in the leg with orjson")
+    pytest.importorskip("orjson", reason="runs once, with orjson, because it compiles the package")
     pytest.importorskip("Cython", reason="compiles a copy of the package")
     if not (ROOT / "setup.py").exists():
         pytest.skip("needs the sources of the package, which are not beside these tests")
@@ -57,7 +57,7 @@ def test_a_field_in_the_middle_is_read_and_written(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     setup = (ROOT / "setup.py").read_text()
     assert "-O3" in setup
-    (tmp_path / "setup.py").write_text(setup.replace("-O3", "-O0"))  # which compiles faster
+    (tmp_path / "setup.py").write_text(setup.replace("-O3", "-O0"))  # compiles faster
     messages = tmp_path / "rrq_fastwire" / "messages.py"
     text = messages.read_text()
     for before, added in [

@@ -1,4 +1,4 @@
-"""What pip builds and prints, with and without a C compiler."""
+"""The wheels that pip builds, and what it prints, with and without a C compiler."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_without_a_compiler_a_demanded_extension_is_an_error(sources, no_compile
     assert "no-such-compiler" in printed
 
 
-def test_a_pure_wheel_can_be_asked_for(sources, no_compiler):
+def test_a_pure_wheel_is_built_if_it_is_chosen(sources, no_compiler):
     status, printed, (wheel,) = build(sources, "1", **no_compiler)
     assert status == 0, printed
     assert wheel.name.endswith("-py3-none-any.whl")

@@ -98,7 +98,7 @@ def test_each_call_gets_its_own_answer_in_any_order(run, meet):
     run(scenario())
 
 
-def test_a_request_carries_what_execute_is_given(run, meet):
+def test_a_request_has_the_values_that_execute_is_given(run, meet):
     given = {
         "attempt": 3,
         "queue_name": "q",
@@ -170,7 +170,7 @@ def test_a_wrong_answer_fails_the_call_that_it_belongs_to(run, meet):
     run(scenario())
 
 
-def test_a_request_id_can_be_in_flight_once(run, meet):
+def test_a_request_id_cannot_be_in_flight_twice(run, meet):
     async def scenario():
         async with meet() as (client, runner):
             for _ in range(2):
@@ -341,7 +341,7 @@ def test_closing_fails_calls_in_flight(run, meet):
     run(scenario())
 
 
-def test_connecting_without_a_listener_is_an_os_error(run):
+def test_connecting_without_a_listener_raises_os_error(run):
     async def scenario():
         with socket.socket() as unused:
             unused.bind(("127.0.0.1", 0))
@@ -372,7 +372,7 @@ async def call_many(client):
     assert client.unmatched == 0
 
 
-def test_ten_thousand_calls_of_this_runner(run):
+def test_each_of_ten_thousand_calls_of_this_runner_gets_its_own_answer(run):
     async def scenario():
         async with running(echo=echo) as client:
             await call_many(client)
@@ -393,7 +393,7 @@ settings = PythonRunnerSettings(registry=registry)
 """
 
 
-def test_ten_thousand_calls_of_the_stock_runner(run, tmp_path):
+def test_each_of_ten_thousand_calls_of_the_stock_runner_gets_its_own_answer(run, tmp_path):
     command = shutil.which("rrq-runner", path=Path(sys.executable).parent)
     if command is None:
         pytest.skip("rrq-runner is not installed")

@@ -1,4 +1,4 @@
-"""compat does the same as rrq.protocol, and install() puts it into an imported rrq."""
+"""compat does the same as rrq.protocol, and install() makes rrq use it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_values_without_a_json_form_raise_type_error_as_in_rrq(module, payload, 
         module.encode_message("response", payload)
 
 
-def test_a_payload_that_holds_itself_is_a_value_error():
+def test_a_payload_that_contains_itself_raises_value_error():
     loop = {}
     loop["loop"] = loop
     with pytest.raises(ValueError, match="Circular"):
@@ -67,7 +67,7 @@ def test_a_payload_that_holds_itself_is_a_value_error():
     ["\ud800", 10**400, "x" * 17_000_000, json.loads("[" * 126 + "]" * 126)],
     ids=lambda _: "",
 )
-def test_values_that_would_kill_the_connection_raise_value_error(result):
+def test_values_that_would_end_the_connection_raise_value_error(result):
     with pytest.raises(ValueError, match=r"surrogate|308 digits|16777216|nested too deep"):
         compat.encode_message("response", {"status": "success", "result": result})
 
@@ -101,7 +101,7 @@ def test_a_message_decodes_to_its_type_and_payload(module):
     ],
 )
 def test_an_invalid_message_raises_value_error(module, data):
-    with pytest.raises(ValueError) as caught:  # noqa: PT011 (the words of rrq are its own)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 (rrq has its own texts)
         module.decode_message(data)
     if b'"' in data or b"null" in data or b"[" in data:
         with pytest.raises(ValueError) as theirs:  # noqa: PT011
@@ -120,7 +120,7 @@ def read(module, data):
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_reading_from_a_stream(module):
+def test_read_message_gives_a_message_none_at_the_end_or_an_error(module):
     frame = module.encode_message("request", {"a": 1})
     assert read(module, frame + b"rest") == ("request", {"a": 1})
     assert read(module, b"") is None
@@ -144,7 +144,7 @@ class Writer:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_writing_to_a_stream(module):
+def test_write_message_writes_one_frame_and_drains(module):
     writer = Writer()
     asyncio.run(module.write_message(writer, "cancel", {"a": 1}))
     frame, drained = writer.calls

@@ -1,4 +1,4 @@
-"""Compares decoding with RRQ's own parser: its frames and its verdicts, in the data of --conformance."""
+"""Decoding agrees with RRQ's own parser, on the frames and verdicts in the data of --conformance."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def pytest_generate_tests(metafunc):
 
 
 def moment(text):
-    """A date-time of RRQ's parser, which keeps nanoseconds, with the precision of Python's datetime."""
+    """A date-time of RRQ's parser in UTC, without its nanoseconds, which a datetime cannot hold."""
     return datetime.fromisoformat(text).astimezone(timezone.utc)
 
 

@@ -77,7 +77,7 @@ def check_tool(words: list[str]) -> None:
 
 
 @each_page
-def test_commands_of_a_page_have_the_options_that_it_names(page):
+def test_the_commands_and_options_on_a_page_exist(page):
     pytest.importorskip("click", reason="the commands need the extra `cli`")
     makefile = (ROOT / "Makefile").read_text()
     for words in commands(page):
@@ -109,8 +109,7 @@ def test_links_of_a_page_lead_to_files(page):
         assert "://" in link or (page.parent / link).exists(), link
 
 
-# For each runner of how-to/write-a-runner.md: the number of its code block, and code that starts
-# it.
+# The runners of how-to/write-a-runner.md: the number of the code block, and code that starts the runner.
 RUNNERS = {
     "asyncio": (0, "asyncio.run(serve_asyncio(port))"),
     "threads": (2, "serve_threads(socket.create_server(('127.0.0.1', port)))"),
@@ -119,7 +118,7 @@ RUNNERS = {
 
 
 @pytest.mark.parametrize("name", RUNNERS)
-def test_runners_of_the_page_pass_check(name, tmp_path):
+def test_a_runner_of_how_to_write_a_runner_passes_check(name, tmp_path):
     for module in ("click", "rich", "trio"):
         pytest.importorskip(module, reason="is in the extra `dev`")
     number, serve = RUNNERS[name]

@@ -24,7 +24,7 @@ ALONE = [block for block in BLOCKS if block not in (RUNNER, CLIENT)]
 
 
 @pytest.mark.parametrize("block", ALONE, ids=lambda block: block.splitlines()[0])
-def test_a_block_of_code_runs(block):
+def test_a_code_block_runs_without_output_on_stderr(block):
     (block,) = on_a_free_port(block)
     done = subprocess.run(
         [sys.executable, "-c", block], capture_output=True, text=True, check=False

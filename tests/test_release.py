@@ -45,11 +45,11 @@ def test_a_tag_is_released_only_if_version_and_changelog_agree(tmp_path, tag, ch
     assert_verdict(tmp_path, tag, refused, changes=changes)
 
 
-def test_the_address_of_the_project_must_be_known(tmp_path):
+def test_a_project_without_a_source_url_is_not_released(tmp_path):
     assert_verdict(tmp_path, "v1.2.3", "add [project.urls] with Source", urls="")
 
 
-def test_links_on_pypi_begin_with_the_address_of_the_project(tmp_path):
+def test_links_on_pypi_begin_with_the_source_url(tmp_path):
     pytest.importorskip("Cython", reason="setup.py needs it")
     shutil.copy(ROOT / "setup.py", tmp_path)
     (tmp_path / "pyproject.toml").write_text(

@@ -34,7 +34,7 @@ def run(*arguments, pure=HERE, before=""):
     return done.returncode, done.stdout + done.stderr
 
 
-# The JSON library of a new interpreter. --no-orjson has an effect only on this one.
+# The JSON library of a new interpreter. --no-orjson affects only this interpreter.
 ORJSON = "orjson" if PathFinder.find_spec("orjson") else "json"
 SHOW = "import rrq_fastwire; print(rrq_fastwire.IMPLEMENTATION, rrq_fastwire.JSON_BACKEND)"
 NO_C = "import sys; sys.modules['rrq_fastwire._c'] = None; "
@@ -50,7 +50,7 @@ NO_ORJSON = "import sys; sys.modules['orjson'] = None; "
         ("import sys; sys.implementation.name = 'pypy'; " + SHOW, None, f"python {ORJSON}"),
     ],
 )
-def test_the_pure_implementation_runs_when_asked_for_or_alone(before, pure, printed):
+def test_the_pure_implementation_runs_if_it_is_chosen_or_the_only_one(before, pure, printed):
     assert run(before=before, pure=pure) == (0, printed + "\n")
 
 
@@ -105,7 +105,7 @@ def test_importing_needs_neither_rrq_nor_asyncio():
     assert run(before=code) == (0, "[]\n")
 
 
-def test_info_prints_what_runs():
+def test_info_prints_the_implementation_and_versions():
     status, printed = run("-m", "rrq_fastwire", "info", pure="1")
     facts = dict(
         line.split(maxsplit=1)
@@ -120,7 +120,7 @@ def test_info_prints_what_runs():
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["nonsense"], ["info", "extra"]])
-def test_the_command_line_explains_itself(arguments):
+def test_the_help_or_the_error_of_a_command_line_names_the_program(arguments):
     pytest.importorskip("click", reason="the command line is an extra")
     status, printed = run("-m", "rrq_fastwire", *arguments)
     assert status == (0 if arguments == ["--help"] else 2)

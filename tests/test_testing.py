@@ -70,14 +70,14 @@ def test_a_timeout_is_an_outcome(run):
     assert run(run_job(wait, timeout=0.05)).type is OutcomeType.TIMEOUT
 
 
-def test_a_result_that_could_not_be_sent_fails_in_the_test_too(run):
+def test_a_result_that_cannot_be_sent_is_an_outcome_with_the_reason(run):
     async def report(request):
         return object()
 
     assert "cannot be sent" in run(run_job(report)).error.message
 
 
-def test_the_result_went_through_json(run):
+def test_the_result_is_converted_to_json_and_back(run):
     async def report(request):
         return {"a": (1, {2})}
 
@@ -157,7 +157,7 @@ def test_jobs_that_run_at_the_end_are_cancelled_and_awaited(run):
     assert notes == ["cleaned up", "left"]
 
 
-def test_an_exception_in_the_test_is_raised(run):
+def test_an_exception_inside_running_is_raised(run):
     async def calling():
         async with running({"greet": greet}):
             raise AssertionError("of the test")

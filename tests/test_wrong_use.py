@@ -1,4 +1,4 @@
-"""Wrong use is an exception that names what is wrong: never a crash, a hang, or a riddle."""
+"""Wrong use raises an exception that names what is wrong. It never causes a crash or a hang."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ CODEC = [
 
 
 @pytest.mark.parametrize(("call", "error", "text"), CODEC)
-def test_wrong_use_of_the_codec_is_named(wire, call, error, text):
+def test_wrong_use_of_the_codec_raises_an_exception_that_names_it(wire, call, error, text):
     with pytest.raises(error, match=text):
         call(wire)
 
@@ -241,7 +241,7 @@ STREAMS = [
 
 
 @pytest.mark.parametrize(("call", "error", "text"), STREAMS)
-def test_wrong_use_of_connections_is_named(run, call, error, text):
+def test_wrong_use_of_connections_raises_an_exception_that_names_it(run, call, error, text):
     with pytest.raises(error, match=text):
         run(asyncio.wait_for(call(), 20))
 
@@ -304,14 +304,14 @@ SERVE = [
 
 
 @pytest.mark.parametrize(("arguments", "error", "text"), SERVE)
-def test_wrong_argument_of_serve_is_named(run, arguments, error, text):
+def test_a_wrong_argument_of_serve_raises_an_exception_that_names_it(run, arguments, error, text):
     given = {"handlers": {"echo": echo}, "tcp_socket": f"{HOST}:9", **arguments}
     with pytest.raises(error, match=text):
         run(asyncio.wait_for(serve(**given), 20))
 
 
 @pytest.mark.parametrize("stream", [None, f"{HOST}:80", 5], ids=repr)
-def test_client_of_something_else_than_a_stream_is_refused(run, stream):
+def test_a_client_of_something_other_than_a_stream_is_refused(run, stream):
     async def make():
         RunnerClient(stream)
 
@@ -319,7 +319,7 @@ def test_client_of_something_else_than_a_stream_is_refused(run, stream):
         run(make())
 
 
-def test_stream_without_a_connection_can_be_shown(run):
+def test_a_stream_without_a_connection_has_a_repr(run):
     async def show():
         return repr(MessageStream())
 
@@ -329,7 +329,7 @@ def test_stream_without_a_connection_can_be_shown(run):
 
 
 async def use_elsewhere(use):
-    """Uses a client in another event loop, in another thread, and gives what was raised."""
+    """Uses a client in an event loop of another thread, and raises what is raised there."""
     raised = []
     async with connected() as client:
 
@@ -353,14 +353,14 @@ async def use_elsewhere(use):
         (lambda client: client.stream.wait_closed(), "different loop|other loop"),
     ],
 )
-def test_client_in_another_event_loop_is_a_runtime_error(run, use, text):
+def test_using_a_client_in_another_event_loop_raises_runtime_error(run, use, text):
     with pytest.raises(RuntimeError, match=text):
         run(use_elsewhere(use))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # other tests leave threads
-def test_client_in_a_forked_child_is_a_runtime_error(run):
+def test_using_a_client_in_a_forked_child_raises_runtime_error(run):
     async def fork():
         async with connected() as client:
             child = os.fork()
@@ -383,7 +383,7 @@ def test_client_in_a_forked_child_is_a_runtime_error(run):
 @pytest.mark.parametrize(
     "options", [["-O"], ["-OO"], ["-W", "error"], ["-X", "dev"], ["-bb"]], ids=" ".join
 )
-def test_same_exceptions_come_with_the_options_of_python(options):
+def test_the_same_exceptions_are_raised_with_the_options_of_python(options):
     """`-X dev` is asyncio's debug mode, too. Plain asserts are not used above: -O removes them."""
     command = [sys.executable, *options, "-m", "pytest", "-q", __file__, "-k", "not options"]
     command += [

@@ -80,7 +80,7 @@ def test_cancelling_one_wait_closed_does_not_cancel_others(run, connected):
     run(scenario())
 
 
-def test_the_repr_of_a_stream_tells_its_state(run, connected):
+def test_the_repr_of_a_stream_shows_its_state(run, connected):
     async def scenario():
         async with connected() as (stream, _):
             assert repr(stream).startswith("<MessageStream open peer=")

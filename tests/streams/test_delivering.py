@@ -29,7 +29,7 @@ from ..stream_peers import (
 )
 
 
-def test_deliver_calls_in_the_event_loop_iteration_of_the_read(run, connected):
+def test_deliver_calls_its_function_in_the_event_loop_iteration_of_the_read(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             tasks = []

@@ -105,7 +105,7 @@ with asyncio.Runner(loop_factory=importlib.import_module(loops).new_event_loop) 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("state", ["from the beginning", "after a message"])
 @pytest.mark.parametrize("loops", ["asyncio", "uvloop"])
-def test_an_idle_connection_uses_little_memory_besides_its_transport(loops, state):
+def test_an_idle_connection_needs_little_more_memory_than_its_transport(loops, state):
     if loops == "uvloop":
         pytest.importorskip("uvloop", reason="uvloop is not installed")
 

@@ -55,7 +55,7 @@ def test_messages_sent_in_one_event_loop_iteration_leave_in_one_write(run, conne
     run(scenario())
 
 
-def test_messages_that_are_too_many_for_one_write_leave_in_a_few_in_their_order(run, connected):
+def test_messages_that_do_not_fit_into_one_write_leave_in_a_few_writes_in_order(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             stream.transport = transport = CountingTransport(stream.transport)
@@ -67,7 +67,7 @@ def test_messages_that_are_too_many_for_one_write_leave_in_a_few_in_their_order(
     run(scenario())
 
 
-def test_flushing_writes_at_once_with_what_was_sent_before(run, connected):
+def test_flushing_writes_at_once_together_with_earlier_messages(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
             stream.transport = transport = CountingTransport(stream.transport)
