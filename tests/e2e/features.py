@@ -27,7 +27,7 @@ async def lifespan():
 
 
 async def count(request):
-    """Counts its runs, with the client of the lifespan if there is one, or else with a new client."""
+    """Counts its runs, with the client of the lifespan or, without a lifespan, with a new client."""
     redis = lifespan_value() or Redis.from_url(URL, socket_timeout=None)
     await redis.hincrby("runs", request.job_id)
     return lifespan_value() is not None

@@ -32,7 +32,7 @@ HERE = Path(__file__).parent
 # The time limit of what takes seconds, because an orchestrator may hang.
 RUN_SECONDS = 120
 
-# The setting with the runner's address, which each version calls otherwise.
+# The setting with the runner's address, which has another name in each version.
 SOCKETS = {"0.11.1": "tcp_port = {port}", "0.9.18": 'tcp_socket = "127.0.0.1:{port}"'}
 
 CONFIG = """\

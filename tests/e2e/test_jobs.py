@@ -1,4 +1,4 @@
-"""Jobs end as they should with every runner, under the published orchestrators."""
+"""Jobs end in the expected state with every runner, under the published orchestrators."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def run(request, orchestrator):
 
 @pytest.mark.parametrize("id", JOBS)
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_job_ends_as_it_should(run, runner, id):
+def test_a_job_ends_in_the_expected_state(run, runner, id):
     print(run(runner).log)
     *_, expected = JOBS[id]
     assert comparable(run(runner).jobs[id]) == comparable(expected)
@@ -149,12 +149,12 @@ def test_correlation_context_arrives_if_it_is_sent(orchestrator, run, runner):
 
 
 @pytest.mark.parametrize("runner", RUNNERS)
-def test_handlers_get_rrqs_requests_unless_native_ones_are_asked_for(run, runner):
+def test_handlers_get_rrqs_requests_unless_native_ones_are_chosen(run, runner):
     assert run(runner).jobs["request"]["result"] == REQUESTS[runner]
 
 
 @pytest.mark.parametrize("runner", [runner for runner in RUNNERS if runner != "stock"])
-def test_jobs_end_as_with_the_stock_runner(run, runner):
+def test_jobs_end_in_the_same_states_as_with_the_stock_runner(run, runner):
     stock, ours = (
         {id: comparable(run(name).jobs[id]) for id in JOBS} for name in ("stock", runner)
     )
@@ -166,8 +166,7 @@ def comparable(state: dict[str, Any]) -> dict[str, Any]:
     result = json.dumps(state["result"], sort_keys=True)
     if len(result) > 1000:  # more than pytest can explain in reasonable time
         result = f"{len(result)} characters, SHA-256 {sha256(result.encode()).hexdigest()}"
-    # The timers of the orchestrator and of the runner fire at the same moment, with different
-    # texts.
+    # The timers of the orchestrator and of the runner fire at the same moment. Their texts differ.
     last_error = state["last_error"]
     if last_error == "Job execution timed out.":
         last_error = "Job timed out after 1s."

@@ -21,7 +21,7 @@ def lingering(number):
 
 POOLS = {"one process": ONE_PROCESS, "four processes": FOUR_PROCESSES}
 
-# As many lingering jobs leave room for others in the 64 places, or one of the four processes.
+# So many lingering jobs leave room for others: in the 64 places, or in one of the four processes.
 MOST_LINGERING = {ONE_PROCESS: 20, FOUR_PROCESSES: 3}
 
 

@@ -1,4 +1,4 @@
-"""The commands of the tutorial work, in order, and print what the page shows."""
+"""The commands of the tutorial, run in order, print what the page shows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def same_in_each_run(command: str, output: str) -> list[str]:
 
 # The tutorial shows what this version prints.
 @pytest.mark.parametrize("orchestrator", ["0.11.1"], indirect=True)
-def test_tutorial_works_as_it_is_written(orchestrator, tmp_path):
+def test_the_commands_of_the_tutorial_print_what_it_shows(orchestrator, tmp_path):
     orchestrator.database.flushall()
     database = "127.0.0.1:{port}".format(**orchestrator.database.get_connection_kwargs())
     environment = {

@@ -1,4 +1,4 @@
-"""Makes structured values from a fuzzer's bytes. After the end of the bytes, all choices are zero."""
+"""Makes structured values from a fuzzer's bytes. After the last byte, all choices are zero."""
 
 from __future__ import annotations
 

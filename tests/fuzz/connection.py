@@ -132,7 +132,7 @@ _HANDLERS = {
 
 
 class _Loop:
-    """One event loop for all inputs, because making a new one takes longer than to check an input."""
+    """One event loop for all inputs, because a new one takes longer than checking an input."""
 
     runner: asyncio.Runner | None = None
 
@@ -191,9 +191,8 @@ async def _check(steps: list[tuple[int, int]], data: bytes) -> None:
     assert closed.done(), "the connection does not end"
     for _ in range(5):  # lets cancelled handlers end
         await asyncio.sleep(0)
-    assert len(asyncio.all_tasks()) <= 2, (
-        asyncio.all_tasks()
-    )  # this task, and one that the runner keeps in reserve
+    # This task, and one that the runner keeps in reserve.
+    assert len(asyncio.all_tasks()) <= 2, asyncio.all_tasks()
     assert not unhandled, unhandled
     _check_answers(data, bytes(transport.written), is_complete=not is_reset)
     await runner.stop(0)

@@ -1,4 +1,4 @@
-"""Fuzz encode_frame(): messages of structured Python values, also of objects with hostile code."""
+"""Fuzz encode_frame(): messages of structured Python values, including objects with hostile code."""
 
 from __future__ import annotations
 
@@ -112,9 +112,8 @@ class _Values:
     def __init__(self, choices: Choices, *, hostile: bool) -> None:
         self._choices = choices
         self._hostile = hostile
-        self._made: list[
-            Any
-        ] = []  # containers, which are used again to make shared and recursive ones
+        # Containers, which are used again to make shared and recursive ones.
+        self._made: list[Any] = []
 
     def text(self) -> Any:
         choices = self._choices

@@ -142,8 +142,7 @@ def check_message(message: RunnerMessage) -> None:
     assert_same(*frames)
     frame = frames[0]
     if isinstance(frame, Raised):
-        # Decoding accepts deeper nesting than encoding. Everything else that was decoded can be
-        # sent.
+        # Decoding accepts deeper nesting than encoding. Everything else can be sent.
         assert "nested too deep" in frame.text, frame
         assert depth(_values(message)) > MAX_NESTING - 3
         return
