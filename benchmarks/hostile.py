@@ -1,10 +1,10 @@
-"""Measure what hostile connections can make a runner hold and spend.
+"""Measure how much memory and CPU time hostile connections can make a runner use.
 
     python -m benchmarks.hostile
 
-Each attack is made on a new runner: first over one connection, then over a thousand. The table has
-the bytes that the runner accepted, the most memory that it held above what it held before, its CPU
-time until it was idle again, and the longest time that a job on another connection took meanwhile.
+Each attack is made on a new runner: first over one connection, then over a thousand. The table shows
+how many bytes the runner accepted, by how much its memory grew at the most, its CPU time until it was
+idle again, and the longest time that a job on another connection took meanwhile.
 Linux only; the largest attack needs 1 GB.
 """
 
@@ -30,7 +30,7 @@ from .runners import memory_mib
 MIB = 2**20
 LARGEST = 16 * MIB
 CROWD = 1000
-CROWD_SIZE = 64 * 1024  # of each message where there are a thousand connections
+CROWD_SIZE = 64 * 1024  # of each message, with a thousand connections
 CHUNK = 64 * 1024
 IDLE_SECONDS = 0.5
 
@@ -93,8 +93,8 @@ def many_keys(size: int) -> bytes:
 
 
 def colliding_keys(size: int) -> bytes:
-    """Keys that differ in one place of many: with an additive hash they would collide."""
-    pairs = [b"Aa", b"BB"]  # of the same hash in Java and many others
+    """Keys that collide under the hash of Java and many others."""
+    pairs = [b"Aa", b"BB"]  # both have the same hash there
     keys = (
         b'"' + b"".join(pairs[number >> bit & 1] for bit in range(20)) + b'":1'
         for number in range(min(room(size) // 46, 2**20))
@@ -114,7 +114,7 @@ def empty_objects(size: int) -> bytes:
 
 
 def requests_that_wait(size: int) -> bytes:
-    """Sixty-four at once, and more that find the runner busy."""
+    """64 requests that run at once, and others that are answered busy."""
     return b"".join(encode_frame(request("wait", f"r{number}")) for number in range(100))
 
 
@@ -125,7 +125,7 @@ def unread_answers(size: int) -> bytes:
 
 
 def cancels(size: int) -> bytes:
-    """Sent while jobs wait: 64 of one connection, or 32,768 of a crowd."""
+    """Cancels that are sent while jobs wait: 64 jobs of one connection, or 32,768 of a crowd."""
     one = encode_frame(CancelRequest(job_id="nothing"))
     return requests_that_wait(size) + one * (MIB // len(one) if size == LARGEST else 2)
 
@@ -155,7 +155,7 @@ ATTACKS: dict[str, Callable[[int], bytes]] = {
 
 @dataclass
 class Figures:
-    """What an attack cost the runner."""
+    """What an attack costs the runner."""
 
     sent: int = 0  # bytes
     held: float = 0.0  # MiB

@@ -2,8 +2,8 @@
 
     python -m benchmarks.instructions [--write]
 
-Other load on the machine does not change the counts, so only the code can make them rise. Compare
-them with the stored counts in instructions.json, and exit with 1 if one has risen by more than 3 %.
+Other load on the machine does not change the counts, so a rise comes from the code. Compare the counts
+with those stored in instructions.json, and exit with 1 if one has risen by more than 3 %.
 With --write, store them instead. Counts of another build of Python or orjson are not compared.
 """
 
@@ -30,7 +30,8 @@ from . import samples
 
 STORED = Path(__file__).with_name("instructions.json")
 TOLERANCE = 1.03
-# Counts are the difference of processes that make so many calls, without the start of Python.
+# A count is the difference between two processes, which make this many calls. So it does not contain
+# the start of Python.
 CALLS = (200, 1200)
 
 _CANCEL = _c.encode_frame(_c.CancelRequest(job_id=samples.IDS[0], request_id=samples.IDS[1]))

@@ -49,7 +49,7 @@ def resident() -> int:
 
 
 def held(make: Callable[[], Any], measure: Callable[[], int]) -> float:
-    """The bytes that each of COUNT objects holds, which exist at the same time.
+    """The bytes that an object holds, measured on COUNT objects that exist at the same time.
 
     Arguments:
         make: makes an object.

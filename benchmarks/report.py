@@ -38,7 +38,7 @@ GREY, OURS, OURS_TOO, OTHERS = "#7d8590", "#d9730d", "#f0a860", "#4c8dd6"
 PACKAGES = ["orjson", "msgspec", "rrq", "pydantic", "pytest-benchmark", "cython"]
 COLOURS = (OTHERS, OURS, OURS_TOO, GREY)
 
-# Names of implementations and runners in results.json, and how tables and charts call them.
+# Names of implementations and runners in results.json, and their names in tables and charts.
 LABELS = {
     "compiled": "rrq-fastwire",
     "pure": "rrq-fastwire, pure Python",

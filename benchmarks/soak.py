@@ -1,4 +1,4 @@
-"""Load runners for an hour, and compare what they cost at the end with the tenth minute.
+"""Load runners for an hour, and compare their CPU and memory at the end with the tenth minute.
 
     python -m benchmarks.soak [--seconds N] [--results FOLDER]
 
@@ -6,10 +6,10 @@ Two runners take turns with a mixed load: one has a single job in flight, the ot
 several sizes. Some jobs fail, ask for a retry, time out or are cancelled, and some connections are
 reset while jobs run. Each sample has a runner's jobs per CPU second and its RSS. Linux only.
 
-Other programs on the machine change how many jobs a CPU second is enough for. So two more runners get
-the same load for the first sixth of the time, and then rest. At the end, for a twentieth of the time,
-they take turns with the runners that were loaded throughout. Exits with 1 if RSS differs from the
-tenth minute, or these two pairs of runners differ in jobs per CPU second, by more than 2 %.
+Other load on the machine changes the number of jobs per CPU second. So two more runners get the same
+load for the first sixth of the time, and then rest. At the end, for a twentieth of the time, they take
+turns with the runners that were loaded throughout. Exit with 1 if RSS differs from the tenth minute,
+or if these two pairs of runners differ in jobs per CPU second, by more than 2 %.
 """
 
 from __future__ import annotations

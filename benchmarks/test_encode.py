@@ -1,4 +1,4 @@
-"""Benchmarks of encoding a success: one that exists, and one that is built in each call."""
+"""Benchmarks of encoding a success: one that is built before, and one that is built in each call."""
 
 from __future__ import annotations
 

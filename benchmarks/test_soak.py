@@ -1,4 +1,4 @@
-"""The comparison of benchmarks/soak.py, on a run of a second."""
+"""The comparison of benchmarks/soak.py, with a run of one second."""
 
 from __future__ import annotations
 
