@@ -172,7 +172,7 @@ def test_jobs_that_end_in_time_are_freed_before_their_deadlines(run):
         await asyncio.sleep(0)
 
     async def running():
-        async with serving({"pause": pause}) as connect:
+        async with serving({"pause": pause, "forever": forever}) as connect:
             peer = await connect()
             for _ in range(50):
                 peer.send(*(request("pause", id=str(n), deadline=3600) for n in range(60)))
@@ -180,7 +180,7 @@ def test_jobs_that_end_in_time_are_freed_before_their_deadlines(run):
             assert jobs() < 1000
             # A nearer deadline is still noticed.
             peer.send(request("forever", deadline=SOON), request("pause", id="2", deadline=3600))
-            await peer.answers(2)
+            assert (await peer.answers(2))["r"].type is OutcomeType.TIMEOUT
 
     run(running())
 

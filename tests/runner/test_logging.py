@@ -199,5 +199,6 @@ def test_a_peer_cannot_make_log_lines_long_or_break_them(run, caplog):
         ).encode()
     )
     call(run, {"echo": echo}, frame)
+    assert caplog.records
     assert all(len(record.getMessage()) < 1000 for record in caplog.records)
     assert not any("\n" in record.getMessage() for record in caplog.records)
