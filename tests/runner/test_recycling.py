@@ -40,12 +40,17 @@ async def until_told(request):
         await asyncio.sleep(0.005)
     return me
 
+async def note(request):
+    with Path(__file__).with_name("notes").open("a") as notes:
+        print(request.params["job"], file=notes)
+    return me
+
 async def grow(request):
     left.append(bytearray(200_000_000))
     return me
 
 handlers |= {
-    "who": who, "change": change, "until_told": until_told, "grow": grow
+    "who": who, "change": change, "until_told": until_told, "note": note, "grow": grow
 }
 try:
     settings = register(handlers)
@@ -98,18 +103,21 @@ def test_no_request_is_lost_or_run_twice_during_many_restarts(command):
     peers = [command.connect(runner.port) for _ in range(8)]
     answers = []
 
-    def work(peer):
+    def work(number, peer):
         asked = 0
         while asked < 10 or len(set(answers)) < 3:
-            answers.append(peer.ask("who")[0])
+            peer.send("note", job=f"{number} {asked}")
+            answers.append(peer.receive().result)
             asked += 1
 
-    threads = [threading.Thread(target=work, args=(peer,)) for peer in peers]
+    threads = [threading.Thread(target=work, args=each) for each in enumerate(peers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert len(answers) >= 80
+    noted = (command.folder / "notes").read_text().splitlines()
+    assert len(set(noted)) == len(noted) == len(answers)
 
 
 def test_requests_wait_for_a_second_at_most_while_a_job_delays_the_restart(command):
