@@ -125,7 +125,8 @@ try:
     from rrq.registry import Registry
     from rrq.runner_settings import PythonRunnerSettings
 except ModuleNotFoundError:
-    pass
+    def register(handlers):
+        return None
 else:
     def register(handlers):
         registry = Registry()
@@ -133,8 +134,8 @@ else:
             registry.register(name, handler)
         return PythonRunnerSettings(registry=registry)
 
-    settings = register(handlers)
-    settings_with_a_mistake = register(handlers_with_a_mistake)
+settings = register(handlers)
+settings_with_a_mistake = register(handlers_with_a_mistake)
 '''
 
 MODULES = {

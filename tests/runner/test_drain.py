@@ -35,10 +35,7 @@ async def in_thread(request):
     return await asyncio.to_thread(time.sleep, 600)
 
 handlers |= {"until_told": until_told, "large": large, "in_thread": in_thread}
-try:
-    settings = register(handlers)
-except NameError:
-    pass
+settings = register(handlers)
 """
 
 

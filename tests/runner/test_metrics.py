@@ -40,10 +40,7 @@ async def unfit(request):
 handlers |= {
     handler.__name__: handler for handler in (send, fail, sleep, block_for_a_second, unfit)
 }
-try:
-    settings = register(handlers)
-except NameError:
-    pass
+settings = register(handlers)
 """
 
 

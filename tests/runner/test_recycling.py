@@ -52,10 +52,7 @@ async def grow(request):
 handlers |= {
     "who": who, "change": change, "until_told": until_told, "note": note, "grow": grow
 }
-try:
-    settings = register(handlers)
-except NameError:
-    pass
+settings = register(handlers)
 """
 
 
