@@ -23,6 +23,8 @@ from rrq_fastwire import (
     encode_frame,
     pack_frame,
 )
+from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.runner import serve
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
 
@@ -243,6 +245,18 @@ async def serving(handlers, **options):
         server.close()
         await runner.stop(PATIENCE)
     await until(lambda: asyncio.all_tasks() == before)
+
+
+async def start_serve(handlers, port, **options):
+    """Starts serve() in a task. Once the runner listens, returns the task and a client."""
+    task = asyncio.create_task(serve(handlers, f"127.0.0.1:{port}", **options))
+    async with asyncio.timeout(PATIENCE):
+        while not task.done():
+            with contextlib.suppress(ConnectionRefusedError):
+                return task, await RunnerClient.connect("127.0.0.1", port)
+            await asyncio.sleep(0.01)
+    await task
+    raise AssertionError("serve() has returned")
 
 
 async def until(condition):

@@ -11,9 +11,9 @@ from contextlib import suppress
 import pytest
 
 from rrq_fastwire.client import RunnerClient
-from rrq_fastwire.runner import serve
 
 from ..commands import free_port, until
+from ..engine import start_serve
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals need POSIX")
 
@@ -177,14 +177,7 @@ def test_serve_drains_when_it_is_cancelled(run):
             await told.wait()
             return "ended"
 
-        port = free_port()
-        serving = asyncio.create_task(serve({"f": until_told}, f"127.0.0.1:{port}", drain=600))
-        while True:
-            try:
-                client = await RunnerClient.connect("127.0.0.1", port)
-                break
-            except ConnectionRefusedError:
-                await asyncio.sleep(0.01)
+        serving, client = await start_serve({"f": until_told}, free_port(), drain=600)
         async with client:
             job = asyncio.create_task(client.execute("f"))
             await begun.wait()

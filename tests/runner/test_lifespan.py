@@ -12,11 +12,11 @@ import textwrap
 
 import pytest
 
-from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner import lifespan_value, serve
 from rrq_fastwire.testing import running
 
-from ..commands import PATIENCE, free_port, until
+from ..commands import free_port, until
+from ..engine import start_serve
 
 MODULE = """
 import asyncio, os, socket, sys, time
@@ -275,18 +275,6 @@ async def yields_a_value():
     yield "pool"
 
 
-async def serving(port, **options):
-    """Starts serve() in a task. Returns the task, once the runner listens, and a client."""
-    task = asyncio.create_task(serve({"value": value}, f"127.0.0.1:{port}", **options))
-    async with asyncio.timeout(PATIENCE):
-        while not task.done():
-            with contextlib.suppress(ConnectionRefusedError):
-                return task, await RunnerClient.connect("127.0.0.1", port)
-            await asyncio.sleep(0.01)
-    await task
-    raise AssertionError("serve() has returned")
-
-
 def test_a_cancel_of_serve_exits_the_lifespan_without_an_exception(run):
     left = []
 
@@ -296,7 +284,7 @@ def test_a_cancel_of_serve_exits_the_lifespan_without_an_exception(run):
         left.append("without try and finally")
 
     async def running():
-        task, client = await serving(free_port(), lifespan=lifespan)
+        task, client = await start_serve({"value": value}, free_port(), lifespan=lifespan)
         async with client:
             assert (await client.execute("value")).result == "pool"
         task.cancel()
@@ -320,7 +308,7 @@ def test_serve_raises_what_the_lifespan_raises(run, caplog):
         yield
 
     async def running():
-        task, client = await serving(free_port(), lifespan=lifespan)
+        task, client = await start_serve({"value": value}, free_port(), lifespan=lifespan)
         await client.close()
         task.cancel()
         with pytest.raises(RuntimeError, match="cannot close"):

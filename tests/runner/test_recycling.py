@@ -11,11 +11,10 @@ import threading
 
 import pytest
 
-from rrq_fastwire.client import RunnerClient
-from rrq_fastwire.runner import serve
 from rrq_fastwire.runner.recycle import with_jitter
 
 from ..commands import free_port, until
+from ..engine import start_serve
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
 
@@ -190,13 +189,7 @@ def test_serve_returns_after_a_number_of_jobs(run):
 
     async def scenario():
         port = free_port()
-        serving = asyncio.create_task(serve({"f": answer}, f"127.0.0.1:{port}", max_jobs=2))
-        while True:
-            try:
-                client = await RunnerClient.connect("127.0.0.1", port)
-                break
-            except ConnectionRefusedError:
-                await asyncio.sleep(0.01)
+        serving, client = await start_serve({"f": answer}, port, max_jobs=2)
         async with client, asyncio.timeout(30):
             assert (await client.execute("f")).result == "answer"
             assert not serving.done()
