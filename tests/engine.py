@@ -33,8 +33,8 @@ from .stock import HAS_RRQ, StockRequest, registry, rrq
 # Seconds to wait for something that sends no event. They pass only if something is broken.
 PATIENCE = 30
 
-# Seconds until a deadline that a test waits for. Until then a handler has started.
-SOON = 0.1
+# Seconds until a deadline that a test waits for. A handler has started by then, even on a busy machine.
+SOON = 0.3
 
 
 def request(

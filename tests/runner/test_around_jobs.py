@@ -18,8 +18,7 @@ from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.testing import run_job, running
 
 from ..commands import PATIENCE
-
-SOON = 0.1
+from ..engine import SOON
 
 
 def calls(run, handlers, *names, timeout=None, **options):
@@ -322,7 +321,8 @@ def test_on_error_gets_each_exception_that_fails_a_job_and_its_request(run, name
     def on_error(error, request):
         reports.append((repr(error), request.function_name, seen() == request.job_id))
 
-    calls(run, HANDLERS, name, timeout=SOON, threads=1, on_error=on_error)
+    timeout = SOON if name in ("wait", "fail_after_its_deadline") else None
+    calls(run, HANDLERS, name, timeout=timeout, threads=1, on_error=on_error)
     assert reports == [(text, name, True) for text in told]
 
 

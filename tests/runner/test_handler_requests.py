@@ -143,7 +143,7 @@ async def main(port):
         for name in ("echo", "fail", "odd", "missing"):
             outcome = await client.execute(name, {"a": 1}, timeout=30)
             print(outcome.type, outcome.result, outcome.error and outcome.error.message)
-        print((await client.execute("slow", timeout=0.05)).type)
+        print((await client.execute("slow", timeout=0.3)).type)
     serving.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await serving

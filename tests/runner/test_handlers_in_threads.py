@@ -21,9 +21,7 @@ from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.testing import run_job, running
 
 from ..commands import PATIENCE
-
-# Seconds until a deadline that a test waits for.
-SOON = 0.3
+from ..engine import SOON
 
 
 def call(run, handler, params=None, **options):

@@ -15,6 +15,7 @@ from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.testing import run_job, running
 
 from ..commands import until
+from ..engine import SOON
 
 LIMIT = 0.05  # seconds, for --slow-callback
 
@@ -103,7 +104,7 @@ def test_each_function_is_named_once(run, caplog):
 
 
 def test_blocking_after_the_deadline_is_named_too(run, caplog):
-    assert calls(run, after_its_cancellation, timeout=LIMIT).type is OutcomeType.TIMEOUT
+    assert calls(run, after_its_cancellation, timeout=SOON).type is OutcomeType.TIMEOUT
     (record,) = warnings(caplog)
     assert "here it blocks" in record.getMessage()
 
