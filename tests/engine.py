@@ -44,6 +44,7 @@ def request(
     id="r",
     job_id=None,
     deadline=None,
+    now=None,
     protocol_version="2",
     **context,
 ):
@@ -51,9 +52,10 @@ def request(
 
     Arguments:
         deadline: seconds from now, or None.
+        now: the time from which the deadline counts; by default the present.
         context: other fields of the request's context.
     """
-    now = datetime.now(timezone.utc)
+    now = datetime.now(timezone.utc) if now is None else now
     job_id = f"job of {id}" if job_id is None else job_id
     return encode_frame(
         ExecutionRequest(
