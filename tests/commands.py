@@ -323,14 +323,17 @@ class Command:
         self._processes.append(process)
         return process
 
-    def start(self, *arguments, host="127.0.0.1", before=(), stdout=None, stderr=None, **options):
+    def start(
+        self, *arguments, host="127.0.0.1", ports=1, before=(), stdout=None, stderr=None, **options
+    ):
         """Starts a runner, and waits until it listens.
 
         Arguments:
+            ports: how many successive ports must be free, the first for the runner.
             before: words of a command that starts the runner's command line.
             stderr: where stderr goes; by default to a file, which errors() of the process reads.
         """
-        port = free_port()
+        port = free_port(ports)
         errors = self.folder / f"stderr {next(self._numbers)}"
         with errors.open("w") as file:
             process = self.spawn(

@@ -54,7 +54,7 @@ def command(command_on_each_loop):
 def start(command, settings="measured.handlers"):
     if settings.endswith("settings"):
         pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
-    runner = command.start("--metrics", "127.0.0.1:+1", settings=settings)
+    runner = command.start("--metrics", "127.0.0.1:+1", ports=2, settings=settings)
     runner.metrics = f"http://127.0.0.1:{runner.port + 1}/metrics"
     return runner
 
@@ -179,7 +179,7 @@ def test_processes_of_a_pool_have_ports_of_their_own(command):
 
 def test_metrics_are_served_after_a_restart(command):
     runner = command.start(
-        "--metrics", "127.0.0.1:+1", "--max-jobs", "5", settings="measured.handlers"
+        "--metrics", "127.0.0.1:+1", "--max-jobs", "5", ports=2, settings="measured.handlers"
     )
     runner.metrics = f"http://127.0.0.1:{runner.port + 1}/metrics"
     peer = command.connect(runner.port)
