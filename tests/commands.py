@@ -11,11 +11,12 @@ import sys
 import textwrap
 import time
 from contextlib import suppress
-from datetime import datetime, timezone
 from itertools import count
 
-from rrq_fastwire import ExecutionContext, ExecutionRequest, MessageDecoder, encode_frame
+from rrq_fastwire import MessageDecoder, encode_frame
 from rrq_fastwire.cli.runner_process import free_port
+
+from .requests import new_request
 
 OURS, STOCK = "rrq_fastwire.runner", "rrq.runner_runtime"
 
@@ -245,18 +246,8 @@ class Peer:
 
     @staticmethod
     def request(function_name, id=None, **params):
-        context = ExecutionContext(
-            job_id="j", attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
-        )
-        return encode_frame(
-            ExecutionRequest(
-                request_id=function_name if id is None else id,
-                job_id="j",
-                function_name=function_name,
-                params=params,
-                context=context,
-            )
-        )
+        id = function_name if id is None else id
+        return encode_frame(new_request(function_name, params, id=id, job_id="j"))
 
     def send(self, function_name, **params):
         self.socket.sendall(self.request(function_name, **params))

@@ -8,15 +8,12 @@ import json
 import math
 import re
 import warnings
-from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from rrq_fastwire import (
     MAX_FRAME_SIZE,
     CancelRequest,
-    ExecutionContext,
-    ExecutionRequest,
     FrameDecoder,
     OutcomeType,
     decode_frame,
@@ -28,6 +25,7 @@ from rrq_fastwire.runner import serve
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
 
+from .requests import new_request
 from .stock import HAS_RRQ, StockRequest, registry, rrq
 
 # Seconds to wait for something that sends no event. They pass only if something is broken.
@@ -37,43 +35,9 @@ PATIENCE = 30
 SOON = 0.3
 
 
-def request(
-    function_name,
-    params=None,
-    *,
-    id="r",
-    job_id=None,
-    deadline=None,
-    now=None,
-    protocol_version="2",
-    **context,
-):
-    """The frame of a request.
-
-    Arguments:
-        deadline: seconds from now, or None.
-        now: the time from which the deadline counts; by default the present.
-        context: other fields of the request's context.
-    """
-    now = datetime.now(timezone.utc) if now is None else now
-    job_id = f"job of {id}" if job_id is None else job_id
-    return encode_frame(
-        ExecutionRequest(
-            protocol_version=protocol_version,
-            request_id=id,
-            job_id=job_id,
-            function_name=function_name,
-            params={} if params is None else params,
-            context=ExecutionContext(
-                job_id=job_id,
-                attempt=1,
-                enqueue_time=now,
-                queue_name="q",
-                deadline=None if deadline is None else now + timedelta(seconds=deadline),
-                **context,
-            ),
-        )
-    )
+def request(function_name, params=None, **fields):
+    """The frame of a request. The arguments are those of new_request()."""
+    return encode_frame(new_request(function_name, params, **fields))
 
 
 def cancel(job_id, id=None, **fields):

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
 
 from rrq_fastwire import (
-    ExecutionContext,
-    ExecutionRequest,
     encode_frame,
 )
 from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
+
+from .requests import new_request
 
 # Seconds after which a test fails if something that it waits for has not happened.
 PATIENCE = 60
@@ -105,16 +104,7 @@ async def execute_all(port, calls, function_name="echo"):
 
 
 def request(function_name, request_id, job_id="job", **params):
-    context = ExecutionContext(
-        job_id=job_id, attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
-    )
-    return ExecutionRequest(
-        request_id=request_id,
-        job_id=job_id,
-        function_name=function_name,
-        params=params,
-        context=context,
-    )
+    return new_request(function_name, params, id=request_id, job_id=job_id)
 
 
 async def received(stream):

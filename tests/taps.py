@@ -17,12 +17,12 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from rrq_fastwire import (
-    ExecutionContext,
     ExecutionOutcome,
-    ExecutionRequest,
     encode_frame,
 )
 from rrq_fastwire.cli.runner_process import free_port
+
+from .requests import new_request
 
 CAPTURES = Path(__file__).parent / "captures"
 COMMAND = [sys.executable, "-m", "rrq_fastwire"]
@@ -48,18 +48,9 @@ def until(condition):
 
 
 def request(name="echo", request_id="r", job_id="j", params=None, deadline=None) -> bytes:
-    context = ExecutionContext(
-        job_id=job_id, attempt=1, enqueue_time=ENQUEUED, queue_name="q", deadline=deadline
-    )
-    return encode_frame(
-        ExecutionRequest(
-            request_id=request_id,
-            job_id=job_id,
-            function_name=name,
-            params=params or {},
-            context=context,
-        )
-    )
+    message = new_request(name, params, id=request_id, job_id=job_id, now=ENQUEUED)
+    message.context.deadline = deadline
+    return encode_frame(message)
 
 
 ANSWER = encode_frame(ExecutionOutcome.success("j", "r", {"done": True}))

@@ -8,13 +8,13 @@ import socket
 import subprocess
 import time
 from collections import Counter
-from datetime import datetime, timezone
 from pathlib import Path
 
 import pytest
 
-from rrq_fastwire import ExecutionContext, ExecutionRequest, MessageDecoder, encode_frame
+from rrq_fastwire import MessageDecoder, encode_frame
 
+from ..requests import new_request
 from .orchestrator import HERE, ONE_PROCESS, RUN_SECONDS, Pool, free_port, wait_until
 
 # The first test of a version waits for the build, the installation and the run.
@@ -89,18 +89,7 @@ class Site:
 
 
 def request(function_name, id, **params):
-    context = ExecutionContext(
-        job_id=id, attempt=1, enqueue_time=datetime.now(timezone.utc), queue_name="q"
-    )
-    return encode_frame(
-        ExecutionRequest(
-            request_id=id,
-            job_id=id,
-            function_name=function_name,
-            params=params,
-            context=context,
-        )
-    )
+    return encode_frame(new_request(function_name, params, id=id, job_id=id))
 
 
 def answers(connection, count):

@@ -6,19 +6,18 @@ import asyncio
 import socket
 import time
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
 
 import pytest
 
 from rrq_fastwire import (
     CancelRequest,
-    ExecutionContext,
-    ExecutionRequest,
     MessageDecoder,
     encode_frame,
 )
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server
+
+from ..requests import new_request
 
 # Seconds to wait for something that sends no event. They pass only if something is broken.
 PATIENCE = 10
@@ -48,18 +47,6 @@ class Peer:
     def answers(self, count):
         """The next answers, received in a thread, so that the event loop can run."""
         return asyncio.to_thread(lambda: [self.answer() for _ in range(count)])
-
-
-def request(function_name, id):
-    context = ExecutionContext(
-        job_id=f"job of {id}",
-        attempt=1,
-        enqueue_time=datetime.now(timezone.utc),
-        queue_name="q",
-    )
-    return ExecutionRequest(
-        request_id=id, job_id=context.job_id, function_name=function_name, context=context
-    )
 
 
 @asynccontextmanager
@@ -101,9 +88,9 @@ def test_a_ready_answer_is_sent_before_a_handler_that_blocks_starts(run, repeats
         async with serving({"quick": quick, "block": block}, 1) as (_, peer):
             answers = 0
             for number in range(repeats):
-                blocking = request("block", f"block {number}")
+                blocking = new_request("block", id=f"block {number}")
                 blocking.params = {"answers": answers + 3}
-                peer.send(*(request("quick", f"{number} {at}") for at in range(3)), blocking)
+                peer.send(*(new_request("quick", id=f"{number} {at}") for at in range(3)), blocking)
                 async with asyncio.timeout(PATIENCE):
                     await received_all.wait()
                 received_all.clear()
@@ -129,7 +116,10 @@ def test_a_cancel_reaches_a_request_whose_handler_has_not_started(run, with_requ
             time.sleep(LONG_SECONDS)
 
         async with serving({"block": block, "forever": forever}, 2) as (_, peer, other):
-            peer.send(*(request("block", str(n)) for n in range(20)), request("forever", "waiting"))
+            peer.send(
+                *(new_request("block", id=str(n)) for n in range(20)),
+                new_request("forever", id="waiting"),
+            )
             answers = {each.request_id: each for each in await peer.answers(21)}
             assert answers.pop("waiting").type == "cancelled"
             assert {each.status for each in answers.values()} == {"success"}
@@ -149,7 +139,7 @@ def test_requests_whose_handlers_have_not_started_are_answered_at_the_shutdown(r
 
         ending = []
         async with serving({"block": block}, 1) as (runner, peer):
-            peer.send(*(request("block", str(n)) for n in range(64)))
+            peer.send(*(new_request("block", id=str(n)) for n in range(64)))
             answers = await peer.answers(64)
             await ending[0]
             cancelled = {each.request_id for each in answers if each.type == "cancelled"}
