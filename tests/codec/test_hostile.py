@@ -7,6 +7,7 @@ import ctypes
 import enum
 import json
 import signal
+import sys
 import threading
 import uuid
 from datetime import datetime, timezone
@@ -49,6 +50,33 @@ def test_every_kind_of_container_counts_as_nested(wire, of):
     for levels in (126, 300, 200_000 if of is tuple else 900):
         with pytest.raises(EncodeError, match="nested too deep"):
             wire.encode_frame(success(wire, nested(levels, of)))
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="when keys are compared differs")
+@pytest.mark.parametrize(("raised", "seen"), [(RuntimeError, EncodeError), (MemoryError,) * 2])
+def test_comparison_of_keys_raises_while_strings_are_copied(wire, raised, seen):
+    class Key(str):
+        def __hash__(self):
+            return 1
+
+        def __eq__(self, other):
+            if is_encoding:
+                raise raised
+            return self is other
+
+    is_encoding = False
+    strings = {Key("a"): "1", Key("b"): "2"} | dict.fromkeys(map(str, range(30)), "")
+    for number in range(30):
+        del strings[str(number)]  # a copy of a sparse dict inserts, and compares, each key
+    context = ExecutionContext(
+        job_id="j", attempt=1, enqueue_time=NOON, queue_name="q", trace_context=strings
+    )
+    request = ExecutionRequest(
+        request_id="r", job_id="j", function_name="f", params={}, context=context
+    )
+    is_encoding = True
+    with pytest.raises(seen):
+        wire.encode_frame(request)
 
 
 @pytest.mark.skipif(JSON_BACKEND != "orjson", reason="orjson.Fragment is orjson's")

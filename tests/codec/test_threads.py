@@ -116,6 +116,23 @@ def test_a_message_can_be_encoded_while_other_threads_change_it(wire):
         assert wire.decode_frame(frame).job_id == "j"
 
 
+def test_strings_of_a_context_are_added_and_removed_while_it_is_encoded(wire):
+    message = request(wire, "shared", {})
+    strings = message.context.trace_context
+
+    def change():
+        for number in range(ROUNDS * 20):
+            strings[f"{number}"] = "new"
+            strings.pop(f"{number - 5}", None)
+
+    def write():
+        for _ in range(ROUNDS):
+            decoded = wire.decode_frame(wire.encode_frame(message))
+            assert decoded.context.trace_context["trace"] == "shared"
+
+    together(change, *[write] * 3)
+
+
 @pytest.mark.parametrize("decoder", ["FrameDecoder", "MessageDecoder"])
 def test_a_decoder_that_threads_share_loses_and_repeats_no_message(wire, decoder):
     """A call while another thread uses the decoder may be refused with RuntimeError."""
