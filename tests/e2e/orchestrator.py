@@ -198,9 +198,14 @@ class Deployment:
                         os.kill(pid, signal.SIGKILL)
 
     @contextlib.contextmanager
-    def external_runner(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Runs a runner without the orchestrator, and kills it at the end."""
-        tcp_socket = f"127.0.0.1:{self.port}"
+    def external_runner(self, port: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+        """Runs a runner without the orchestrator, and kills it at the end.
+
+        Arguments:
+            port: the runner's port, if it is not the orchestrator that connects to it.
+        """
+        port = port or self.port
+        tcp_socket = f"127.0.0.1:{port}"
         environment = {
             **os.environ,
             "PYTHONPATH": str(HERE),
@@ -220,7 +225,7 @@ class Deployment:
             ) as process,
         ):
             try:
-                wait_until(lambda: process.poll() is not None or listens(self.port))
+                wait_until(lambda: process.poll() is not None or listens(port))
                 yield process
             finally:
                 process.kill()

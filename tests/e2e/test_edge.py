@@ -1,17 +1,23 @@
-"""A runner that is stopped for ten seconds, and a clock that jumps by an hour: no job is lost."""
+"""A runner that is stopped, a clock that jumps by an hour, a bad network: no job is lost."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from .orchestrator import Pool, session, wait_until
+from rrq_fastwire.cli.runner_process import free_port
+
+from ..bad_network import Unreliable, proxy
+from .orchestrator import Pool, listens, session, wait_until
 
 # The first test of a version waits for the build, the installation and the run.
 pytestmark = [
@@ -51,6 +57,43 @@ def tell(runner, deployment, jobs, runs):
     if runner == "ours":
         assert runs.keys() >= jobs.keys(), deployment.log[-4000:]
         assert statuses == {"COMPLETED": len(jobs)}, deployment.log[-4000:]
+
+
+@contextlib.contextmanager
+def unreliable_proxy(listen, port):
+    """Runs a proxy in front of a port, and yields what it has done."""
+    network, ended = Unreliable(seed=1), threading.Event()
+
+    async def serve():
+        async with proxy(port, network, network, listen):
+            await asyncio.to_thread(ended.wait)
+
+    with ThreadPoolExecutor(1) as pool:
+        served = pool.submit(asyncio.run, serve())
+        try:
+            wait_until(lambda: served.done() or listens(listen))
+            yield network
+        finally:
+            ended.set()
+            served.result()
+
+
+@each_runner
+def test_no_job_is_lost_by_delays_and_resets_of_connections(orchestrator, runner):
+    deployment = orchestrator.deploy(RUNNERS[runner], Pool(1, 16), is_external=True)
+    jobs = {f"job {number}": ("record", {"params": {"seconds": 0.05}}) for number in range(400)}
+    deployment.enqueue(jobs)
+    port = free_port()
+    with (
+        deployment.external_runner(port),
+        unreliable_proxy(deployment.port, port) as network,
+        deployment.worker(),
+    ):
+        wait_until(lambda: deployment.have_ended(jobs))
+    assert network.resets
+    print(f"{network.resets} connections were reset")
+    ledger = (deployment.directory / "ledger").read_text()
+    tell(runner, deployment, jobs, Counter(ledger.splitlines()))
 
 
 @pytest.fixture
