@@ -43,6 +43,17 @@ class Posing:
     __class__ = ExecutionOutcome
 
 
+class UnspeakableError(Exception):
+    def __str__(self):
+        raise KeyError
+
+
+class PosingWithError(Posing):
+    @property
+    def error(self):
+        raise UnspeakableError
+
+
 def unchecked(status="success", **fields):
     """An outcome of rrq that pydantic has not validated."""
     return StockOutcome.model_construct(status=status, **fields)
@@ -182,6 +193,7 @@ def test_an_outcome_of_this_package_is_sent_as_it_is(run, returned, wrap):
         (lambda: ExecutionOutcome(status=None), "'report'.*status"),
         (lambda: ExecutionOutcome(status="error", error="text"), "'report'.*message"),
         (Posing, "outcome of 'report' cannot be sent: .*Posing"),
+        (PosingWithError, "'report' raised UnspeakableError: its __str__ raised KeyError"),
         (lambda: ExecutionOutcome.failure("", "", None), "'report'.*message"),
         (lambda: ExecutionOutcome.retry_after("", "", "m", "5"), "'report'.*retry_after_seconds"),
         (lambda: ExecutionOutcome.failure("", "", "m", type=1), "'report'.*type"),

@@ -176,6 +176,28 @@ def test_a_handler_that_cancels_itself_makes_its_span_cancelled(run, recorder):
     assert span.closed == 1
 
 
+@pytest.mark.parametrize(
+    ("base", "word", "name"),
+    [(RetryJob, "retry", "reason"), (TimeoutError, "timeout", "error_message")],
+)
+def test_an_exception_without_a_text_is_named_in_its_span(run, recorder, base, word, name):
+    class UnspeakableError(base):
+        def __str__(self):
+            raise KeyError
+
+    among_neighbours(run, giving_up(UnspeakableError))
+    [span] = (each for each in recorder.spans if each.request.function_name == "report")
+    text = "'report' raised UnspeakableError: its __str__ raised KeyError"
+    assert span.told == [(word, {name: text})]
+
+
+def giving_up(error):
+    async def report(request):
+        raise error("text")
+
+    return report
+
+
 def test_a_refused_request_has_no_span(run, recorder):
     call(
         run,
