@@ -13,12 +13,13 @@ NOT_IN_PROCESS := --ignore=tests/cli $(patsubst %,--ignore=tests/%.py,codec/test
 
 # The tests that need only the codec.
 CODEC := tests/codec
-# Not run in threads: slow tests, tests that start interpreters, and tests that measure memory.
-SLOW_OR_SPAWNING := tests/codec/test_stream.py tests/codec/test_reentrancy.py tests/codec/test_growth.py
+# Not run in threads: slow tests, and tests that start interpreters, measure memory or interrupt calls.
+SLOW_OR_SPAWNING := $(patsubst %,tests/codec/test_%.py,stream reentrancy growth interruptions)
 
 # What `make test-quick` leaves out: these files take most of the time.
 SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_tap* codec/test_failing_allocations \
-    codec/test_fast_paths codec/test_growth codec/test_hostile codec/test_reentrancy codec/test_stream \
+    codec/test_fast_paths codec/test_growth codec/test_hostile codec/test_interruptions codec/test_reentrancy \
+    codec/test_stream \
     runner/test_asyncio_in_handlers runner/test_command runner/test_drain runner/test_faults runner/test_leaks \
     runner/test_metrics runner/test_options runner/test_process runner/test_recycling runner/test_reload \
     runner/test_slow_peers runner/test_system streams/test_memory test_adding_a_field test_build test_wrong_use
@@ -191,9 +192,11 @@ analyze: $(READY)  ## analyze the compiled code statically, with Cython, gcc and
 	        -Xclang deadcode.DeadStores $(INCLUDES) build/analyze/$$name.c || exit 1; done
 
 # Line tracing makes compiled code several times slower, so it is turned on in a copy of the sources.
-# The tests that are left out build packages, or measure memory or allocations, which tracing changes.
+# The tests that are left out build packages, trace code themselves, or measure memory or allocations,
+# which tracing changes.
 TRACED := build/coverage/source
 UNTRACED := --ignore=tests/test_build.py --ignore=tests/test_release.py --ignore=tests/test_adding_a_field.py \
+    --ignore=tests/codec/test_interruptions.py \
     --deselect=tests/codec/test_failing_allocations.py::test_each_failed_allocation_is_a_memory_error_and_loses_nothing \
     --ignore=tests/streams/test_memory.py --ignore=tests/runner/test_leaks.py
 build/coverage/ready: pyproject.toml setup.py rrq_fastwire/_generic.py $(wildcard rrq_fastwire/_c/*.p* rrq_fastwire/_c/*.h)
