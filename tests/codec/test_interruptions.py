@@ -121,7 +121,7 @@ class Decoding:
         try:
             getattr(self, name)()
         except RuntimeError as error:
-            assert str(error) == "the decoder is in use"
+            assert str(error) == "another call is using the decoder"
             assert self._wire.IMPLEMENTATION == "python"
         except ValueError as error:
             # Another call has used the memory of get_buffer().
