@@ -115,7 +115,7 @@ cdef class StreamDecoder:
         Raises:
             FrameError: an earlier error ended the stream.
             TypeError: `data` is not bytes, bytearray or memoryview.
-            RuntimeError: another call adds bytes at the same time (pure Python only).
+            RuntimeError: another call is using the decoder (pure Python only).
         """
         cdef bytes added = octets(data)
         with cython.critical_section(self):

@@ -120,7 +120,7 @@ class StreamDecoder:
         Raises:
             FrameError: an earlier error ended the stream.
             TypeError: `data` is not bytes, bytearray or memoryview.
-            RuntimeError: another call adds bytes at the same time (pure Python only).
+            RuntimeError: another call is using the decoder (pure Python only).
         """
         data = octets(data)
         with self._lock():
@@ -140,8 +140,9 @@ class StreamDecoder:
         with self._lock():
             self._check()
             self._space = bytearray()
-            if self._rest and not self._is_broken():
-                self._failure = TruncatedFrameError, (self._frame_size(), len(self._rest))
+            if self._rest:
+                truncated = TruncatedFrameError, (self._frame_size(), len(self._rest))
+                self._failure = self._wrong_header(self._rest[:FRAME_HEADER_LEN]) or truncated
             self._check()
 
     def get_buffer(self, hint: int) -> memoryview:
@@ -190,9 +191,13 @@ class StreamDecoder:
     @property
     def buffered(self) -> int:
         """The number of bytes that were fed and not yet taken, headers included."""
-        return len(self._rest) + sum(
-            FRAME_HEADER_LEN + len(payload) for payload in self._payloads.copy()
-        )
+        while True:
+            try:
+                payloads = self._payloads.copy()
+                break
+            except RuntimeError:
+                pass  # without a GIL, another thread may add or take payloads during the copying
+        return len(self._rest) + sum(FRAME_HEADER_LEN + len(payload) for payload in payloads)
 
     def __iter__(self) -> Self:
         return self
@@ -217,24 +222,34 @@ class StreamDecoder:
             raise error(*arguments)
 
     def _end(self) -> None:
-        """End an iteration that has taken all payloads. Raises the error that follows them."""
+        """End an iteration that has taken all payloads. Raises the error that follows them.
+
+        Another thread may be about to add bytes, so the lock is held. The block makes no call: with
+        a GIL, no other thread runs in it, and finds the decoder in use.
+        """
+        header: bytes | bytearray = b""
         if not self._feeding.locked():
             with self._feeding:
                 if not self._payloads:  # another thread may have fed
                     self._payloads = _NO_PAYLOADS
-        self._is_broken()
+                    header = self._rest[:FRAME_HEADER_LEN]
+        failure = self._wrong_header(header)
+        if failure is not None:
+            self._failure = failure
         self._check()
 
-    def _is_broken(self) -> bool:
-        """Return whether `_rest` begins with a wrong header; if so, keep that as the failure."""
-        length = self._frame_size() - FRAME_HEADER_LEN
-        if len(self._rest) < FRAME_HEADER_LEN or 0 < length <= self._limit:
-            return False
-        if self._failure is None:
-            self._failure = (
-                (FrameTooLargeError, (length, self._limit)) if length else (EmptyFrameError, ())
-            )
-        return True
+    def _wrong_header(
+        self, header: bytes | bytearray
+    ) -> tuple[type[FrameError], tuple[int, ...]] | None:
+        """Return the class and arguments of the error about a header, if it is whole and wrong."""
+        if len(header) < FRAME_HEADER_LEN:
+            return None
+        (length,) = _unpack_length(header)
+        if length == 0:
+            return EmptyFrameError, ()
+        if length > self._limit:
+            return FrameTooLargeError, (length, self._limit)
+        return None
 
     def _frame_size(self) -> int:
         """Return the size of the frame that begins in `_rest`; 4 while its header is incomplete."""

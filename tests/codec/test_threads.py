@@ -10,6 +10,8 @@ from datetime import datetime, timezone
 
 import pytest
 
+from rrq_fastwire import EmptyFrameError
+
 THREADS = 8
 ROUNDS = 200
 
@@ -168,6 +170,70 @@ def test_a_decoder_that_threads_share_loses_and_repeats_no_message(wire, decoder
     take_all()
     assert sorted(taken) == sorted(fed)
     shared.feed_eof()
+
+
+def feed_soon(decoder, data):
+    """Feeds the data as soon as no other call refuses it."""
+    while True:
+        try:
+            decoder.feed(data)
+            break
+        except RuntimeError as error:
+            assert str(error) == "the decoder is in use"
+
+
+@pytest.mark.parametrize("size", [1, 3, 10])
+def test_threads_take_what_another_thread_feeds_in_pieces(wire, size):
+    """Each payload comes out once, and a frame that is cut is not an error."""
+    payloads = [str(number).encode() * 3 for number in range(ROUNDS)]
+    stream = b"".join(map(wire.pack_frame, payloads))
+    shared = wire.FrameDecoder()
+    taken = []
+    is_fed = threading.Event()
+
+    def feed():
+        try:
+            for at in range(0, len(stream), size):
+                feed_soon(shared, stream[at : at + size])
+        finally:
+            is_fed.set()
+
+    def take():
+        while not is_fed.is_set():
+            for payload in shared:
+                taken.append(payload)
+            assert shared.buffered >= 0
+
+    together(feed, *[take] * (THREADS - 1))
+    taken += shared
+    assert sorted(taken) == sorted(payloads)
+    shared.feed_eof()
+
+
+def test_the_error_that_ends_a_stream_comes_after_all_payloads_in_every_thread(wire):
+    payloads = [str(number).encode() for number in range(20)]
+    empty_frame = bytes(4)
+    stream = b"".join(map(wire.pack_frame, payloads)) + empty_frame
+
+    def check_one_stream():
+        shared = wire.FrameDecoder()
+        taken = []
+
+        def take_for_ever():
+            while True:
+                for payload in shared:
+                    taken.append(payload)
+
+        def take():
+            with pytest.raises(EmptyFrameError):
+                take_for_ever()
+            assert shared.buffered == len(empty_frame)
+
+        together(lambda: feed_soon(shared, stream), *[take] * (THREADS - 1))
+        assert sorted(taken) == sorted(payloads)
+
+    for _ in range(ROUNDS // 10):
+        check_one_stream()
 
 
 def test_the_extensions_leave_the_gil_off():
