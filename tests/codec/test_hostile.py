@@ -136,18 +136,6 @@ class Endless(enum.Enum):
         return self
 
 
-class Clearing(enum.Enum):
-    ONE = 1
-
-    @property
-    def value(self):
-        victims.clear()
-        return 1
-
-
-victims: list[object] = []
-
-
 @pytest.mark.parametrize(
     ("value", "written"),
     [
@@ -180,8 +168,16 @@ def test_a_value_whose_own_code_raises_is_not_sent(wire, result, raised):
 
 
 def test_a_list_that_empties_itself_while_it_is_written_is_harmless(wire):
-    victims[:] = [Clearing.ONE, "x" * 100, "y" * 100]
-    assert sent(wire, victims) == "[1]"
+    class Clearing(enum.Enum):
+        ONE = 1
+
+        @property
+        def value(self):
+            items.clear()
+            return 1
+
+    items = [Clearing.ONE, "x" * 100, "y" * 100]
+    assert sent(wire, items) == "[1]"
 
 
 class Reason(str, enum.Enum):  # noqa: UP042 (a StrEnum cannot lie about its value)
