@@ -14,7 +14,8 @@ NOT_IN_PROCESS := --ignore=tests/cli $(patsubst %,--ignore=tests/%.py,codec/test
 # The tests that need only the codec.
 CODEC := tests/codec
 # Not run in threads: slow tests, and tests that start interpreters, measure memory or interrupt calls.
-SLOW_OR_SPAWNING := $(patsubst %,tests/codec/test_%.py,stream reentrancy growth interruptions)
+SLOW_OR_SPAWNING := $(patsubst %,tests/codec/test_%.py,failing_allocations growth interpreters \
+    interruptions reentrancy stream)
 
 # What `make test-quick` leaves out: these files take most of the time.
 SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_tap* codec/test_failing_allocations \
