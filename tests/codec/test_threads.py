@@ -179,7 +179,7 @@ def feed_soon(decoder, data):
             decoder.feed(data)
             break
         except RuntimeError as error:
-            assert str(error) == "the decoder is in use"
+            assert str(error) == "another call is using the decoder"
 
 
 @pytest.mark.parametrize("size", [1, 3, 10])
