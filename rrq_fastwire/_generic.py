@@ -134,13 +134,11 @@ def _read_strings(value: dict[str, Any]) -> dict[str, str]:
 
 def _write_strings(value: Any) -> dict[str, str]:
     try:
-        given = dict.copy(_check_dict(value))  # other threads may change `value`
-    except MemoryError:
-        raise
-    except Exception as error:  # a key's __eq__ can raise anything
-        raise ValueError(type_name(error)) from error
+        items = list(dict.items(_check_dict(value)))  # a copy: other code may change the dict
+    except RuntimeError as error:  # it changed during the copying
+        raise ValueError(value) from error
     strings = {}
-    for key, text in given.items():
+    for key, text in items:
         strings[_write_str(key)] = _write_str(text)
     return strings
 
