@@ -165,7 +165,7 @@ class Admission:
             return
         self._next_search = now + self._header_timeout / _CHECKS
         for stream in self._streams:
-            if stream._decoder.buffered:
+            if stream.buffered:
                 self._watch(stream)
 
     def _check_later(self) -> None:
@@ -208,15 +208,15 @@ class _Watch:
         self.checks = 0
         self._stream = stream
         self._done = done
-        self._on_message = stream._on_message
+        self._on_message = stream.on_message
         if self._on_message is not None:
-            stream._on_message = self._take
+            stream.on_message = self._take
 
     def _take(self, message: Any) -> None:
         on_message = self._on_message
         assert on_message is not None
         if self.is_waiting():
-            self._stream._on_message = on_message
+            self._stream.on_message = on_message
             self._done(self._stream)
         on_message(message)
 
@@ -225,4 +225,4 @@ class _Watch:
 
         After an invalid message it is not: that ends deliver(), which removes the function.
         """
-        return self._stream._on_message == self._take
+        return self._stream.on_message == self._take

@@ -129,6 +129,9 @@ class Runner:
     """Run handlers for any number of connections, each passed to on_stream().
 
     Arguments: those of serve().
+
+    Attributes:
+        connections: the open connections.
     """
 
     def __init__(
@@ -155,7 +158,7 @@ class Runner:
             raise TypeError("on_error must be a plain function, which is not async")
         self._on_error = on_error
         self._max_in_flight = max_in_flight
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()
         self._tasks = TaskStarter()
         # Whether a function took long up to its first wait when it last ran, or has never run.
         self._is_slow = dict.fromkeys(self._handlers.names, True)
@@ -173,7 +176,7 @@ class Runner:
     async def on_stream(self, stream: MessageStream) -> None:
         """Serve one connection until it ends."""
         connection = Connection(stream)
-        self._connections.add(connection)
+        self.connections.add(connection)
         log(logging.DEBUG, "%s: connected", connection.name)
         try:
             while True:
@@ -193,7 +196,7 @@ class Runner:
         except ConnectionError as error:
             log(logging.DEBUG, "%s: lost: %s", connection.name, error)
         finally:
-            self._connections.discard(connection)
+            self.connections.discard(connection)
             self._hang_up(connection)
 
     def _take(self, connection: Connection, message: RunnerMessage) -> None:
@@ -244,7 +247,7 @@ class Runner:
         if cancel.request_id is None:
             jobs = list(self._waiting.get(cancel.job_id, ()))
         else:
-            found = [each.jobs.get(cancel.request_id) for each in self._connections]
+            found = [each.jobs.get(cancel.request_id) for each in self.connections]
             jobs = [job for job in found if job is not None]
         for job in jobs:
             self._overtake(job, cancelled(job))
@@ -257,7 +260,7 @@ class Runner:
         was_slow = self._is_slow.get(name, True)
         if was_slow:
             # It may block the event loop for long, so send the answers that are ready.
-            for each in self._connections:
+            for each in self.connections:
                 each.stream.flush()
         began = monotonic()
         deadline = request.context.deadline  # before the handler can overwrite it
@@ -432,8 +435,8 @@ class Runner:
         """
         self.begin_end()
         await let_accepted_connections_arrive()
-        streams = [connection.stream for connection in self._connections]
-        for connection in self._connections:
+        streams = [connection.stream for connection in self.connections]
+        for connection in self.connections:
             self._hang_up(connection)
         self._deadlines.stop()
         self._tasks.stop()

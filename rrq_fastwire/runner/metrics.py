@@ -62,9 +62,10 @@ class MeasuredStream(MessageStream):
         RECEIVED.inc(nbytes)
         super().buffer_updated(nbytes)
 
-    def send_nowait(self, message: RunnerMessage, *, flush: bool = False) -> None:
-        super().send_nowait(message, flush=flush)
-        SENT.inc(self._frame_size)
+    def send_nowait(self, message: RunnerMessage, *, flush: bool = False) -> int:
+        size = super().send_nowait(message, flush=flush)
+        SENT.inc(size)
+        return size
 
 
 class Metrics:

@@ -36,10 +36,10 @@ async def drain(runner: Runner, seconds: float) -> None:
     orchestrator runs its job again.
     """
     await let_accepted_connections_arrive()
-    running = sum(len(connection.jobs) for connection in runner._connections)
+    running = sum(len(connection.jobs) for connection in runner.connections)
     if running:
         log(logging.INFO, "draining: %d running jobs have %g s to end", running, seconds)
-    for connection in list(runner._connections):
+    for connection in list(runner.connections):
         # Requests are still read. If a socket is closed with unread bytes, the kernel resets the
         # connection, and answers that the peer has not received are lost.
         connection.hung_up = True
@@ -49,12 +49,12 @@ async def drain(runner: Runner, seconds: float) -> None:
                 job.task.add_done_callback(partial(_close_if_done, connection))
     end = asyncio.get_running_loop().time() + seconds
     while asyncio.get_running_loop().time() < end:
-        for connection in list(runner._connections):
+        for connection in list(runner.connections):
             _close_if_done(connection)
-        if not runner._connections:  # each stays there until its answers are sent
+        if not runner.connections:  # each stays there until its answers are sent
             return
         await asyncio.sleep(_POLL_SECONDS)
-    left = sum(len(connection.jobs) for connection in runner._connections)
+    left = sum(len(connection.jobs) for connection in runner.connections)
     log(logging.WARNING, "draining: %d jobs have not ended within %g s", left, seconds)
 
 
@@ -66,21 +66,16 @@ def _close_if_done(connection: Connection, _: object = None) -> None:
 def pause_reading(runner: Runner) -> bool:
     """Pause reading where no message is incomplete; return whether every connection is idle."""
     is_idle = True
-    for connection in runner._connections:
+    for connection in runner.connections:
         stream = connection.stream
-        if stream._decoder.buffered == 0:
-            if not stream.is_closing():
-                stream.transport.pause_reading()
-        else:
-            is_idle = False
-        if connection.jobs or stream._unsent or stream.transport.get_write_buffer_size():
+        if not stream.buffered:
+            stream.pause_reading()
+        if connection.jobs or stream.buffered or stream.unsent:
             is_idle = False
     return is_idle
 
 
 def resume_reading(runner: Runner) -> None:
     """Resume the reading that pause_reading() has paused."""
-    for connection in runner._connections:
-        stream = connection.stream
-        if not (stream.is_closing() or stream._suspended):
-            stream.transport.resume_reading()
+    for connection in runner.connections:
+        connection.stream.resume_reading()

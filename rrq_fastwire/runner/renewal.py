@@ -75,14 +75,14 @@ class Renewal:
             await asyncio.sleep(_RETRY_SECONDS)
         if self._handover is not None:
             assert self._listener is not None
-            streams = [connection.stream for connection in runner._connections]
+            streams = [connection.stream for connection in runner.connections]
             self._handover.keep(
                 [
                     self._listener.fileno(),
                     *(
                         stream.transport.get_extra_info("socket").fileno()
                         for stream in streams
-                        if not (stream.is_closing() or stream._eof)
+                        if not stream.is_closing()
                     ),
                 ]
             )

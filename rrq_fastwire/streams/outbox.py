@@ -65,8 +65,10 @@ class Outbox(asyncio.BufferedProtocol):
         await self.drain()
         self.send_nowait(message)
 
-    def send_nowait(self, message: RunnerMessage, *, flush: bool = False) -> None:
+    def send_nowait(self, message: RunnerMessage, *, flush: bool = False) -> int:
         """Encode one message now, and send it without waiting for the peer.
+
+        Returns the size of its frame in bytes.
 
         Arguments:
             flush: write it now, instead of at the end of the event loop iteration. While deliver()
@@ -81,16 +83,22 @@ class Outbox(asyncio.BufferedProtocol):
         self._frame_size = size = len(frame)
         self._unsent_size += size
         if self._hold_writes or self._write_paused:
-            return
+            return size
         if flush:
             self._write()
         elif not self._write_due:
             self._write_due = True
             self._loop.call_soon(self._write_what_is_due)
+        return size
 
     def flush(self) -> None:
         """Write what was sent now, instead of at the end of the read or event loop iteration."""
         self._write()
+
+    @property
+    def unsent(self) -> int:
+        """How many bytes of sent messages are not yet in the kernel."""
+        return self._unsent_size + self.transport.get_write_buffer_size()
 
     @property
     def congested(self) -> bool:

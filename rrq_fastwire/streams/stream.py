@@ -32,6 +32,8 @@ class MessageStream(Outbox):
 
     Attributes:
         transport: asyncio's transport, for get_extra_info() and the like.
+        on_message: the function that deliver() calls; None while deliver() does not run. It can be
+            replaced, which takes effect with the next read.
 
     Raises, while iterating, after the messages that came first:
         MessageError: a payload is not a valid message; iterating again gives the next one.
@@ -45,11 +47,12 @@ class MessageStream(Outbox):
         "_delivery_due",
         "_eof",
         "_failure",
-        "_on_message",
         "_on_stream",
+        "_paused",
         "_receiver",
         "_suspended",
         "_task",
+        "on_message",
     )
 
     def __init__(
@@ -61,10 +64,11 @@ class MessageStream(Outbox):
         self._closed = self._loop.create_future()
         self._decoder = MessageDecoder(max_frame_size)
         self._receiver: asyncio.Future[None] | None = None  # done when there is something to take
-        self._on_message: Callable[[RunnerMessage], object] | None = None  # given to deliver()
+        self.on_message: Callable[[RunnerMessage], object] | None = None
         self._delivery_due = False  # the loop is about to call _continue_delivery()
         self._failure: Exception | None = None  # what deliver() has to raise
         self._suspended = False  # reading is paused, because too much has not been taken
+        self._paused = False  # reading is paused by pause_reading()
         self._eof = False
 
     def __repr__(self) -> str:
@@ -93,12 +97,32 @@ class MessageStream(Outbox):
             self.transport.pause_reading()
             raise
         if message is None:
-            self._resume_reading()
+            self._end_suspension()
         return message
 
-    def _resume_reading(self) -> None:
+    def _end_suspension(self) -> None:
         if self._suspended:
             self._suspended = False
+            self._read_if_allowed()
+
+    @property
+    def buffered(self) -> int:
+        """How many bytes have arrived and are not taken, such as those of half a message."""
+        return self._decoder.buffered
+
+    def pause_reading(self) -> None:
+        """Leave what the peer sends in the kernel, until resume_reading()."""
+        self._paused = True
+        if not self.is_closing():
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again after pause_reading()."""
+        self._paused = False
+        self._read_if_allowed()
+
+    def _read_if_allowed(self) -> None:
+        if not (self._paused or self._suspended or self.is_closing()):
             self.transport.resume_reading()
 
     async def _wait_for_more(self) -> None:
@@ -150,7 +174,7 @@ class MessageStream(Outbox):
 
     def _hand_on(self) -> bool:
         """Deliver what has arrived, or wake the receiver. Return whether any of it has to wait."""
-        if self._on_message is not None:
+        if self.on_message is not None:
             return self._delivery_due or self._deliver()
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
@@ -178,7 +202,7 @@ class MessageStream(Outbox):
         if inspect.iscoroutinefunction(on_message):
             raise TypeError("on_message must be a plain function, which is not async")
         self._refuse_second_receiver()
-        self._on_message = on_message
+        self.on_message = on_message
         try:
             while True:
                 if self._failure is None:
@@ -191,7 +215,7 @@ class MessageStream(Outbox):
                 if self._has_ended():
                     return
         finally:
-            self._on_message = None
+            self.on_message = None
 
     def _deliver_soon(self) -> None:
         if not self._delivery_due:
@@ -203,7 +227,7 @@ class MessageStream(Outbox):
 
     def _continue_delivery(self) -> None:
         self._delivery_due = False
-        if self._on_message is not None:
+        if self.on_message is not None:
             self._deliver()
 
     def _deliver(self) -> bool:
@@ -212,7 +236,7 @@ class MessageStream(Outbox):
         Wakes deliver() when there is something to raise, or at the end of the stream. Returns
         whether messages are held back.
         """
-        on_message = self._on_message
+        on_message = self.on_message
         if on_message is None or self._failure is not None:
             return True
         self._hold_writes = True
@@ -225,7 +249,7 @@ class MessageStream(Outbox):
                     self._write()
                 if self._write_paused and self._hold_back():
                     return True
-            self._resume_reading()
+            self._end_suspension()
             if self._eof or self._closed.done():
                 self._wake_receiver()
             return False

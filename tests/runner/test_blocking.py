@@ -56,7 +56,7 @@ async def serving(handlers, connections):
     async with await start_server(runner.on_stream, "127.0.0.1", 0) as server:
         peers = [Peer(server.sockets[0].getsockname()) for _ in range(connections)]
         async with asyncio.timeout(PATIENCE):
-            while len(runner._connections) < connections:
+            while len(runner.connections) < connections:
                 await asyncio.sleep(0.001)
         try:
             yield runner, *peers

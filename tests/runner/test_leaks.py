@@ -156,8 +156,8 @@ async def serve(kind):
             "objects": dict(objects),
             "blocks": sys.getallocatedblocks(),
             "KiB": pages * os.sysconf("SC_PAGE_SIZE") // 1024,
-            "connections": len(runner._connections),
-            "jobs": sum(len(connection.jobs) for connection in runner._connections),
+            "connections": len(runner.connections),
+            "jobs": sum(len(connection.jobs) for connection in runner.connections),
             "cancelled": len(runner._cancelled),
             "deadlines": len(runner._deadlines._heap),
         }

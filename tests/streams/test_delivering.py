@@ -72,6 +72,28 @@ def test_deliver_raises_errors_of_its_function_and_can_be_called_again(run, conn
     run(scenario())
 
 
+def test_the_function_of_deliver_can_be_replaced(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            found = []
+
+            def take(received):
+                found.append(("first", name(received)))
+                stream.on_message = lambda received: found.append(("second", name(received)))
+
+            assert stream.on_message is None
+            receiver = asyncio.create_task(stream.deliver(take))
+            await write(peer, frames("a", "b"))
+            await until(lambda: len(found) == 2)
+            await write(peer, frames("c"))
+            peer.shutdown(socket.SHUT_WR)
+            await receiver
+            assert found == [("first", "a"), ("first", "b"), ("second", "c")]
+            assert stream.on_message is None
+
+    run(scenario())
+
+
 def test_deliver_pauses_while_the_peer_does_not_read(run, connected):
     count = 300
 

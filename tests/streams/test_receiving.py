@@ -325,6 +325,68 @@ def test_reading_pauses_while_no_messages_are_taken(run, connected, receive):
     run(scenario())
 
 
+def test_reading_pauses_until_it_is_resumed(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            stream.pause_reading()
+            await write(peer, frames("a"))
+            for _ in range(10):
+                await asyncio.sleep(0.001)
+                assert stream.receive_nowait() is None
+            assert stream.buffered == 0
+            stream.resume_reading()
+            assert name(await anext(stream)) == "a"
+            stream.close()
+            stream.pause_reading()
+            stream.resume_reading()
+
+    run(scenario())
+
+
+def test_a_pause_outlasts_the_taking_of_what_has_arrived(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            writer = asyncio.create_task(write(peer, frames(*map(str, range(200)), size=2**17)))
+            await until(lambda: not stream.transport.is_reading())
+            stream.pause_reading()
+            while stream.receive_nowait() is not None:
+                pass
+            assert not stream.transport.is_reading()
+            stream.resume_reading()
+            assert stream.transport.is_reading()
+            writer.cancel()
+
+    run(scenario())
+
+
+def test_resuming_does_not_read_more_than_may_wait(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            writer = asyncio.create_task(write(peer, frames(*map(str, range(200)), size=2**17)))
+            await until(lambda: not stream.transport.is_reading())
+            stream.pause_reading()
+            stream.resume_reading()
+            assert not stream.transport.is_reading()
+            writer.cancel()
+
+    run(scenario())
+
+
+def test_bytes_are_buffered_until_their_message_is_taken(run, connected):
+    data = frames("a")
+
+    async def scenario():
+        async with connected() as (stream, peer):
+            assert stream.buffered == 0
+            await write(peer, data[:5])
+            await until(lambda: stream.buffered == 5)
+            await write(peer, data[5:])
+            assert name(await anext(stream)) == "a"
+            assert stream.buffered == 0
+
+    run(scenario())
+
+
 def test_reading_resumes_within_a_large_frame(run, connected):
     async def scenario():
         async with connected() as (stream, peer):

@@ -14,6 +14,7 @@ from rrq_fastwire import (
 
 from ..stream_peers import (
     fill,
+    frames,
     message,
     name,
     read,
@@ -77,6 +78,24 @@ def test_flushing_writes_at_once_together_with_earlier_messages(run, connected):
             assert transport.writes == 1
             assert await read(peer, 2) == ["a", "b"]
             assert transport.writes == 1
+
+    run(scenario())
+
+
+def test_sent_bytes_are_unsent_until_the_kernel_has_them(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            assert stream.unsent == 0
+            sizes = [stream.send_nowait(message(job_id, 100)) for job_id in ("a", "bc")]
+            assert sizes == [len(frames(job_id, size=100)) for job_id in ("a", "bc")]
+            assert stream.unsent == sum(sizes)
+            assert await read(peer, 2) == ["a", "bc"]
+            assert stream.unsent == 0
+            await fill(stream)
+            held = stream.transport.get_write_buffer_size()
+            assert stream.unsent == held
+            size = stream.send_nowait(message("d"))  # the transport does not take it yet
+            assert stream.unsent == held + size
 
     run(scenario())
 
