@@ -52,6 +52,8 @@ class RunnerClient:
         self._waiting: dict[str, asyncio.Future[ExecutionOutcome]] = {}
         self._lost: Exception | None = None  # why there will be no more answers
         self._receiver = asyncio.get_running_loop().create_task(self._receive())
+        # A callback, because a task that is cancelled before it starts does not run at all.
+        self._receiver.add_done_callback(self._end)
 
     @classmethod
     async def connect(cls, host: str, port: int) -> Self:
@@ -89,7 +91,8 @@ class RunnerClient:
                 cancelled.
             EncodeError: the request cannot be sent.
             MessageError: the answer is not a valid outcome.
-            ConnectionError: the connection is closed or lost.
+            ConnectionError: the connection is closed or lost, or the client itself has failed; then
+                `__cause__` is the reason.
             FrameError: the runner has broken the stream of frames.
             ValueError: a request with this `request_id` is in flight, or `timeout` is too large.
             TypeError: `timeout` is not a number.
@@ -150,7 +153,7 @@ class RunnerClient:
         """Close the connection. Requests in flight fail with ConnectionError."""
         self.stream.close()
         await self.stream.wait_closed()
-        await self._receiver
+        await asyncio.gather(self._receiver, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -160,26 +163,34 @@ class RunnerClient:
 
     async def _receive(self) -> None:
         """Pass the answers to the waiting calls of execute(), until the connection ends."""
-        lost: Exception = ConnectionResetError("the runner has closed the connection")
-        try:
-            while True:
-                try:
-                    # Not deliver(), which holds answers back while requests cannot be sent. A
-                    # runner may read no more requests until its answers are read.
-                    async for message in self.stream:
-                        self._handle(message)
-                    break
-                except MessageError as error:
-                    answer = self._find_waiting(error.request_id)
-                    if answer is not None:
-                        answer.set_exception(error)
-        except (FrameError, ConnectionError) as error:
+        while True:
+            try:
+                # Not deliver(), which holds answers back while requests cannot be sent. A runner
+                # may read no more requests until its answers are read.
+                async for message in self.stream:
+                    self._handle(message)
+                return
+            except MessageError as error:
+                answer = self._find_waiting(error.request_id)
+                if answer is not None:
+                    answer.set_exception(error)
+
+    def _end(self, receiver: asyncio.Task[None]) -> None:
+        """Fail the calls of execute() that wait for an answer, because there will be none."""
+        error = asyncio.CancelledError() if receiver.cancelled() else receiver.exception()
+        lost: Exception
+        if error is None:
+            lost = ConnectionResetError("the runner has closed the connection")
+        elif isinstance(error, (FrameError, ConnectionError)):
             lost = error
+        else:  # a MemoryError, a bug, or a program that cancels all its tasks
+            lost = ConnectionAbortedError(f"the client has stopped receiving: {error!r}")
+            lost.__cause__ = error
         self._lost = lost
-        self.stream.close()
         for answer in self._waiting.values():
             if not answer.done():
                 answer.set_exception(lost)
+        self.stream.close()
 
     def _handle(self, message: RunnerMessage) -> None:
         """Pass an answer to the call of execute() that waits for it. Count other messages."""

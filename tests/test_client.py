@@ -326,6 +326,43 @@ def test_a_lost_connection_fails_calls_in_flight_and_later_ones(run, meet, end, 
     run(scenario())
 
 
+@pytest.mark.parametrize("error", [MemoryError("no memory"), RuntimeError("a bug")])
+def test_a_failure_of_the_client_fails_calls_in_flight_and_later_ones(
+    run, meet, monkeypatch, error
+):
+    def fail(*_):
+        raise error
+
+    async def scenario():
+        async with meet() as (client, runner):
+            calls = start(client, 2)
+            first, _ = await requests(runner, 2)
+            monkeypatch.setattr(client, "_handle", fail)
+            runner.send_nowait(success(first))
+            async with asyncio.timeout(30):
+                for call in [*calls, *start(client)]:
+                    with pytest.raises(ConnectionError, match="stopped receiving") as caught:
+                        await call
+                    assert caught.value.__cause__ is error
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("iterations", [0, 5])
+def test_a_program_that_cancels_all_its_other_tasks_does_not_wait_forever(run, meet, iterations):
+    async def scenario():
+        async with meet() as (client, _):
+            for _ in range(iterations):
+                await asyncio.sleep(0)
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+            async with asyncio.timeout(30):
+                with pytest.raises(ConnectionError, match="stopped receiving"):
+                    await client.execute("f")
+
+    run(scenario())
+
+
 def test_closing_fails_calls_in_flight(run, meet):
     async def scenario():
         async with meet() as (client, runner):
