@@ -167,7 +167,8 @@ async def serve(
         metrics: "host:port" where metrics for Prometheus are served; needs prometheus-client.
 
     Raises:
-        ValueError: `tcp_socket` or a number is wrong.
+        ValueError: `tcp_socket`, a network or a number is wrong, or only one of `allow_remote` and
+            `allow_from` is given.
         TypeError: a handler is not async, or another argument cannot be used.
         ImportError: `metrics` is given, but prometheus-client is not installed.
         OSError: a socket cannot be listened on.
@@ -184,6 +185,8 @@ async def serve(
         check_text("metrics", metrics)
     if allow_remote and not allow_from:
         raise ValueError("allow_remote needs allow_from: the networks that may connect")
+    if allow_from and not allow_remote:
+        raise ValueError("allow_from needs allow_remote")
     host, port = parse_tcp_socket(tcp_socket, allow_remote=allow_remote)
     runner = make_runner(
         handlers,
