@@ -103,8 +103,8 @@ class RunnerClient:
             raise RuntimeError("the client belongs to another event loop")
         now = datetime.now(timezone.utc)
         deadline = None if timeout is None else _deadline(now, timeout)
-        job_id = job_id or str(uuid.uuid4())
-        request_id = request_id or str(uuid.uuid4())
+        job_id = str(uuid.uuid4()) if job_id is None else job_id
+        request_id = str(uuid.uuid4()) if request_id is None else request_id
         request = ExecutionRequest(
             request_id=request_id,
             job_id=job_id,

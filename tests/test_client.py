@@ -131,6 +131,18 @@ def test_a_request_has_the_values_that_execute_is_given(run, meet):
     run(scenario())
 
 
+def test_an_empty_id_is_sent_as_it_is(run, meet):
+    async def scenario():
+        async with meet() as (client, runner):
+            (call,) = start(client, job_id="", request_id="")
+            (request,) = await requests(runner, 1)
+            assert (request.job_id, request.request_id) == ("", "")
+            runner.send_nowait(success(request, "answer"))
+            assert (await call).result == "answer"
+
+    run(scenario())
+
+
 def test_answers_to_unknown_requests_are_counted_and_dropped(run, meet):
     async def scenario():
         async with meet() as (client, runner):
