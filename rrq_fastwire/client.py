@@ -94,7 +94,8 @@ class RunnerClient:
             ConnectionError: the connection is closed or lost, or the client itself has failed; then
                 `__cause__` is the reason.
             FrameError: the runner has broken the stream of frames.
-            ValueError: a request with this `request_id` is in flight, or `timeout` is too large.
+            ValueError: a request with this `request_id` is in flight, or `timeout` is not a
+                possible number of seconds.
             TypeError: `timeout` is not a number.
             RuntimeError: the client belongs to another event loop.
         """
@@ -212,9 +213,11 @@ class RunnerClient:
 
 def _deadline(now: datetime, timeout: float) -> datetime:
     """Raises TypeError and ValueError."""
-    if not isinstance(timeout, (int, float)):
+    if not isinstance(timeout, (int, float)) or isinstance(timeout, bool):
         raise TypeError(f"timeout must be a number of seconds, got {type_name(timeout)}")
     try:
         return now + timedelta(seconds=timeout)
-    except (ValueError, OverflowError):
-        raise ValueError(f"timeout must end before the year 10000, got {timeout} s") from None
+    except ValueError:
+        raise ValueError(f"timeout must be a number of seconds, got {timeout}") from None
+    except OverflowError:
+        raise ValueError(f"timeout must end in the years 1 to 9999, got {timeout} s") from None
