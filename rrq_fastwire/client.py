@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import uuid
 from datetime import datetime, timedelta, timezone
 
@@ -124,7 +125,7 @@ class RunnerClient:
         )
         async with asyncio.timeout(None if timeout is None else timeout + _ANSWER_SECONDS):
             if self._lost is not None:
-                raise self._lost.with_traceback(None)
+                raise _copy(self._lost)
             await self.stream.drain()
             # send_nowait() refuses a request_id of another type.
             if isinstance(request_id, str) and request_id in self._waiting:
@@ -190,7 +191,7 @@ class RunnerClient:
         self._lost = lost
         for answer in self._waiting.values():
             if not answer.done():
-                answer.set_exception(lost)
+                answer.set_exception(_copy(lost))
         self.stream.close()
 
     def _handle(self, message: RunnerMessage) -> None:
@@ -209,6 +210,13 @@ class RunnerClient:
             self.unmatched += 1
             return None
         return answer
+
+
+def _copy(error: Exception) -> Exception:
+    """Return an exception for one caller, because raising one adds to its traceback."""
+    copied = copy.copy(error)
+    copied.__cause__ = error.__cause__
+    return copied
 
 
 def _deadline(now: datetime, timeout: float) -> datetime:

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import sys
+import traceback
 from collections import Counter
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -334,6 +335,25 @@ def test_a_lost_connection_fails_calls_in_flight_and_later_ones(run, meet, end, 
                 await client.execute("late")
             with pytest.raises(ConnectionError):
                 await client.cancel("j")
+
+    run(scenario())
+
+
+def test_each_call_gets_an_exception_of_its_own(run, meet):
+    async def scenario():
+        async with meet() as (client, runner):
+            calls = start(client, 3)
+            await requests(runner, 3)
+            runner.transport.write(b"\0\0\0\7{")
+            runner.close()
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+            errors += await asyncio.gather(*start(client, 2), return_exceptions=True)
+            assert len({id(error) for error in errors}) == 5
+            assert {(type(error), str(error)) for error in errors} == {
+                (TruncatedFrameError, "expected a frame of 11 bytes, got 5")
+            }
+            sizes = {len(traceback.extract_tb(error.__traceback__)) for error in errors[:3]}
+            assert len(sizes) == 1
 
     run(scenario())
 
