@@ -14,6 +14,7 @@ from .arguments import check_count, check_seconds, check_text
 from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .engine import Runner
 from .guard import DEFAULT_GRACE
+from .log import log
 from .process import ending_signals
 from .quiet import drain as drain_runner
 
@@ -37,8 +38,6 @@ __all__ = [
     "run_server",
     "serve",
 ]
-
-_logger = logging.getLogger(__package__)
 
 # How many connections may wait to be accepted. asyncio's own event loop also makes this number of
 # attempts to accept at a time. When no file descriptor is left, each of them fails, is logged, and
@@ -283,7 +282,7 @@ async def run_server(
 
                 renewal = Renewal(due, handover, server, listen)
                 stack.callback(renewal.close)
-            _logger.info("serving on %s port %d", host, port)
+            log(logging.INFO, "serving on %s port %d", host, port)
             try:
                 if renewal is None:
                     await ended.wait()

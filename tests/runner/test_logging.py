@@ -15,6 +15,7 @@ from rrq_fastwire import (
     pack_frame,
 )
 
+from ..commands import free_port
 from ..engine import (
     SOON,
     call,
@@ -22,6 +23,7 @@ from ..engine import (
     malformed,
     request,
     serving,
+    start_serve,
 )
 from ..handlers import (
     RudeStrError,
@@ -155,6 +157,26 @@ def test_the_level_and_the_handlers_of_the_stock_runners_logger_apply(run, name)
     stream.truncate(0)
     call(run, handlers, *frames)
     assert stream.getvalue() == ""
+
+
+def test_a_logging_filter_that_raises_does_not_end_serve(run, caplog, capsys):
+    def rude(record):
+        raise LookupError("filter")
+
+    async def scenario():
+        task, client = await start_serve({"echo": echo}, free_port())
+        async with client:
+            assert (await client.execute("echo")).result == {}
+        task.cancel()
+
+    logger = logging.getLogger("rrq_fastwire.runner")
+    with caplog.at_level(logging.INFO, "rrq_fastwire"):
+        logger.addFilter(rude)
+        try:
+            run(scenario())
+        finally:
+            logger.removeFilter(rude)
+    assert "LookupError: filter" in capsys.readouterr().err
 
 
 @needs_rrq
