@@ -171,6 +171,10 @@ class Runner:
         self._deadlines = Deadlines(self._overdue)
         self._cancelled: dict[asyncio.Task[None], Job] = {}  # answered, but still running
 
+    def count_jobs(self) -> int:
+        """Return how many jobs have arrived and are not answered. Any thread may call this."""
+        return sum(len(connection.jobs) for connection in tuple(self.connections))
+
     # Receiving
 
     async def on_stream(self, stream: MessageStream) -> None:

@@ -31,7 +31,7 @@ DURATION = Histogram(
     ["function"],
     buckets=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10, 60, 300),
 )
-IN_FLIGHT = Gauge("rrq_fastwire_jobs_in_flight", "Jobs that have begun and are not answered.")
+IN_FLIGHT = Gauge("rrq_fastwire_jobs_in_flight", "Jobs that have arrived and are not answered.")
 REFUSED = Counter("rrq_fastwire_requests_refused", "Requests that were answered, but not run.")
 CONNECTIONS_REFUSED = Counter(
     "rrq_fastwire_connections_refused", "Connections that were refused or closed.", ["reason"]
@@ -48,7 +48,7 @@ _LAG_SECONDS = 0.5
 
 # The measured runners. A program may have more than one.
 _RUNNERS: set[ObservedRunner] = set()
-IN_FLIGHT.set_function(lambda: sum(runner.count_waiting() for runner in tuple(_RUNNERS)))
+IN_FLIGHT.set_function(lambda: sum(runner.count_jobs() for runner in tuple(_RUNNERS)))
 
 # The label of all functions without a handler. Producers choose the names of functions, and each
 # name would become a time series.

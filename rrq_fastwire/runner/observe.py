@@ -43,10 +43,6 @@ class ObservedRunner(Runner):
         """Return whether the function has a handler."""
         return self._find(function_name) is not None
 
-    def count_waiting(self) -> int:
-        """Return how many jobs have begun and are not answered. Any thread may call this."""
-        return len(self._starts)
-
     def _take(self, connection: Connection, message: RunnerMessage) -> None:
         self._began = began = time.monotonic()
         super()._take(connection, message)

@@ -36,7 +36,7 @@ async def drain(runner: Runner, seconds: float) -> None:
     orchestrator runs its job again.
     """
     await let_accepted_connections_arrive()
-    running = sum(len(connection.jobs) for connection in runner.connections)
+    running = runner.count_jobs()
     if running:
         log(logging.INFO, "draining: %d running jobs have %g s to end", running, seconds)
     for connection in list(runner.connections):
@@ -54,8 +54,8 @@ async def drain(runner: Runner, seconds: float) -> None:
         if not runner.connections:  # each stays there until its answers are sent
             return
         await asyncio.sleep(_POLL_SECONDS)
-    left = sum(len(connection.jobs) for connection in runner.connections)
-    log(logging.WARNING, "draining: %d jobs have not ended within %g s", left, seconds)
+    text = "draining: %d jobs have not ended within %g s"
+    log(logging.WARNING, text, runner.count_jobs(), seconds)
 
 
 def _close_if_done(connection: Connection, _: object = None) -> None:

@@ -118,6 +118,12 @@ def test_jobs_in_flight_are_counted_until_they_are_answered(command):
     until(lambda: scrape(runner).get(cancelled) == 1, "it is counted")
 
 
+def test_a_job_that_blocks_the_event_loop_is_in_flight(command):
+    runner = start(command)
+    command.begin(runner.port, "block")
+    assert scrape(runner)["rrq_fastwire_jobs_in_flight",] == 1
+
+
 def test_refused_requests_are_counted(command):
     runner = start(command)
     peer = command.begin(runner.port, "wait")
