@@ -66,12 +66,12 @@ class Recycling:
             return
         self._jobs_left -= 1
         if self._jobs_left == 0:
-            self._set_due("the number of jobs that --max-jobs allows is reached")
+            self._set_due("the maximum number of jobs is reached")
 
     def _check_memory(self) -> None:
         now = resident_bytes()
         if self._max_rss is not None and now >= self._max_rss:
-            self._set_due(f"{now} bytes of memory are more than --max-rss allows")
+            self._set_due(f"{now} bytes of memory exceed the maximum")
         else:
             self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._check_memory)
 

@@ -62,7 +62,8 @@ class Renewal:
         takes longer than a second, they are accepted, and the next attempt is made later.
         """
         done, _ = await asyncio.wait(self._due, return_when=asyncio.FIRST_COMPLETED)
-        log(logging.INFO, "restarting once idle: %s", done.pop().result())
+        verb = "ending" if self._handover is None else "restarting"
+        log(logging.INFO, "%s once idle: %s", verb, done.pop().result())
         while True:
             admission.is_held = True
             await self._stop_accepting()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -91,7 +92,7 @@ def test_the_runner_restarts_after_a_number_of_jobs_and_keeps_its_connections(co
     runner.terminate()
     assert command.wait(runner) == 0
     assert runner.stdout.read().count("left\n") >= 2  # atexit functions ran before each restart
-    assert "the number of jobs that --max-jobs allows is reached" in runner.errors()
+    assert "restarting once idle: the maximum number of jobs is reached" in runner.errors()
 
 
 def test_no_request_is_lost_or_run_twice_during_many_restarts(command):
@@ -146,7 +147,7 @@ def test_the_runner_restarts_when_it_uses_too_much_memory(command):
     peer = command.connect(runner.port)
     me = peer.ask("grow")
     ask_until_another(peer, me)
-    assert "bytes of memory are more than --max-rss allows" in runner.errors()
+    assert "bytes of memory exceed the maximum" in runner.errors()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the resident memory is known on Linux only")
@@ -183,7 +184,9 @@ def test_jitter_is_a_tenth_at_most_and_below_the_limit():
     assert 980 < max(numbers) <= 1000
 
 
-def test_serve_returns_after_a_number_of_jobs(run):
+def test_serve_returns_after_a_number_of_jobs(run, caplog):
+    caplog.set_level(logging.INFO, "rrq_fastwire")
+
     async def answer(request):
         return "answer"
 
@@ -199,3 +202,5 @@ def test_serve_returns_after_a_number_of_jobs(run):
             socket.create_connection(("127.0.0.1", port))
 
     run(scenario())
+    # serve() has no options of a command line, and restarts nothing.
+    assert "ending once idle: the maximum number of jobs is reached" in caplog.messages
