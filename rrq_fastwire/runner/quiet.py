@@ -10,11 +10,14 @@ from .log import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .engine import Connection, Runner
 
-__all__ = ["drain", "let_accepted_connections_arrive", "pause_reading", "resume_reading"]
+__all__ = ["come_to_rest", "drain", "let_accepted_connections_arrive", "resume_reading"]
 
-# How often to check whether all jobs are answered and all answers are sent.
+# How often to check whether all jobs are answered and all answers are sent, because that sends no
+# event.
 _POLL_SECONDS = 0.005
 
 # How many event loop iterations an accepted connection may need to reach on_stream(). asyncio needs
@@ -47,15 +50,15 @@ async def drain(runner: Runner, seconds: float) -> None:
             if job.task is not None:
                 # Called in the next iteration, before an orchestrator can send another request.
                 job.task.add_done_callback(partial(_close_if_done, connection))
-    end = asyncio.get_running_loop().time() + seconds
-    while asyncio.get_running_loop().time() < end:
+
+    def is_over() -> bool:
         for connection in list(runner.connections):
             _close_if_done(connection)
-        if not runner.connections:  # each stays there until its answers are sent
-            return
-        await asyncio.sleep(_POLL_SECONDS)
-    text = "draining: %d jobs have not ended within %g s"
-    log(logging.WARNING, text, runner.count_jobs(), seconds)
+        return not runner.connections  # each stays there until its answers are sent
+
+    if not await _wait_until(is_over, seconds):
+        text = "draining: %d jobs have not ended within %g s"
+        log(logging.WARNING, text, runner.count_jobs(), seconds)
 
 
 def _close_if_done(connection: Connection, _: object = None) -> None:
@@ -63,7 +66,12 @@ def _close_if_done(connection: Connection, _: object = None) -> None:
         connection.stream.close()
 
 
-def pause_reading(runner: Runner) -> bool:
+async def come_to_rest(runner: Runner, seconds: float) -> bool:
+    """Pause reading, and wait until every connection is idle; return whether that is in time."""
+    return await _wait_until(partial(_pause_reading, runner), seconds)
+
+
+def _pause_reading(runner: Runner) -> bool:
     """Pause reading where no message is incomplete; return whether every connection is idle."""
     is_idle = True
     for connection in runner.connections:
@@ -76,6 +84,16 @@ def pause_reading(runner: Runner) -> bool:
 
 
 def resume_reading(runner: Runner) -> None:
-    """Resume the reading that pause_reading() has paused."""
+    """Resume the reading that come_to_rest() has paused."""
     for connection in runner.connections:
         connection.stream.resume_reading()
+
+
+async def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for a condition; return whether it is met in time. It is checked at least once."""
+    end = asyncio.get_running_loop().time() + seconds
+    while not condition():
+        if asyncio.get_running_loop().time() > end:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True

@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 
 from .log import log
-from .quiet import let_accepted_connections_arrive, pause_reading, resume_reading
+from .quiet import come_to_rest, let_accepted_connections_arrive, resume_reading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from .handover import Handover
 
 __all__ = ["Renewal"]
-
-# How often to check whether the runner is idle.
-_POLL_SECONDS = 0.005
 
 # How long new requests wait for the running jobs to end. If these take longer, the runner reads the
 # requests and continues, because their deadlines come nearer.
@@ -67,7 +64,7 @@ class Renewal:
         while True:
             admission.is_held = True
             await self._stop_accepting()
-            if await self._becomes_idle(runner):
+            if await come_to_rest(runner, _PAUSE_SECONDS):
                 break
             admission.is_held = False
             resume_reading(runner)
@@ -99,15 +96,6 @@ class Renewal:
             loop.remove_reader(listener.fileno())
         await let_accepted_connections_arrive()
         self._server.close()
-
-    async def _becomes_idle(self, runner: Runner) -> bool:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + _PAUSE_SECONDS
-        while not pause_reading(runner):
-            if loop.time() > end:
-                return False
-            await asyncio.sleep(_POLL_SECONDS)
-        return True
 
     def close(self) -> None:
         """Close the server and its socket."""
