@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import struct
-import sys
 import uuid
 
 from ... import FRAME_HEADER_LEN, MAX_FRAME_SIZE, OutcomeStatus, pack_frame
+from ..reset import reset
 from .peer import (
     LONG,
     SHORT,
@@ -264,10 +263,7 @@ async def check_reset_of_a_connection(runner: Runner) -> None:
     peer = await runner.connect()
     async with runner.bystander():
         await peer.start(Request("sleep", {"seconds": LONG}))
-        linger = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
-        connection = peer.writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        peer.writer.transport.abort()
+        reset(peer.writer.transport)
 
 
 @check("alive at the end", "the runner still runs jobs, and its process has not ended")

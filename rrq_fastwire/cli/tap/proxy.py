@@ -6,10 +6,9 @@ Bytes are passed on in the event loop iteration in which they arrive. Watchers g
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-import sys
 from typing import cast
+
+from ..reset import reset
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
 
         def over(self) -> None:
             """Called last, when the connection is closed on both sides."""
-
-
-# The value of SO_LINGER that closes a socket with a reset instead of an orderly end.
-_RESET = struct.pack("hh" if sys.platform == "win32" else "ii", 1, 0)
 
 
 class _End(asyncio.Protocol):
@@ -114,10 +109,7 @@ class _End(asyncio.Protocol):
     def reset(self) -> None:
         """Close the socket with a reset."""
         if self.transport is not None and not self.transport.is_closing():
-            self.transport.get_extra_info("socket").setsockopt(
-                socket.SOL_SOCKET, socket.SO_LINGER, _RESET
-            )
-            self.transport.abort()
+            reset(self.transport)
 
 
 class _Pair:
