@@ -11,3 +11,8 @@ def split_address(text: str) -> tuple[str, int]:
     if not host or not (port.isascii() and port.isdigit()) or not 0 < int(port[:6]) < 65536:
         raise ValueError(text)
     return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """Return "HOST:PORT" or "[IPv6]:PORT"."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -17,7 +17,7 @@ from .. import (
     MessageDecoder,
     encode_frame,
 )
-from .address import split_address
+from .address import join_address, split_address
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> int:
     )
     options = parser.parse_args(argv)
     host, port = options.address
-    name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    name = join_address(host, port)
     try:
         seconds = ping(host, port, options.timeout)
     except TimeoutError:

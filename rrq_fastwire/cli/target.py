@@ -12,7 +12,7 @@ import click
 
 from .. import FastwireError
 from ..client import RunnerClient
-from .address import split_address
+from .address import join_address, split_address
 from .runner_process import RunnerError, RunnerProcess, cpu_seconds, listening_pid, runner_process
 
 TYPE_CHECKING = False
@@ -51,7 +51,7 @@ class Target(NamedTuple):
             raise RunnerError(f"cannot connect to {self}: {reason(error)}") from None
 
     def __str__(self) -> str:
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+        return join_address(self.host, self.port)
 
 
 @asynccontextmanager
