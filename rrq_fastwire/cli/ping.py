@@ -17,6 +17,7 @@ from .. import (
     MessageDecoder,
     encode_frame,
 )
+from ..runner.options import positive_seconds
 from .address import join_address, split_address
 
 TYPE_CHECKING = False
@@ -85,16 +86,6 @@ def _address(text: str) -> tuple[str, int]:
         ) from None
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"must be above 0 and at most 3600, got {text!r}")
-    return seconds
-
-
 def main(argv: list[str]) -> int:
     """Run the command: ping, print one line, and return the exit status."""
     parser = _Parser(
@@ -109,7 +100,7 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=positive_seconds,
         default=5.0,
         metavar="SECONDS",
         help="how long to wait for the answer (default: %(default)g)",

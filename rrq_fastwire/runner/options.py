@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn
 
-__all__ = ["REQUIRED", "OptionParser", "option_parser"]
+__all__ = ["REQUIRED", "OptionParser", "option_parser", "positive_seconds"]
 
 _VARIABLE = "RRQ_FASTWIRE_RUNNER_"
 
@@ -147,7 +147,7 @@ def option_parser() -> OptionParser:
         group,
         "--slow-callback",
         default=None,
-        type=_positive_seconds,
+        type=positive_seconds,
         nargs="?",
         const=0.1,
         metavar="SECONDS",
@@ -313,7 +313,8 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _positive_seconds(text: str) -> float:
+def positive_seconds(text: str) -> float:
+    """Return the number of seconds that an option of any command has. Raises ArgumentTypeError."""
     seconds = _seconds(text)
     if not seconds:
         raise argparse.ArgumentTypeError(f"must be more than 0, got {text!r}")

@@ -98,8 +98,8 @@ def test_another_server_gives_status_1(answer, said):
         (["9000"], "expected HOST:PORT with a port from 1 to 65535, got '9000'"),
         (["127.0.0.1:0"], "expected HOST:PORT with a port from 1 to 65535, got '127.0.0.1:0'"),
         (["[::1]:x"], "expected HOST:PORT with a port from 1 to 65535, got '[::1]:x'"),
-        (["127.0.0.1:9", "--timeout", "0"], "must be above 0 and at most 3600, got '0'"),
-        (["127.0.0.1:9", "--timeout", "soon"], "must be above 0 and at most 3600, got 'soon'"),
+        (["127.0.0.1:9", "--timeout", "0"], "must be more than 0, got '0'"),
+        (["127.0.0.1:9", "--timeout", "soon"], "must be a number from 0 to 3600, got 'soon'"),
         (["127.0.0.1:9", "more"], "unrecognized arguments: more"),
     ],
 )
