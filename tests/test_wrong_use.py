@@ -278,7 +278,9 @@ SERVE = [
     ({"drain": "5"}, TypeError, "drain " + NUMBER + "str"),
     ({"drain": float("inf")}, ValueError, "drain must be at least 0 seconds and finite, got inf"),
     ({"allow_remote": True}, ValueError, "allow_remote needs allow_from"),
+    ({"allow_remote": True, "allow_from": iter([])}, ValueError, "allow_remote needs allow_from"),
     ({"allow_from": ["10.0.0.0/8"]}, ValueError, "allow_from needs allow_remote"),
+    ({"allow_from": ["10.0.0.0/64"]}, ValueError, "'10.0.0.0/64'"),
     (
         {"allow_remote": True, "allow_from": "10.0.0.0/8"},
         TypeError,

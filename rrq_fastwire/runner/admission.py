@@ -5,42 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Iterable
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_address
 
 from .. import MAX_FRAME_SIZE, MessageDecoder
-from ..errors import type_name
-from .arguments import check_count, check_seconds, check_text
+from .arguments import check_count, check_seconds
 from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .log import log
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from ipaddress import IPv4Network, IPv6Network
-    from typing import Any, TypeAlias
+    from collections.abc import Callable, Sequence
+    from typing import Any
 
     from ..streams import MessageStream
     from ..streams.stream import OnStream
+    from .arguments import Network
 
-    Network: TypeAlias = IPv4Network | IPv6Network
-
-__all__ = ["Admission", "parse_networks"]
+__all__ = ["Admission"]
 
 # A message is late if it is still incomplete after this many checks, spread over the timeout. With
 # only one check, each message would be late after the event loop was blocked for long.
 _CHECKS = 4
-
-
-def parse_networks(texts: Iterable[str]) -> list[Network]:
-    """Parse networks such as "10.1.0.0/16", or addresses. Raises TypeError and ValueError."""
-    if isinstance(texts, str) or not isinstance(texts, Iterable):
-        raise TypeError(f"allow_from must be a sequence of networks, got {type_name(texts)}")
-    networks = []
-    for text in texts:
-        check_text("a network of allow_from", text)
-        networks.append(ip_network(text.strip()))
-    return networks
 
 
 class Admission:
@@ -63,7 +48,7 @@ class Admission:
     def __init__(
         self,
         *,
-        allow_from: Iterable[str] | None = None,
+        allow_from: Sequence[Network] | None = None,
         max_connections: int = DEFAULT_MAX_CONNECTIONS,
         max_frame_size: int = MAX_FRAME_SIZE,
         header_timeout: float = DEFAULT_HEADER_TIMEOUT,
@@ -71,7 +56,7 @@ class Admission:
         check_count("max_connections", max_connections)
         MessageDecoder(max_frame_size)  # raises TypeError and ValueError for a wrong limit
         check_seconds("header_timeout", header_timeout)
-        self._networks = None if allow_from is None else parse_networks(allow_from)
+        self._networks = allow_from
         self._max_connections = max_connections
         self.max_frame_size = max_frame_size
         self._header_timeout = header_timeout

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from ipaddress import ip_network
 
 from ..errors import type_name
 
-__all__ = ["check_count", "check_seconds", "check_text"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ipaddress import IPv4Network, IPv6Network
+    from typing import TypeAlias
+
+    Network: TypeAlias = IPv4Network | IPv6Network
+
+__all__ = ["check_count", "check_seconds", "check_text", "parse_networks"]
 
 
 def check_count(name: str, value: object) -> None:
@@ -30,3 +39,14 @@ def check_text(name: str, value: object) -> None:
     """Raise TypeError unless `value` is a str."""
     if not isinstance(value, str):
         raise TypeError(f"{name} must be a str, got {type_name(value)}")
+
+
+def parse_networks(texts: Iterable[str]) -> list[Network]:
+    """Parse networks such as "10.1.0.0/16", or addresses. Raises TypeError and ValueError."""
+    if isinstance(texts, str) or not isinstance(texts, Iterable):
+        raise TypeError(f"allow_from must be a sequence of networks, got {type_name(texts)}")
+    networks = []
+    for text in texts:
+        check_text("a network of allow_from", text)
+        networks.append(ip_network(text.strip()))
+    return networks

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any, NoReturn
 
+    from .arguments import Network
+
 __all__ = ["REQUIRED", "OptionParser", "option_parser", "positive_seconds"]
 
 _VARIABLE = "RRQ_FASTWIRE_RUNNER_"
@@ -355,13 +357,10 @@ def _frame_size(text: str) -> int:
     return size
 
 
-def _networks(text: str) -> tuple[str, ...]:
-    # Checked here, so that an error names the option or the environment variable. Admission parses
-    # the texts again.
-    from .admission import parse_networks
+def _networks(text: str) -> list[Network]:
+    from .arguments import parse_networks  # imports ipaddress, which takes time
 
     try:
-        parse_networks(text.split(","))
+        return parse_networks(text.split(","))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-    return tuple(text.split(","))

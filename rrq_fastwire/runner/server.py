@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from .. import MAX_FRAME_SIZE
 from ..streams import MessageStream
 from .admission import Admission
-from .arguments import check_count, check_seconds, check_text
+from .arguments import check_count, check_seconds, check_text, parse_networks
 from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .engine import Runner
 from .guard import DEFAULT_GRACE
@@ -182,9 +182,10 @@ async def serve(
         check_count("max_rss", max_rss)
     if metrics is not None:
         check_text("metrics", metrics)
-    if allow_remote and not allow_from:
+    networks = parse_networks(allow_from)
+    if allow_remote and not networks:
         raise ValueError("allow_remote needs allow_from: the networks that may connect")
-    if allow_from and not allow_remote:
+    if networks and not allow_remote:
         raise ValueError("allow_from needs allow_remote")
     host, port = parse_tcp_socket(tcp_socket, allow_remote=allow_remote)
     runner = make_runner(
@@ -198,7 +199,7 @@ async def serve(
         observed=max_jobs is not None or metrics is not None,
     )
     admission = Admission(
-        allow_from=allow_from if allow_remote else None,
+        allow_from=networks if allow_remote else None,
         max_connections=max_connections,
         max_frame_size=max_frame_size,
         header_timeout=header_timeout,

@@ -11,6 +11,7 @@ from contextlib import suppress
 import pytest
 
 from rrq_fastwire.runner.admission import Admission
+from rrq_fastwire.runner.arguments import parse_networks
 
 from ..commands import Command, until
 
@@ -73,7 +74,7 @@ class Stream:
     ],
 )
 def test_addresses_of_allowed_networks_and_of_loopback_are_accepted(networks, address, is_allowed):
-    admission = Admission(allow_from=networks.split(","))
+    admission = Admission(allow_from=parse_networks(networks.split(",")))
     assert admission._is_allowed(Stream(address)) is is_allowed
 
 
