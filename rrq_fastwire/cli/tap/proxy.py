@@ -24,7 +24,7 @@ if TYPE_CHECKING:
         def ended(self, *, by_runner: bool) -> None:
             """Called when one side will send no more."""
 
-        def was_reset(self, error: OSError, *, by_runner: bool) -> None:
+        def was_reset(self, *, by_runner: bool) -> None:
             """Called when one side has reset the connection, or has become unreachable."""
 
         def was_refused(self, error: OSError) -> None:
@@ -90,7 +90,7 @@ class _End(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._finish()
         if isinstance(exc, OSError):
-            self._pair.watcher.was_reset(exc, by_runner=self._is_runner)
+            self._pair.watcher.was_reset(by_runner=self._is_runner)
             self.other.reset()
         else:
             self.other.close()

@@ -339,7 +339,7 @@ class Connection:
         except FrameError as error:
             self._say(f"ended within a frame, at offset {side.offset}: {error}", not by_runner)
 
-    def was_reset(self, error: OSError, *, by_runner: bool) -> None:
+    def was_reset(self, *, by_runner: bool) -> None:
         self._say(f"reset by the {'runner' if by_runner else 'other side'}", not by_runner)
 
     def was_refused(self, error: OSError) -> None:
