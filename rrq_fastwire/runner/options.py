@@ -24,6 +24,7 @@ _VARIABLE = "RRQ_FASTWIRE_RUNNER_"
 _BOOLEANS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 _UNITS = {"K": 1024, "M": 1024**2, "G": 1024**3}
+_UNIT_HELP = "1K is 1024 bytes, 1M is 1024K, 1G is 1024M"
 
 _LONGEST_SECONDS = 3600
 
@@ -213,7 +214,7 @@ def option_parser() -> OptionParser:
         type=_frame_size,
         metavar="BYTES",
         help="close a connection that announces a larger message (default: 16M, the limit of the"
-        " protocol)",
+        f" protocol; {_UNIT_HELP})",
     )
     option(
         group,
@@ -273,7 +274,7 @@ def option_parser() -> OptionParser:
         type=_size,
         metavar="BYTES",
         help="restart when the resident memory of the process exceeds this, such as 500M, or up to"
-        " 10%% less (Linux)",
+        f" 10%% less (Linux; {_UNIT_HELP})",
     )
 
     group = parser.add_argument_group("monitoring and development")

@@ -266,7 +266,8 @@ def test_a_wrong_command_line_or_runner_gets_one_sentence(
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
 
 
-def test_help_has_an_example():
+def test_help_has_an_example_and_says_how_many_bytes_a_kb_has():
     status, printed, _ = load("--help")
     assert status == 0
     assert "Example: rrq-fastwire load 127.0.0.1:9000" in printed
+    assert "1KB is 1000 bytes" in " ".join(printed.split())

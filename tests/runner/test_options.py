@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from rrq_fastwire.runner.options import option_parser
+
 OPTIONS = {
     "handlers": [
         "--settings MODULE.ATTR",
@@ -50,6 +52,15 @@ def test_the_help_groups_the_options(command_for_errors):
         assert len(lines) == len(options)
         for line, option in zip(lines, options, strict=True):
             assert line.startswith(option)
+
+
+def test_the_help_says_which_units_sizes_have():
+    parser = option_parser()
+    required = ["--settings", "app.handlers", "--tcp-socket", "127.0.0.1:9"]
+    sizes = parser.read([*required, "--max-frame-size", "2K", "--max-rss", "1.5M"], {})
+    assert (sizes.max_frame_size, sizes.max_rss) == (2 * 1024, 1.5 * 1024 * 1024)
+    words = " ".join(parser.format_help().split())
+    assert words.count("1K is 1024 bytes, 1M is 1024K, 1G is 1024M") == 2
 
 
 def test_an_option_can_be_an_environment_variable(command, monkeypatch):

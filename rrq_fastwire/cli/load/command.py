@@ -81,7 +81,7 @@ def _made_up(size: int) -> dict[str, Any]:
     default="100",
     metavar="FILE|SIZE",
     show_default=True,
-    help="A JSON file, or a size such as 100, 2KB, 100KB for made-up params.",
+    help="A JSON file, or a size such as 100, 2KB, 1.5MB for made-up params; 1KB is 1000 bytes.",
 )
 @click.option(
     "--connections",
