@@ -12,7 +12,6 @@ import logging
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from functools import partial
 from time import monotonic
 
@@ -51,6 +50,7 @@ from .tasks import TaskStarter
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from datetime import datetime
     from typing import Any
 
     from rrq.telemetry import RunnerSpan
@@ -305,7 +305,7 @@ class Runner:
         """Run the handler of a job, and answer."""
         name = job.function_name
         try:
-            if deadline is not None and deadline <= datetime.now(timezone.utc):
+            if deadline is not None and deadline.timestamp() <= time.time():
                 raise TimeoutError("Job deadline exceeded")
             handler = self._find(name)
             if handler is None:
