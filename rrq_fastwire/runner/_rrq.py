@@ -23,8 +23,9 @@ __all__ = [
     "RetryJob",
     "RunnerSpan",
     "StockOutcome",
+    "Telemetry",
     "convert_values",
-    "span",
+    "get_telemetry",
     "stock_request",
 ]
 
@@ -93,12 +94,6 @@ def _validated_request(request: ExecutionRequest) -> Any:
 stock_request: Callable[[ExecutionRequest], StockRequest] = (
     _built_request if _HAS_SAME_FIELDS else _validated_request
 )
-
-
-def span(request: Any) -> RunnerSpan | None:
-    """Return the telemetry span of a request; None with rrq's default, which does nothing."""
-    telemetry = get_telemetry()
-    return None if type(telemetry) is Telemetry else telemetry.runner_span(request)
 
 
 def convert_values(outcome: ExecutionOutcome) -> None:

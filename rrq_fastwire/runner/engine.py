@@ -319,10 +319,11 @@ class Runner:
                     request = self._convert(request)
                 if tracking.remember is not None:
                     tracking.remember(request)
-                span = rrq.span(request) if HAS_RRQ else None
-                if span is None:
+                telemetry = rrq.get_telemetry() if HAS_RRQ else None
+                if telemetry is None or type(telemetry) is rrq.Telemetry:  # which does nothing
                     result = await handler(request)
                 else:
+                    span = telemetry.runner_span(request)
                     result = await self._traced(span, job, handler, request)
                 if type(result) in RESULTS or not isinstance(result, OUTCOMES):
                     outcome = ExecutionOutcome.success(job.job_id, job.request_id, result)

@@ -14,15 +14,9 @@ if TYPE_CHECKING:
 __all__ = ["TaskStarter"]
 
 
-def _makes_tasks(loop: asyncio.AbstractEventLoop) -> bool:
-    """Return whether the event loop has to make the tasks.
-
-    This is so if it has a task factory, or is patched by nest_asyncio. With nest_asyncio a handler
-    can run the event loop itself, which does not work within the callback of a read: the event loop
-    cannot call that callback again before it returns.
-    """
-    return loop.get_task_factory() is not None or hasattr(loop, "_nest_patched")
-
+# The event loop has to make the task if it has a task factory, or is patched by nest_asyncio. A
+# handler can run a patched loop itself, which does not work within the callback of a read: the loop
+# cannot call that callback again before it returns.
 
 # Measured on CPython 3.13, for coroutines that do not wait and for those that wait once: an eager
 # task takes 1.4 and 3.8 us, a task in reserve 1.3 and 3.9 to 6.5 us.
@@ -42,7 +36,7 @@ if sys.version_info >= (3, 12):
             Arguments:
                 loop: the running event loop. Looking it up is a system call on Python 3.11.
             """
-            if not _makes_tasks(loop):
+            if loop.get_task_factory() is None and not hasattr(loop, "_nest_patched"):
                 task = asyncio.Task(steps, loop=loop, name=name, eager_start=True)
             else:
                 task = loop.create_task(steps, name=name)
@@ -70,11 +64,12 @@ else:
             self, loop: asyncio.AbstractEventLoop, steps: Coroutine[Any, Any, None], name: str
         ) -> asyncio.Task[None] | None:
             """Do what the method for Python 3.12 and later does, with the task in reserve."""
-            if _makes_tasks(loop):
+            if loop.get_task_factory() is not None or hasattr(loop, "_nest_patched"):
                 task = loop.create_task(steps, name=name)
                 return None if task.done() else task
             relay, self._reserve = self._reserve, None
-            if relay is None or relay.is_cancelled():
+            # A coroutine that did not wait may have cancelled the task.
+            if relay is None or relay.idle.done() or relay.task._must_cancel:  # type: ignore[attr-defined]
                 relay = _Relay(loop)
             task = relay.task
             task.set_name(name)
@@ -101,19 +96,13 @@ else:
         """The coroutine of a task in reserve: it waits, and then runs the rest of another one."""
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-            self._loop = loop
-            self._idle: asyncio.Future[None] | None = None  # what the task waits for in reserve
+            self.idle = loop.create_future()  # what the task waits for in reserve
+            self._is_in_reserve = False  # whether it waits for that
             self._context: Context | None = None  # set by take_over(), with the next two
             self._steps: Any = None
             self._waits_for: Any = None
             self._is_told = False  # whether the task has got what the steps wait for
             self.task: asyncio.Task[None] = asyncio.Task(self, loop=loop)  # type: ignore[arg-type]
-
-        def is_cancelled(self) -> bool:
-            """Return whether a coroutine that did not wait has cancelled the task."""
-            if self._idle is not None:
-                return self._idle.done()
-            return self.task._must_cancel  # type: ignore[attr-defined,no-any-return]
 
         def take_over(
             self, context: Context, steps: Coroutine[Any, Any, None], waits_for: object
@@ -122,13 +111,13 @@ else:
             self._context, self._steps, self._waits_for = context, steps, waits_for
             if asyncio.isfuture(waits_for):
                 waits_for._asyncio_future_blocking = False  # others may wait for it meanwhile
-            if self._idle is not None and not self._idle.done():
-                self._idle.set_result(None)
+            if not self.idle.done():
+                self.idle.set_result(None)
 
         def send(self, value: None) -> object:
             if self._context is None:
-                self._idle = self._loop.create_future()
-                return self._yield(self._idle)
+                self._is_in_reserve = True
+                return self._yield(self.idle)
             if not self._is_told:
                 self._is_told = True
                 # Drop the reference: a future refers to what it raises, and so to the handler's
@@ -136,7 +125,7 @@ else:
                 waits_for, self._waits_for = self._waits_for, None
                 # None stands for the next iteration. If the task was in reserve, this is it. A new
                 # task runs before other callbacks that the steps have asked for, so it waits.
-                if waits_for is not None or self._idle is None:
+                if waits_for is not None or not self._is_in_reserve:
                     return self._yield(waits_for)
             return self._context.run(self._steps.send, None)
 

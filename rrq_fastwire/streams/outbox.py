@@ -157,10 +157,27 @@ class Outbox(asyncio.BufferedProtocol):
         self._write_due = False
         self._write()
 
-    def _write(self) -> None:
-        while self._unsent and not (self._write_paused or self.transport.is_closing()):
-            self._write_some()
-        if (self._waiting or self._held_back) and not self._write_paused:
+    def _write(self, *, everything: bool = False) -> None:
+        """Pass frames to the transport: small ones joined, a large one uncopied.
+
+        The transport keeps what the peer does not read, before CPython 3.12 as a copy. So once it
+        has asked to pause, further frames stay here, unless `everything` has to go.
+        """
+        unsent = self._unsent
+        while unsent and (everything or not self._write_paused):
+            if self.transport.is_closing():
+                break
+            if self._unsent_size <= _LARGEST_JOINED:
+                frames = b"".join(unsent)
+                unsent.clear()
+                self._unsent_size = 0
+            else:
+                frames = self._next_frames()
+            # A memoryview, because asyncio slices off what the kernel has accepted, which would
+            # copy bytes. Not writelines(), which in CPython 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1
+            # never asks the protocol to pause (CVE-2024-12254).
+            self.transport.write(frames if len(frames) <= HIGH_WATER else memoryview(frames))
+        if (self._waiting or self._held_back) and not (self._write_paused or everything):
             self._wake_senders()
             if self._held_back:
                 self._held_back = False
@@ -170,29 +187,16 @@ class Outbox(asyncio.BufferedProtocol):
         """Continue the delivery of messages, which paused while drain() would have waited."""
         raise NotImplementedError
 
-    def _write_some(self) -> None:
-        """Pass the next frames to the transport: small ones joined, a large one uncopied.
-
-        The transport keeps what the peer does not read, before CPython 3.12 as a copy. So once it
-        has asked to pause, further frames stay here.
-        """
+    def _next_frames(self) -> bytes:
+        """Take a large frame, or as many small ones as are joined, from those not sent yet."""
         unsent = self._unsent
-        if self._unsent_size <= _LARGEST_JOINED:
-            frames = b"".join(unsent)
-            unsent.clear()
-            self._unsent_size = 0
-        else:
-            pieces = [unsent.popleft()]
-            size = len(pieces[0])
-            while unsent and size + len(unsent[0]) <= _LARGEST_JOINED:
-                size += len(unsent[0])
-                pieces.append(unsent.popleft())
-            frames = b"".join(pieces)
-            self._unsent_size -= size
-        # A memoryview, because asyncio slices off what the kernel has accepted, which would copy
-        # bytes. Not writelines(), which in CPython 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1 never asks
-        # the protocol to pause (CVE-2024-12254).
-        self.transport.write(frames if len(frames) <= HIGH_WATER else memoryview(frames))
+        pieces = [unsent.popleft()]
+        size = len(pieces[0])
+        while unsent and size + len(unsent[0]) <= _LARGEST_JOINED:
+            size += len(unsent[0])
+            pieces.append(unsent.popleft())
+        self._unsent_size -= size
+        return b"".join(pieces)
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -213,7 +217,6 @@ class Outbox(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection, once everything sent before has been passed to the kernel."""
         if not self.is_closing():
-            while self._unsent:
-                self._write_some()
+            self._write(everything=True)
             self.transport.close()
             self._wake_senders()

@@ -96,14 +96,13 @@ class MessageStream(Outbox):
         except FrameError:
             self.transport.pause_reading()
             raise
-        if message is None:
+        if message is None and self._suspended:
             self._end_suspension()
         return message
 
     def _end_suspension(self) -> None:
-        if self._suspended:
-            self._suspended = False
-            self._read_if_allowed()
+        self._suspended = False
+        self._read_if_allowed()
 
     @property
     def buffered(self) -> int:
@@ -249,7 +248,8 @@ class MessageStream(Outbox):
                     self._write()
                 if self._write_paused and self._hold_back():
                     return True
-            self._end_suspension()
+            if self._suspended:
+                self._end_suspension()
             if self._eof or self._closed.done():
                 self._wake_receiver()
             return False
