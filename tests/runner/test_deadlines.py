@@ -160,7 +160,7 @@ def test_a_deadline_is_answered_5_ms_early_if_its_request_is_alone_on_the_connec
 
     now = datetime.now(timezone.utc)
     monkeypatch.setattr("rrq_fastwire.runner.engine.time", Clock)
-    monkeypatch.setattr("tests.engine.datetime", Date)
+    monkeypatch.setattr("tests.requests.datetime", Date)
     with asyncio.Runner(loop_factory=FrozenLoop) as runner:
         runner.run(running())
 
