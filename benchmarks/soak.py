@@ -260,9 +260,10 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
             )
         axes.axhspan(1 - MOST, 1 + MOST, color=GREY, alpha=0.2, linewidth=0)
         axes.set_title(f"{what}, the tenth minute's = 1; grey is within {MOST:.0%}", loc="left")
-    charts[0].legend(frameon=False, labelcolor=GREY, ncols=2, loc="best")
     charts[1].set_xlabel("minutes")
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.06, 1, 1))  # leaves room for the legend
+    names, _ = charts[0].get_legend_handles_labels()
+    figure.legend(handles=names, frameon=False, labelcolor=GREY, ncols=2, loc="lower center")
     save(figure, path)
 
 
