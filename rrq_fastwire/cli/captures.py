@@ -51,4 +51,7 @@ def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None)
             advance(len(data))
         decoder.feed_eof()
     except FrameError as error:
-        raise BrokenStreamError(f"the stream is broken at offset {offset}: {error}") from None
+        reason = f"the stream is broken at offset {offset}: {error}"
+        if not number:
+            reason += "; is this a file of tap --record?"
+        raise BrokenStreamError(reason) from None

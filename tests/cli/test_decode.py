@@ -123,6 +123,15 @@ def test_a_broken_stream_ends_with_one_sentence_and_its_offset(tail, reason):
     assert done.returncode == 1
 
 
+def test_a_file_that_is_not_a_capture_is_doubted():
+    done = run("decode", "-", input=b"GET / HTTP/1.1\r\n")
+    assert done.stderr.decode() == (
+        "<stdin>: the stream is broken at offset 0: frame of 1195725856 bytes exceeds the limit of"
+        " 16777216; is this a file of tap --record?\n"
+    )
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "shown"),
     [
