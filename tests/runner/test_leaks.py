@@ -351,8 +351,9 @@ async def inventory(port, connections=1):
     async with Requests(port, "inventory") as requests:
         async with asyncio.timeout(10):
             while True:
-                # When this deadline passes, the runner drops those of jobs that were answered before.
-                requests.send("wait", "timeout", 0.01)
+                # When this deadline passes, the runner drops those of jobs that were answered before. It
+                # is far enough away for the job to begin before it, even on a busy machine.
+                requests.send("wait", "timeout", 0.3)
                 await requests.answered()
                 requests.send("inventory", "success")
                 await requests.answered()
