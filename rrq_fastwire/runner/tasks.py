@@ -131,6 +131,7 @@ else:
 
         def throw(self, error: BaseException) -> object:
             if self._context is None:
+                self.idle.cancel()  # start() must not use this task again
                 raise error
             if not self._is_told:
                 self._is_told = True

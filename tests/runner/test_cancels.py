@@ -243,3 +243,23 @@ def test_the_answer_is_the_result_or_the_cancel_whichever_comes_first(run, first
                 assert answer.type is expected
 
     run(running())
+
+
+def test_a_handler_that_cancels_its_own_task_and_ends_does_not_stop_the_next_job(run):
+    async def give_up(request):
+        asyncio.current_task().cancel()
+        return "given up"
+
+    async def pause(request):
+        await asyncio.sleep(0)
+        return "went on"
+
+    async def running():
+        async with serving({"give_up": give_up, "pause": pause}) as connect:
+            peer = await connect()
+            for number in range(3):
+                for name, result in [("give_up", "given up"), ("pause", "went on")]:
+                    peer.send(request(name, id=f"{name} {number}"))
+                    assert (await peer.answer()).result == result
+
+    run(running())
