@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .engine import Connection, Runner
 
-__all__ = ["come_to_rest", "drain", "let_accepted_connections_arrive", "resume_reading"]
+__all__ = ["come_to_rest", "drain", "let_accepted_connections_arrive"]
 
 # How often to check whether all jobs are answered and all answers are sent, because that sends no
 # event.
@@ -67,8 +67,18 @@ def _close_if_done(connection: Connection, _: object = None) -> None:
 
 
 async def come_to_rest(runner: Runner, seconds: float) -> bool:
-    """Pause reading, and wait until every connection is idle; return whether that is in time."""
-    return await _wait_until(partial(_pause_reading, runner), seconds)
+    """Pause reading, and wait until every connection is idle; return whether that is in time.
+
+    If it is not in time, or the wait is cancelled, the runner reads again.
+    """
+    is_at_rest = False
+    try:
+        is_at_rest = await _wait_until(partial(_pause_reading, runner), seconds)
+    finally:
+        if not is_at_rest:
+            for connection in runner.connections:
+                connection.stream.resume_reading()
+    return is_at_rest
 
 
 def _pause_reading(runner: Runner) -> bool:
@@ -81,12 +91,6 @@ def _pause_reading(runner: Runner) -> bool:
         if connection.jobs or stream.buffered or stream.unsent:
             is_idle = False
     return is_idle
-
-
-def resume_reading(runner: Runner) -> None:
-    """Resume the reading that come_to_rest() has paused."""
-    for connection in runner.connections:
-        connection.stream.resume_reading()
 
 
 async def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:

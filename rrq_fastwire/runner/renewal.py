@@ -9,7 +9,7 @@ import socket
 from contextlib import suppress
 
 from .log import log
-from .quiet import come_to_rest, let_accepted_connections_arrive, resume_reading
+from .quiet import come_to_rest, let_accepted_connections_arrive
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +67,6 @@ class Renewal:
             if await come_to_rest(runner, _PAUSE_SECONDS):
                 break
             admission.is_held = False
-            resume_reading(runner)
             assert self._listener is not None
             self._server = await self._listen(self._listener)
             await asyncio.sleep(_RETRY_SECONDS)

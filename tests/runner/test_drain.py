@@ -11,9 +11,13 @@ from contextlib import suppress
 import pytest
 
 from rrq_fastwire.client import RunnerClient
+from rrq_fastwire.runner.engine import Runner
+from rrq_fastwire.runner.quiet import come_to_rest
+from rrq_fastwire.streams import start_server
 
 from ..commands import free_port, until
-from ..engine import start_serve
+from ..engine import PATIENCE, start_serve
+from ..handlers import echo, forever
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals need POSIX")
 
@@ -187,5 +191,30 @@ def test_serve_drains_when_it_is_cancelled(run):
             assert (await job).result == "ended"
         with pytest.raises(asyncio.CancelledError):
             await serving
+
+    run(scenario())
+
+
+def test_a_runner_reads_again_if_its_rest_is_cancelled(run):
+    """A signal does this to a runner that waits to be idle for its restart."""
+
+    async def scenario():
+        runner = Runner({"forever": forever, "echo": echo})
+        async with (
+            await start_server(runner.on_stream, "127.0.0.1", 0) as server,
+            await RunnerClient.connect(*server.sockets[0].getsockname()) as client,
+        ):
+            held = asyncio.create_task(client.execute("forever", job_id="held"))
+            await client.execute("echo")
+            resting = asyncio.create_task(come_to_rest(runner, PATIENCE))
+            await asyncio.sleep(0)
+            resting.cancel()
+            async with asyncio.timeout(PATIENCE):
+                assert (await client.execute("echo", {"still": "reads"})).result == {
+                    "still": "reads"
+                }
+                await client.cancel("held")
+                assert (await held).type == "cancelled"
+            await runner.stop(grace=PATIENCE)
 
     run(scenario())
