@@ -42,6 +42,7 @@ class MessageStream(Outbox):
     """
 
     __slots__ = (
+        "_broken",
         "_closed",
         "_decoder",
         "_delivery_due",
@@ -69,6 +70,7 @@ class MessageStream(Outbox):
         self._failure: Exception | None = None  # what deliver() has to raise
         self._suspended = False  # reading is paused, because too much has not been taken
         self._paused = False  # reading is paused by pause_reading()
+        self._broken = False  # reading is paused, because nothing more can be decoded
         self._eof = False
 
     def __repr__(self) -> str:
@@ -94,7 +96,7 @@ class MessageStream(Outbox):
         try:
             message = next(self._decoder, None)
         except FrameError:
-            self.transport.pause_reading()
+            self._stop_reading()
             raise
         if message is None and self._suspended:
             self._end_suspension()
@@ -121,8 +123,13 @@ class MessageStream(Outbox):
         self._read_if_allowed()
 
     def _read_if_allowed(self) -> None:
-        if not (self._paused or self._suspended or self.is_closing()):
+        if not (self._paused or self._suspended or self._broken or self.is_closing()):
             self.transport.resume_reading()
+
+    def _stop_reading(self) -> None:
+        """Read nothing more, because the decoder has raised FrameError."""
+        self._broken = True
+        self.transport.pause_reading()
 
     async def _wait_for_more(self) -> None:
         """Wait for more bytes. Raises StopAsyncIteration, or why nothing more will arrive."""
@@ -255,7 +262,7 @@ class MessageStream(Outbox):
             return False
         except Exception as error:
             if isinstance(error, FrameError):
-                self.transport.pause_reading()
+                self._stop_reading()
             self._failure = error
             self._wake_receiver()
             return True

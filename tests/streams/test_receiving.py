@@ -84,6 +84,23 @@ def test_messages_and_errors_are_received_in_order(
 
 
 @both_ways_of_receiving
+def test_a_broken_stream_is_not_read_again_and_still_sends(run, connected, receive):
+    async def scenario():
+        async with connected() as (stream, peer):
+            await write(peer, b"\0\0\0\0")
+            assert await everything(stream, receive) == [EmptyFrameError]
+            stream.pause_reading()
+            stream.resume_reading()
+            await write(peer, frames("more"))
+            for number in range(3):
+                await asyncio.sleep(0)  # the event loop would read now
+                stream.send_nowait(message(str(number)))
+            assert await read(peer, 3) == ["0", "1", "2"]
+
+    run(scenario())
+
+
+@both_ways_of_receiving
 def test_a_reset_is_raised_after_the_messages_that_arrived_before(run, connected, receive):
     async def scenario():
         async with connected() as (stream, peer):
