@@ -115,7 +115,7 @@ cdef class StreamDecoder:
         Raises:
             FrameError: an earlier error ended the stream.
             TypeError: `data` is not bytes, bytearray or memoryview.
-            RuntimeError: another call is using the decoder (pure Python only).
+            RuntimeError: another call is using the decoder (pure Python only; next methods, too).
         """
         cdef bytes added = octets(data)
         with cython.critical_section(self):
@@ -129,7 +129,6 @@ cdef class StreamDecoder:
         Raises:
             FrameError: the stream ends inside a frame (TruncatedFrameError), or an earlier error
                 ended it.
-            RuntimeError: as feed().
         """
         cdef Py_ssize_t pos, left
         cdef uint64_t size
@@ -152,9 +151,7 @@ cdef class StreamDecoder:
         Arguments:
             hint: the size in bytes that the caller would like, or -1. The actual size may differ.
 
-        Raises:
-            FrameError: an earlier error ended the stream.
-            RuntimeError: as feed().
+        Raises FrameError and RuntimeError as feed() does.
         """
         if not isinstance(hint, int):
             raise TypeError(f"hint must be an int, got {type_name(hint)}")
@@ -174,7 +171,6 @@ cdef class StreamDecoder:
         Raises:
             FrameError: an earlier error ended the stream.
             ValueError: get_buffer() did not return that many bytes.
-            RuntimeError: as feed().
         """
         if not isinstance(nbytes, int):
             raise TypeError(f"nbytes must be an int, got {type_name(nbytes)}")

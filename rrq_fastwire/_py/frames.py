@@ -120,7 +120,7 @@ class StreamDecoder:
         Raises:
             FrameError: an earlier error ended the stream.
             TypeError: `data` is not bytes, bytearray or memoryview.
-            RuntimeError: another call is using the decoder (pure Python only).
+            RuntimeError: another call is using the decoder (pure Python only; next methods, too).
         """
         data = octets(data)
         with self._lock():
@@ -135,7 +135,6 @@ class StreamDecoder:
         Raises:
             FrameError: the stream ends inside a frame (TruncatedFrameError), or an earlier error
                 ended it.
-            RuntimeError: as feed().
         """
         with self._lock():
             self._check()
@@ -151,9 +150,7 @@ class StreamDecoder:
         Arguments:
             hint: the size in bytes that the caller would like, or -1. The actual size may differ.
 
-        Raises:
-            FrameError: an earlier error ended the stream.
-            RuntimeError: as feed().
+        Raises FrameError and RuntimeError as feed() does.
         """
         if not isinstance(hint, int):
             raise TypeError(f"hint must be an int, got {type_name(hint)}")
@@ -171,7 +168,6 @@ class StreamDecoder:
         Raises:
             FrameError: an earlier error ended the stream.
             ValueError: get_buffer() did not return that many bytes.
-            RuntimeError: as feed().
         """
         if not isinstance(nbytes, int):
             raise TypeError(f"nbytes must be an int, got {type_name(nbytes)}")
