@@ -12,7 +12,7 @@ from .stock import convert_values
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from .engine import Connection, Job
+    from .connections import Connection, Job
 
 __all__ = ["log_end", "send_instead"]
 

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .engine import Job
+    from .connections import Job
 
 __all__ = ["Deadlines"]
 

@@ -28,6 +28,7 @@ from ..errors import describe
 from . import tracking
 from .answers import log_end, send_instead
 from .arguments import check_count
+from .connections import Connection, Job
 from .deadlines import Deadlines
 from .handlers import HandlerFinder
 from .log import LOGGER, log
@@ -74,55 +75,6 @@ _ITERATION_SECONDS = 0.005
 # that are ready are written before a slow function runs. Before others this would not pay, because
 # a write costs as much as several short jobs.
 _SHORT_SECONDS = 0.002
-
-
-class Job:
-    """A request whose handler has not ended.
-
-    Attributes:
-        connection: where its answer goes; None once it is answered.
-        task: the task that runs the handler, if the handler waits for something; else None.
-        overtaken: the answer, if it was sent before the handler ended.
-    """
-
-    __slots__ = (
-        "connection",
-        "function_name",
-        "job_id",
-        "overtaken",
-        "request_id",
-        "task",
-    )
-
-    def __init__(self, connection: Connection, request: ExecutionRequest) -> None:
-        self.connection: Connection | None = connection
-        self.job_id = request.job_id
-        self.request_id = request.request_id
-        self.function_name = request.function_name
-        self.task: asyncio.Task[None] | None = None
-        self.overtaken: ExecutionOutcome | None = None
-
-
-class Connection:
-    """A stream and its unanswered jobs.
-
-    Attributes:
-        hung_up: whether further requests are ignored, because the connection is about to be closed.
-        flushed: when an answer was last written at once, in time.monotonic().
-        jobs: the unanswered jobs, by `request_id`.
-        name: the peer's name in the log.
-    """
-
-    __slots__ = ("flushed", "hung_up", "jobs", "loop", "name", "stream")
-
-    def __init__(self, stream: MessageStream) -> None:
-        self.stream = stream
-        self.loop = asyncio.get_running_loop()
-        self.hung_up = False
-        self.flushed = 0.0
-        self.jobs: dict[str, Job] = {}
-        peer = stream.transport.get_extra_info("peername")
-        self.name = "{}:{}".format(*peer) if isinstance(peer, tuple) else "Unix socket"
 
 
 class Runner:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import Any, TypeAlias
 
     from .. import ExecutionOutcome, RunnerMessage
-    from .engine import Connection, Job
+    from .connections import Connection, Job
 
     # Called with the function's name, the outcome that was sent, and the seconds since the request
     # arrived. For a request that was refused, None stands in place of the seconds.

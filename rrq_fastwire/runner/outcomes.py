@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from rrq.telemetry import RunnerSpan
 
-    from .engine import Job
+    from .connections import Job
 
 __all__ = [
     "OUTCOMES",

@@ -12,7 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .engine import Connection, Runner
+    from .connections import Connection
+    from .engine import Runner
 
 __all__ = ["come_to_rest", "drain", "let_accepted_connections_arrive"]
 
