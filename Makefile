@@ -23,7 +23,8 @@ SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_
     codec/test_stream \
     runner/test_asyncio_in_handlers runner/test_command runner/test_drain runner/test_faults runner/test_leaks \
     runner/test_metrics runner/test_options runner/test_process runner/test_recycling runner/test_reload \
-    runner/test_slow_peers runner/test_system streams/test_memory test_adding_a_field test_build test_wrong_use
+    runner/test_slow_peers runner/test_system streams/test_memory test_adding_a_field test_build test_docs \
+    test_wrong_use
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
