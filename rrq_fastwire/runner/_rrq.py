@@ -33,11 +33,10 @@ __all__ = [
 # ExecutionOutcome.result is such a field.
 _jsonable = TypeAdapter(Any).dump_python
 
-# Decoding has checked the types already. So requests are built without validation, which takes two
-# thirds of the time where the caches are warm, and saves more where they are cold. This does what
-# model_construct() does, which takes longer than validation. It assumes that the models have the
-# fields of this package's messages; older versions of rrq lack one, and there they are validated.
-# To remove: use _validated_request() for all versions.
+# Decoding has checked the types already. So requests are built without validation, which takes
+# three quarters of the time. This does what model_construct() does, which takes longer than
+# validation. It assumes that the models have the fields of this package's messages. Older versions
+# of rrq lack one: there, requests are validated. To remove: use _validated_request() for all.
 _set = object.__setattr__
 _REQUEST_FIELDS = frozenset(field.name for field in fields(ExecutionRequest))
 _CONTEXT_FIELDS = frozenset(field.name for field in fields(ExecutionContext))
