@@ -15,9 +15,11 @@ if TYPE_CHECKING:
 __all__ = ["Deadlines"]
 
 
-# A job that is alone on its connection is answered this long before its deadline. If the
-# orchestrator's own timer is first, it ends the runner's process. Measured: 2 ms is too short.
-_EARLY_SECONDS = 0.005
+# A job that is alone on its connection is answered before its deadline: by this part of the time
+# that it has, but at least and at most this many seconds. If the orchestrator's own timer is first,
+# it ends the runner's process. Measured: 2 ms is too short, and on a busy machine, 5 ms was.
+_EARLY_PART = 0.01
+_EARLY_SECONDS = 0.005, 0.05
 
 # Jobs that were answered in time are removed from the heap when it has at least this many entries.
 _LEAST_TO_CLEAN = 256
@@ -27,8 +29,8 @@ class Deadlines:
     """One timer for the deadlines of all jobs.
 
     Arguments:
-        passed: called with each job that is not answered at its deadline; 5 ms before the deadline
-            if its connection has no other jobs then.
+        passed: called with each job that is not answered at its deadline; shortly before the
+            deadline if its connection has no other jobs then.
     """
 
     def __init__(self, passed: Callable[[Job], None]) -> None:
@@ -43,7 +45,9 @@ class Deadlines:
         """Watch a job whose deadline is this many seconds away."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        entry = deadline - _EARLY_SECONDS, next(self._count), job, deadline
+        least, most = _EARLY_SECONDS
+        early = min(max(seconds * _EARLY_PART, least), most)
+        entry = deadline - early, next(self._count), job, deadline
         if len(self._heap) >= self._clean_at:
             self._heap = [other for other in self._heap if other[2].connection is not None]
             heapq.heapify(self._heap)

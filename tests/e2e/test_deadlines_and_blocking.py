@@ -35,11 +35,12 @@ def work(orchestrator, runner, jobs, pool):
 
 
 @each_runner
-def test_five_timeouts_of_lone_jobs_need_one_start_of_the_runner(orchestrator, runner):
-    jobs = {f"job {number}": ("linger", {"job_timeout_seconds": 1}) for number in range(5)}
+def test_three_timeouts_of_lone_jobs_need_one_start_of_the_runner(orchestrator, runner):
+    # The runner answers 30 ms early. A busy machine may need most of that.
+    jobs = {f"job {number}": ("linger", {"job_timeout_seconds": 3}) for number in range(3)}
     statuses, starts = work(orchestrator, runner, jobs, Pool(1, 1))
     print(f"{runner}: {starts} starts, {dict(statuses)}")
-    assert statuses == {"FAILED": 5}
+    assert statuses == {"FAILED": 3}
     if runner == "ours":
         assert starts == 1
 

@@ -8,6 +8,8 @@ import random
 import time
 from datetime import datetime, timezone
 
+import pytest
+
 from rrq_fastwire import ExecutionOutcome, OutcomeType, decode_frame
 
 from ..engine import SOON, call, cancel, request, serving, until
@@ -123,26 +125,29 @@ class FrozenLoop(asyncio.SelectorEventLoop):
         return super().time() if self.now is None else self.now
 
 
-def test_a_deadline_is_answered_5_ms_early_if_its_request_is_alone_on_the_connection(monkeypatch):
+@pytest.mark.parametrize(("seconds", "early"), [(0.1, 0.005), (1, 0.01), (1000, 0.05)])
+def test_a_deadline_is_answered_early_if_its_request_is_alone_on_the_connection(
+    monkeypatch, seconds, early
+):
     """For such a request, the orchestrator would end the process. For others, it sends a cancel."""
 
     async def running():
         loop = asyncio.get_running_loop()
         async with serving({"forever": forever, "echo": echo}) as connect:
             alone, other = await connect(), await connect()
-            alone.send(request("forever", deadline=1000), request("echo", id="begun"))
-            other.send(*(request("forever", id=id, deadline=1000) for id in "12"))
+            alone.send(request("forever", deadline=seconds), request("echo", id="begun"))
+            other.send(*(request("forever", id=id, deadline=seconds) for id in "12"))
             other.send(request("echo", id="begun"))
             assert [*await alone.answers(1), *await other.answers(1)] == ["begun"] * 2
-            loop.now += 999.994
+            loop.now += seconds - early - 0.001
             await asyncio.sleep(0)
-            alone.send(request("echo", id="5 ms are left"))
-            assert list(await alone.answers(1)) == ["5 ms are left"]
+            alone.send(request("echo", id="too early"))
+            assert list(await alone.answers(1)) == ["too early"]
             loop.now += 0.002
             assert (await alone.answer()).type is OutcomeType.TIMEOUT
-            other.send(request("echo", id="4 ms are left"))
-            assert list(await other.answers(1)) == ["4 ms are left"]
-            loop.now += 0.005
+            other.send(request("echo", id="not alone"))
+            assert list(await other.answers(1)) == ["not alone"]
+            loop.now += early
             assert {each.type for each in (await other.answers(2)).values()} == {"timeout"}
             loop.now = None
 
