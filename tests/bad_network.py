@@ -87,19 +87,23 @@ async def proxy(port, requests=forward, answers=forward, listen=0):
             writer.write_eof()
 
     async def connected(reader, writer):
-        there, back = await asyncio.open_connection("127.0.0.1", port)
+        sides = [writer]
         try:
+            there, back = await asyncio.open_connection("127.0.0.1", port)
+            sides.append(back)
             async with asyncio.TaskGroup() as directions:
                 directions.create_task(pass_on(reader, back, requests))
                 directions.create_task(pass_on(there, writer, answers))
-        except* OSError:
-            reset(writer)
-            reset(back)
-        finally:
-            for side in (writer, back):
+            for side in sides:
                 side.close()
-                with suppress(OSError):
-                    await side.wait_closed()
+                await side.wait_closed()
+        except* OSError:
+            for side in sides:
+                if not side.is_closing():
+                    reset(side)
+        finally:
+            for side in sides:  # they are still open if the test ends
+                side.transport.abort()
             ended.set()
 
     ended = asyncio.Event()
