@@ -6,7 +6,15 @@ import time
 
 import pytest
 
-from .orchestrator import FOUR_PROCESSES, ONE_PROCESS, RUN_SECONDS, Pool, session, wait_until
+from .orchestrator import (
+    ENDED_BY_FORCE,
+    FOUR_PROCESSES,
+    ONE_PROCESS,
+    RUN_SECONDS,
+    Pool,
+    session,
+    wait_until,
+)
 
 # The first test of a version waits for the build, the installation and the run.
 pytestmark = pytest.mark.timeout(900)
@@ -143,9 +151,12 @@ def left_of(worker):
 
 
 def said_by_the_runner(log):
-    """The lines of a log that the runner has written: the orchestrator's own are JSON, except one."""
+    """The lines that the runner has written to a log, without "ended by force".
+
+    The orchestrator's own lines are JSON, except one.
+    """
     return [
         line
         for line in log.splitlines()
-        if line and not line.startswith(("{", "Loading RRQ settings"))
+        if line and not line.startswith(("{", "Loading RRQ settings", ENDED_BY_FORCE))
     ]

@@ -11,7 +11,7 @@ import pytest
 
 from rrq_fastwire.cli.runner_process import free_port
 
-from .orchestrator import RUN_SECONDS
+from .orchestrator import ENDED_BY_FORCE, RUN_SECONDS
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 
@@ -29,7 +29,8 @@ def same_in_each_run(command: str, output: str) -> list[str]:
     For `rrq job`, these are all lines. For other commands, it is only the last line, because logs
     and tracebacks contain numbers of lines of code.
     """
-    text = re.sub("rrq_worker_.*", "", re.sub(ID, "ID", output.strip()))
+    output = re.sub(f"^{ENDED_BY_FORCE}.*\n", "", output, flags=re.MULTILINE).strip()
+    text = re.sub("rrq_worker_.*", "", re.sub(ID, "ID", output))
     text = re.sub(r"[ ]+", " ", re.sub(r"\d[\d.,:]*", "0", text))
     return text.splitlines()[0 if command.startswith("rrq job") else -1 :]
 
