@@ -67,7 +67,8 @@ class TruncatedFrameError(FrameError):
         self.received = received
 
     def __str__(self) -> str:
-        text = f"expected a frame of {self.expected} bytes, got {self.received}"
+        what = "frame" if self.received >= 4 else "frame header"
+        text = f"expected a {what} of {self.expected} bytes, got {self.received}"
         excess = self.received - self.expected
         return f"{text}: {excess} too many" if excess > 0 else text
 

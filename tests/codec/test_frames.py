@@ -155,7 +155,8 @@ def test_decode_frame_wants_exactly_one_frame(wire, frame, expected):
     with pytest.raises(TruncatedFrameError) as caught:
         wire.decode_frame(frame)
     assert (caught.value.expected, caught.value.received) == (expected, len(frame))
-    text = f"expected a frame of {expected} bytes, got {len(frame)}"
+    what = "frame" if len(frame) >= 4 else "frame header"
+    text = f"expected a {what} of {expected} bytes, got {len(frame)}"
     excess = len(frame) - expected
     assert str(caught.value) == (f"{text}: {excess} too many" if excess > 0 else text)
 
