@@ -80,7 +80,7 @@ def hangs() -> tuple[str, str]:
             output = tap.stdout.readline()
             say("call", TAP, "echo", "to=someone@example.com", "card=4111")
             say("call", TAP, "fail")
-            say("call", TAP, "sleep", "seconds=60", "--deadline", "1.5")
+            say("call", TAP, "sleep", "seconds=60", "--timeout", "1.5")
             tap.send_signal(signal.SIGINT)
             output += tap.stdout.read()
     return f"rrq-fastwire tap --listen {TAP} --to {RUNNER} --redact card", output

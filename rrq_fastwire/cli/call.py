@@ -44,7 +44,7 @@ def _parse_params(arguments: list[str]) -> dict[str, Any]:
 @click.command
 @click.argument("arguments", nargs=-1, metavar="HOST:PORT FUNCTION [JSON] [KEY=VALUE]...")
 @click.option(
-    "--deadline", type=Number(), metavar="SECONDS", help="Let the job time out after this time."
+    "--timeout", type=Number(), metavar="SECONDS", help="Let the job time out after this time."
 )
 @click.option(
     "--attempt",
@@ -60,7 +60,7 @@ def _parse_params(arguments: list[str]) -> dict[str, Any]:
 @runner_option
 def command(
     arguments: tuple[str, ...],
-    deadline: float | None,
+    timeout: float | None,
     attempt: int,
     trace: tuple[str, ...],
     runner: str | None,
@@ -85,7 +85,7 @@ def command(
             source,
             function_name,
             params,
-            timeout=deadline,
+            timeout=timeout,
             attempt=attempt,
             trace_context=trace_context,
         )

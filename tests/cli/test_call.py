@@ -133,8 +133,8 @@ def test_the_result_of_a_runner_that_it_starts_is_printed(arguments, result):
             ["nonsense"],
             "error (handler_not_found): No handler registered for function 'nonsense'\n",
         ),
-        (["sleep", "seconds=60", "--deadline", "0.1"], "timeout: Job execution timed out.\n"),
-        (["echo", "--deadline", "0"], "timeout: Job deadline exceeded\n"),
+        (["sleep", "seconds=60", "--timeout", "0.1"], "timeout: Job execution timed out.\n"),
+        (["echo", "--timeout", "0"], "timeout: Job deadline exceeded\n"),
     ],
 )
 def test_any_other_outcome_is_one_line_on_stderr_after_the_log_of_the_runner(arguments, said):
@@ -148,7 +148,7 @@ def test_any_other_outcome_is_one_line_on_stderr_after_the_log_of_the_runner(arg
 def test_a_running_runner_is_called_with_attempt_deadline_and_trace():
     with FalseRunner(answering(status=OutcomeStatus.SUCCESS, result="é\x1b")) as runner:
         options = ["--attempt", "3", "--trace", "traceparent=00-a", "--trace", "b=c=d"]
-        done = call(runner.address, "f", *options, "--deadline", "30")
+        done = call(runner.address, "f", *options, "--timeout", "30")
     assert done == (0, '"é\\u001b"\n', "")
     [request] = runner.messages
     context = request.context
@@ -193,7 +193,7 @@ def test_an_invalid_answer_is_one_sentence():
 
 def test_a_runner_that_misses_the_deadline_is_reported():
     with FalseRunner(lambda connection, request: None) as runner:
-        status, printed, said = call(runner.address, "f", "--deadline", "0.1")
+        status, printed, said = call(runner.address, "f", "--timeout", "0.1")
     assert (status, printed) == (1, "")
     assert said == "rrq-fastwire: the runner has not answered within a second of the deadline\n"
     request, cancel = runner.messages
@@ -228,8 +228,8 @@ def test_ctrl_c_cancels_the_job_and_prints_nothing():
         (["127.0.0.1:9", "f", "[1]"], 2, r"expected a JSON object or KEY=VALUE, got '\[1\]'"),
         (["127.0.0.1:9", "f", "{1"], 2, r"'\{1' is not a JSON object: .*"),
         (["127.0.0.1:9", "f", "--trace", "a"], 2, r"expected KEY=VALUE, got 'a'"),
-        (["127.0.0.1:9", "f", "--deadline", "nan"], 2, r".*'nan' is not from 0 .*"),
-        (["127.0.0.1:9", "f", "--deadline", "-1"], 2, r".*'-1' is not from 0 .*"),
+        (["127.0.0.1:9", "f", "--timeout", "nan"], 2, r".*'nan' is not from 0 .*"),
+        (["127.0.0.1:9", "f", "--timeout", "-1"], 2, r".*'-1' is not from 0 .*"),
         (["127.0.0.1:9", "f", "--attempt", "-1"], 2, r".*-1 is not in the range .*"),
         (["127.0.0.1:9", "f", "--nonsense"], 2, r"No such option.*"),
         (["--runner", "", "f"], 2, r"the command that starts the runner is empty"),
