@@ -57,5 +57,8 @@ class Connection:
         self.hung_up = False
         self.flushed = 0.0
         self.jobs: dict[str, Job] = {}
+        self.name = "Unix socket"
         peer = stream.transport.get_extra_info("peername")
-        self.name = "{}:{}".format(*peer) if isinstance(peer, tuple) else "Unix socket"
+        if isinstance(peer, tuple):
+            host, port = peer[:2]
+            self.name = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

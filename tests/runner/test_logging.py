@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
 import logging.config
+import socket
 
 import pytest
 
@@ -14,6 +16,8 @@ from rrq_fastwire import (
     encode_frame,
     pack_frame,
 )
+from rrq_fastwire.runner.engine import Runner
+from rrq_fastwire.streams import start_server
 
 from ..commands import free_port
 from ..engine import (
@@ -24,6 +28,7 @@ from ..engine import (
     request,
     serving,
     start_serve,
+    until,
 )
 from ..handlers import (
     RudeStrError,
@@ -212,6 +217,27 @@ def test_errors_of_a_peer_are_logged_with_its_connection(run, caplog):
     assert wrong == f"{name}: job 'j': payload.params: expected an object, got 1"
     assert response == f"{name}: sent a response, which a runner ignores"
     assert broken.startswith(f"{name}: closed, this is not RRQ's protocol: ")
+
+
+def test_an_ipv6_address_is_logged_in_brackets(run, caplog):
+    async def running():
+        runner = Runner({})
+        server = await start_server(runner.on_stream, "::1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname()[:2])
+        port = writer.get_extra_info("sockname")[1]
+        writer.close()
+        await until(lambda: "disconnected" in caplog.text)
+        server.close()
+        return port
+
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError as error:
+        pytest.skip(f"no IPv6 here: {error}")
+    with caplog.at_level(logging.DEBUG, "rrq_fastwire"):
+        port = run(running())
+    assert caplog.messages == [f"[::1]:{port}: connected", f"[::1]:{port}: disconnected"]
 
 
 def test_a_peer_cannot_make_log_lines_long_or_break_them(run, caplog):
