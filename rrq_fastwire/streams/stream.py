@@ -50,6 +50,7 @@ class MessageStream(Outbox):
         "_failure",
         "_on_stream",
         "_paused",
+        "_peer",
         "_receiver",
         "_suspended",
         "_task",
@@ -77,7 +78,7 @@ class MessageStream(Outbox):
         if not hasattr(self, "transport"):
             return f"<{type(self).__name__} not connected>"
         state = "closed" if self._closed.done() else "closing" if self.is_closing() else "open"
-        return f"<{type(self).__name__} {state} peer={self.transport.get_extra_info('peername')}>"
+        return f"<{type(self).__name__} {state} peer={self._peer}>"
 
     # Receiving
 
@@ -279,6 +280,8 @@ class MessageStream(Outbox):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        # Read now, because uvloop's Unix transports raise AttributeError once they are closed.
+        self._peer = transport.get_extra_info("peername")
         if self._on_stream is not None:
             self._task = self._loop.create_task(self._serve(self._on_stream))
 

@@ -94,6 +94,24 @@ def test_the_repr_of_a_stream_shows_its_state(run, connected):
     run(scenario())
 
 
+def test_the_repr_of_an_aborted_stream_shows_its_state(run, serve):
+    async def read_to_the_end(stream):
+        assert [message async for message in stream] == []
+        ended.set()
+
+    ended = asyncio.Event()
+
+    async def scenario():
+        async with serve(read_to_the_end) as connect:
+            stream = await connect()
+            stream.abort()
+            await stream.wait_closed()
+            assert repr(stream).startswith("<MessageStream closed peer=")
+            await ended.wait()
+
+    run(scenario())
+
+
 def test_a_server_serves_each_connection_and_closes_it_at_its_end(run, serve):
     async def echo(stream):
         async for received in stream:
