@@ -118,9 +118,11 @@ def command(
     for file in files:
         if len(files) > 1 and not as_json:
             printer.print_file_name(file.name)
+        is_empty = True
         try:
             with _progress(file) as advance:
                 for frame in frames(file, advance):
+                    is_empty = False
                     item = decoded(frame)
                     if not _is_wanted(item, kind, job, function):
                         continue
@@ -132,6 +134,9 @@ def command(
             sys.stdout.flush()
             click.echo(f"{file.name}: {error}", err=True)
             status = 1
+        else:
+            if is_empty:
+                click.echo(f"{file.name}: the capture is empty", err=True)
     return status
 
 

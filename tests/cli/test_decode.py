@@ -109,7 +109,7 @@ def test_a_wrong_payload_is_named_and_decoding_goes_on():
 @pytest.mark.parametrize(
     ("tail", "reason"),
     [
-        (b"\0\0", "expected a frame of 4 bytes, got 2"),
+        (b"\0\0", "expected a frame header of 4 bytes, got 2"),
         (b"\0\0\0\x09{", "expected a frame of 13 bytes, got 5"),
         (b"\0\0\0\0", "frame of 0 bytes: a payload cannot be empty"),
         (b"GET / HTTP/1.1\r\n", "frame of 1195725856 bytes exceeds the limit of 16777216"),
@@ -121,6 +121,12 @@ def test_a_broken_stream_ends_with_one_sentence_and_its_offset(tail, reason):
     offset = 4 + len(REQUEST)
     assert done.stderr.decode() == f"<stdin>: the stream is broken at offset {offset}: {reason}\n"
     assert done.returncode == 1
+
+
+def test_an_empty_capture_is_said_to_be_empty():
+    done = run("decode", "-", input=b"")
+    assert (done.stdout, done.stderr) == (b"", b"<stdin>: the capture is empty\n")
+    assert done.returncode == 0
 
 
 def test_a_file_that_is_not_a_capture_is_doubted():

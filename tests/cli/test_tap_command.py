@@ -120,9 +120,13 @@ def test_a_wrong_command_line_gets_one_sentence(refused, arguments, said):
 def test_a_port_in_use_or_a_missing_runner_gets_one_sentence():
     with socket.create_server(("127.0.0.1", 0)) as taken:
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        in_use = (
+            f"cannot listen on {listen}: Address already in use; choose another address, or stop"
+            " what listens there"
+        )
         for arguments, said in (
-            (["--live", "--listen", listen, "--to", "127.0.0.1:1"], "cannot listen on 127.0.0.1"),
-            (["--wrap", *RUNNERS["ours"], "--tcp-socket", listen], "cannot listen on 127.0.0.1"),
+            (["--live", "--listen", listen, "--to", "127.0.0.1:1"], in_use),
+            (["--wrap", *RUNNERS["ours"], "--tcp-socket", listen], in_use),
             (["--wrap", "no-such-runner", "--tcp-socket", listen], "cannot start 'no-such-runner'"),
         ):
             done = subprocess.run(

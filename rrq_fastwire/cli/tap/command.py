@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
 import os
 import sys
@@ -219,7 +220,12 @@ async def _start_proxy(traffic: Traffic, listen: Target, to: Target) -> Proxy:
     try:
         await proxy.listen(listen.host, listen.port)
     except OSError as error:
-        raise click.ClickException(f"cannot listen on {listen}: {reason(error)}") from None
+        advice = (
+            "; choose another address, or stop what listens there"
+            if error.errno == errno.EADDRINUSE
+            else ""
+        )
+        raise click.ClickException(f"cannot listen on {listen}: {reason(error)}{advice}") from None
     return proxy
 
 
