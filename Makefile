@@ -28,8 +28,9 @@ SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
-# Many tests wait for other processes, so two at a time take about half as long.
-TWO_AT_A_TIME := --numprocesses=2 --dist=worksteal
+# Many tests wait for other processes and timers, so this may be more than there are CPUs.
+WORKERS ?= 3
+IN_PARALLEL := --numprocesses=$(WORKERS) --dist=worksteal
 READY := $(VENV)/ready
 
 # Archives have the date of the commit, so that they are the same bytes wherever they are built.
@@ -57,26 +58,26 @@ demo: $(READY)  ## compare rrq-runner with this runner over 20,000 jobs
 	@$(RUN)/python -m rrq_fastwire demo
 
 test-quick: $(READY)  ## run the fast tests, in less than 90 seconds on two cores
-	$(PYTEST) $(TWO_AT_A_TIME) tests $(patsubst %,--ignore-glob='tests/%.py',$(SLOW))
+	$(PYTEST) $(IN_PARALLEL) tests $(patsubst %,--ignore-glob='tests/%.py',$(SLOW))
 
 test: $(READY)  ## run the suite over both implementations
-	$(PYTEST) $(TWO_AT_A_TIME) tests benchmarks --benchmark-disable $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
+	$(PYTEST) $(IN_PARALLEL) tests benchmarks --benchmark-disable $(if $(CONFORMANCE),--conformance=$(CONFORMANCE))
 	$(PYTEST) docs  # in one process, because the blocks of a page continue each other
 
 test-json: $(READY)  ## run the suite with the standard library's json instead of orjson
-	$(PYTEST) $(TWO_AT_A_TIME) tests --no-orjson $(NOT_IN_PROCESS)
+	$(PYTEST) $(IN_PARALLEL) tests --no-orjson $(NOT_IN_PROCESS)
 
 test-oldest:  ## run the suite with the oldest supported dependencies
 	$(call fresh,oldest)
 	build/oldest/bin/python -m pip install --quiet uv
 	RRQ_FASTWIRE_PURE=0 build/oldest/bin/uv pip install --quiet --python build/oldest \
 	    --resolution lowest-direct '.[cli,e2e,test]'
-	$(call suite,oldest,$(TWO_AT_A_TIME))
+	$(call suite,oldest,$(IN_PARALLEL))
 
 test-newest:  ## run the suite with the newest dependencies, pre-releases included
 	$(call fresh,newest)
 	RRQ_FASTWIRE_PURE=0 build/newest/bin/python -m pip install --quiet --pre '.[cli,e2e,test]'
-	$(call suite,newest,$(TWO_AT_A_TIME))
+	$(call suite,newest,$(IN_PARALLEL))
 
 # Debian's patch release of Python has an asyncio that starts to read from a connection even if that
 # is paused at once. These tests do not depend on that.
@@ -86,7 +87,7 @@ test-debian: PYTHON := /usr/bin/python3
 test-debian:  ## run the tests that depend on the event loop with Debian's own python3
 	$(call fresh,debian)
 	RRQ_FASTWIRE_PURE=0 build/debian/bin/python -m pip install --quiet '.[cli,e2e,test]'
-	$(call suite,debian,$(TWO_AT_A_TIME) $(ANY_EVENT_LOOP:%=--ignore=%))
+	$(call suite,debian,$(IN_PARALLEL) $(ANY_EVENT_LOOP:%=--ignore=%))
 
 test-threads:  ## run the codec's tests in eight threads at once
 	$(call fresh,threads)
@@ -115,7 +116,7 @@ sanitize:  ## run the codec's tests under AddressSanitizer and UndefinedBehavior
 	cp -r tests pyproject.toml README.md build/sanitize
 	cd build/sanitize && PYTHONMALLOC=malloc RRQ_FASTWIRE_PURE=0 ASAN_OPTIONS=detect_leaks=0 \
 	    LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	    bin/python -m pytest $(TWO_AT_A_TIME) --timeout=900 $(CODEC)
+	    bin/python -m pytest $(IN_PARALLEL) --timeout=900 $(CODEC)
 
 # Make a new environment, and run the suite in it without the package's sources.
 define fresh
@@ -216,7 +217,7 @@ COVERAGE = cd $(TRACED) && RRQ_FASTWIRE_PURE=0 ../bin/python -m coverage
 coverage: build/coverage/ready  ## measure the coverage of lines and branches, and of Cython's lines
 	git ls-files -z '*.py' | xargs -0 cp --parents -t $(TRACED)
 	$(COVERAGE) erase
-	$(COVERAGE) run -m pytest tests $(TWO_AT_A_TIME) --timeout=600 $(UNTRACED)
+	$(COVERAGE) run -m pytest tests $(IN_PARALLEL) --timeout=600 $(UNTRACED)
 	$(COVERAGE) run -m pytest tests --timeout=600 --no-orjson $(UNTRACED) $(NOT_IN_PROCESS)
 	$(COVERAGE) combine --quiet
 	$(COVERAGE) report
