@@ -9,7 +9,17 @@ if TYPE_CHECKING:
     from .. import ExecutionOutcome, ExecutionRequest
     from ..streams import MessageStream
 
-__all__ = ["Connection", "Job"]
+__all__ = ["Connection", "Job", "let_accepted_connections_arrive"]
+
+# How many event loop iterations an accepted connection may need to reach on_stream(). asyncio needs
+# four.
+_ITERATIONS_TO_ACCEPT = 5
+
+
+async def let_accepted_connections_arrive() -> None:
+    """Wait until connections that asyncio has accepted have reached on_stream()."""
+    for _ in range(_ITERATIONS_TO_ACCEPT):
+        await asyncio.sleep(0)
 
 
 class Job:

@@ -28,7 +28,7 @@ from ..errors import describe
 from . import tracking
 from .answers import log_end, send_instead
 from .arguments import check_count
-from .connections import Connection, Job
+from .connections import Connection, Job, let_accepted_connections_arrive
 from .deadlines import Deadlines
 from .handlers import HandlerFinder
 from .log import LOGGER, log
@@ -44,7 +44,6 @@ from .outcomes import (
     returned,
     timeout,
 )
-from .quiet import let_accepted_connections_arrive
 from .stock import HAS_RRQ, rrq
 from .tasks import TaskStarter
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from functools import partial
 
+from .connections import let_accepted_connections_arrive
 from .log import log
 
 TYPE_CHECKING = False
@@ -15,21 +16,11 @@ if TYPE_CHECKING:
     from .connections import Connection
     from .engine import Runner
 
-__all__ = ["come_to_rest", "drain", "let_accepted_connections_arrive"]
+__all__ = ["come_to_rest", "drain"]
 
 # How often to check whether all jobs are answered and all answers are sent, because that sends no
 # event.
 _POLL_SECONDS = 0.005
-
-# How many event loop iterations an accepted connection may need to reach on_stream(). asyncio needs
-# four.
-_ITERATIONS_TO_ACCEPT = 5
-
-
-async def let_accepted_connections_arrive() -> None:
-    """Wait until connections that asyncio has accepted have reached on_stream()."""
-    for _ in range(_ITERATIONS_TO_ACCEPT):
-        await asyncio.sleep(0)
 
 
 async def drain(runner: Runner, seconds: float) -> None:

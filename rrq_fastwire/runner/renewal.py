@@ -8,8 +8,9 @@ import os
 import socket
 from contextlib import suppress
 
+from .connections import let_accepted_connections_arrive
 from .log import log
-from .quiet import come_to_rest, let_accepted_connections_arrive
+from .quiet import come_to_rest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
