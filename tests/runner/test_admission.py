@@ -166,6 +166,14 @@ def test_a_connection_is_closed_if_its_first_message_does_not_arrive(command, se
     assert "connection refused (header_timeout)" in runner.errors()
 
 
+def test_a_header_timeout_of_0_is_no_limit(command):
+    runner = command.start("--header-timeout", "0")
+    silent, peer = command.connect(runner.port), command.connect(runner.port)
+    for _ in range(50):
+        peer.ask("kind")  # a timeout of 0 seconds would pass meanwhile
+    assert silent.ask("kind") == "rrq_fastwire"
+
+
 def test_a_connection_is_closed_if_its_first_message_arrives_too_slowly(command):
     runner = command.start("--header-timeout", "0.4")
     with socket.create_connection(("127.0.0.1", runner.port)) as connection:
