@@ -195,12 +195,15 @@ analyze: $(READY)  ## analyze the compiled code statically, with Cython, gcc and
 	        -Xclang deadcode.DeadStores $(INCLUDES) build/analyze/$$name.c || exit 1; done
 
 # Line tracing makes compiled code several times slower, so it is turned on in a copy of the sources.
-# The tests that are left out build packages, trace code themselves, measure memory or allocations, which
-# tracing changes, or use several threads: the tracer of coverage crashes if Cython calls it in them.
+# The tests that are left out build packages, trace code themselves, or measure memory or allocations, which
+# tracing changes. In others, coverage's tracer crashes, because Cython calls it in several threads, in another
+# interpreter or without memory; or it swallows what a signal handler raises. Some of the remaining tests
+# fail, because coverage prints to stderr or writes files. This does not matter for what is measured.
 TRACED := build/coverage/source
 UNTRACED := --ignore=tests/test_build.py --ignore=tests/test_release.py --ignore=tests/test_adding_a_field.py \
-    --ignore=tests/codec/test_interruptions.py --ignore=tests/codec/test_threads.py \
+    $(patsubst %,--ignore=tests/codec/test_%.py,interpreters interruptions reentrancy threads) \
     --deselect=tests/codec/test_failing_allocations.py::test_each_failed_allocation_is_a_memory_error_and_loses_nothing \
+    --deselect=tests/codec/test_hostile.py::test_an_exception_of_a_signal_handler_leaves_the_decoder_usable \
     --ignore=tests/streams/test_memory.py --ignore=tests/runner/test_leaks.py
 build/coverage/ready: pyproject.toml setup.py rrq_fastwire/_generic.py $(wildcard rrq_fastwire/_c/*.p* rrq_fastwire/_c/*.h)
 	$(call fresh,coverage)
@@ -217,8 +220,8 @@ COVERAGE = cd $(TRACED) && RRQ_FASTWIRE_PURE=0 ../bin/python -m coverage
 coverage: build/coverage/ready  ## measure the coverage of lines and branches, and of Cython's lines
 	git ls-files -z '*.py' | xargs -0 cp --parents -t $(TRACED)
 	$(COVERAGE) erase
-	$(COVERAGE) run -m pytest tests $(IN_PARALLEL) --timeout=600 $(UNTRACED)
-	$(COVERAGE) run -m pytest tests --timeout=600 --no-orjson $(UNTRACED) $(NOT_IN_PROCESS)
+	-$(COVERAGE) run -m pytest tests $(IN_PARALLEL) --timeout=600 $(UNTRACED)
+	-$(COVERAGE) run -m pytest tests $(IN_PARALLEL) --timeout=600 --no-orjson $(UNTRACED) $(NOT_IN_PROCESS)
 	$(COVERAGE) combine --quiet
 	$(COVERAGE) report
 
