@@ -98,21 +98,21 @@ def test_the_cost_of_a_cancel_does_not_depend_on_how_many_jobs_run(run, id):
     async def cancelling():
         async with serving({"wait": forever, "echo": echo}) as connect:
             peer = await connect()
-            # Twice with one job, because CPython 3.13 reports opcodes from the second call on.
-            for batch, jobs in enumerate([1, 1, 50]):
+            for batch, jobs in enumerate([1, 50]):
                 requests = [request("wait", id=f"{batch} {n}") for n in range(jobs)]
                 peer.send(*requests, cancel("unknown", id), request("echo", id="-"))
                 await peer.answers(1)
             peer.abort()
 
     before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        run(cancelling())
-    finally:
-        sys.settrace(before)
-    assert len(steps) == 3
-    assert steps[1] == steps[2] > 0
+    for _ in range(2):  # CPython 3.12 and 3.13 do not report the first opcodes that are asked for
+        sys.settrace(trace)
+        try:
+            run(cancelling())
+        finally:
+            sys.settrace(before)
+    assert len(steps) == 4
+    assert steps[2] == steps[3] > 0
 
 
 @pytest.mark.parametrize(
