@@ -123,7 +123,7 @@ def free_port(number: int = 1) -> int:
             for port in range(first, first + number):
                 probes.enter_context(socket.create_server(("127.0.0.1", port)))
             return first
-    raise RunnerError("no free port")
+    raise RunnerError(f"no free port from {part} to {part + _PORTS_IN_PART - 1}: try again")
 
 
 @asynccontextmanager
