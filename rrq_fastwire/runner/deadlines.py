@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 __all__ = ["Deadlines"]
 
 
-# A job that is alone on its connection is answered before its deadline: by this part of the time
-# that it has, but at least and at most this many seconds. If the orchestrator's own timer is first,
-# it ends the runner's process. Measured: 2 ms is too short, and on a busy machine, 5 ms was.
+# A job that is alone on its connection is answered early by this part of its time, within these
+# bounds. If the orchestrator's own timer is first, the orchestrator ends the runner's process.
+# Measured: 2 ms is too short. On a busy machine, 5 ms was too short for jobs of one second.
 _EARLY_PART = 0.01
-_EARLY_SECONDS = 0.005, 0.05
+_LEAST_EARLY_SECONDS = 0.005
+_MOST_EARLY_SECONDS = 0.05
 
 # Jobs that were answered in time are removed from the heap when it has at least this many entries.
 _LEAST_TO_CLEAN = 256
@@ -45,8 +46,7 @@ class Deadlines:
         """Watch a job whose deadline is this many seconds away."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
-        least, most = _EARLY_SECONDS
-        early = min(max(seconds * _EARLY_PART, least), most)
+        early = min(max(seconds * _EARLY_PART, _LEAST_EARLY_SECONDS), _MOST_EARLY_SECONDS)
         entry = deadline - early, next(self._count), job, deadline
         if len(self._heap) >= self._clean_at:
             self._heap = [other for other in self._heap if other[2].connection is not None]

@@ -27,8 +27,8 @@ DEFAULT_GRACE = 0.02
 _PARENT_POLL_SECONDS = 0.2
 _ORPHAN_GRACE_SECONDS = 0.6
 
-# The grace is waited for in so many parts. Where the whole machine is slow, each part ends late, so
-# the main thread gets more time there.
+# The guard waits for the grace in this many parts. On a busy machine each part ends late, so the
+# main thread gets more time.
 _GRACE_PARTS = 5
 
 # How long threads and atexit functions may take once the event loop is closed.
