@@ -458,7 +458,9 @@ def test_a_failed_allocation_is_a_memory_error(run, call):
     The pure implementation is left out, because only CPython allocates in it.
     """
     if "encode_frame" in call and sys.version_info >= (3, 12):
-        pytest.skip("the json module of CPython 3.12 crashes when an allocation of encode() fails")
+        pytest.skip(
+            "the json module crashes when an allocation of encode() fails, since CPython 3.12"
+        )
     if "repr" not in call and sys.version_info >= (3, 13):
         pytest.skip("the json module of CPython 3.13 crashes when an allocation fails")
     printed = run(NO_MEMORY + f"\nsurvives({call})", orjson=False)
