@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from time import monotonic
 from typing import cast
 
 from .. import MAX_FRAME_SIZE, FrameError, MessageDecoder
 from ..errors import type_name
 from .outbox import HIGH_WATER, Outbox
+from .time_slice import time_slice_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class MessageStream(Outbox):
         "_receiver",
         "_suspended",
         "_task",
+        "_time_slice",
         "on_message",
     )
 
@@ -68,6 +71,7 @@ class MessageStream(Outbox):
         self._receiver: asyncio.Future[None] | None = None  # done when there is something to take
         self.on_message: Callable[[RunnerMessage], object] | None = None
         self._delivery_due = False  # the loop is about to call _continue_delivery()
+        self._time_slice = time_slice_of(self._loop)
         self._failure: Exception | None = None  # what deliver() has to raise
         self._suspended = False  # reading is paused, because too much has not been taken
         self._paused = False  # reading is paused by pause_reading()
@@ -182,6 +186,8 @@ class MessageStream(Outbox):
     def _hand_on(self) -> bool:
         """Deliver what has arrived, or wake the receiver. Return whether any of it has to wait."""
         if self.on_message is not None:
+            if self._time_slice.is_over:
+                self._deliver_soon()
             return self._delivery_due or self._deliver()
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
@@ -195,7 +201,8 @@ class MessageStream(Outbox):
 
         This costs less than iteration, because no task has to be woken. What the function sends
         leaves in one write when all messages of a read are handled, or at flush(). Messages are
-        held back while drain() would wait.
+        held back while drain() would wait. After the streams of an event loop have delivered for 5
+        ms, other callbacks of the loop run before further reads are handled.
 
         Returns when iteration would end. Raises what iteration would raise, and what the function
         raises. After a MessageError, call this again to get the later messages.
@@ -235,7 +242,7 @@ class MessageStream(Outbox):
     def _continue_delivery(self) -> None:
         self._delivery_due = False
         if self.on_message is not None:
-            self._deliver()
+            self._hand_on()
 
     def _deliver(self) -> bool:
         """Call the function of deliver() with what has arrived, and write what it sends.
@@ -247,6 +254,7 @@ class MessageStream(Outbox):
         if on_message is None or self._failure is not None:
             return True
         self._hold_writes = True
+        began = monotonic()
         try:
             if self._write_paused and self._hold_back():
                 return True
@@ -270,6 +278,7 @@ class MessageStream(Outbox):
         finally:
             self._hold_writes = False
             self._write()
+            self._time_slice.use(monotonic() - began, self._loop)
 
     def _hold_back(self) -> bool:
         """Hold messages back until the transport has room, unless it is closing."""

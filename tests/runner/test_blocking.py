@@ -148,3 +148,21 @@ def test_requests_whose_handlers_have_not_started_are_answered_at_the_shutdown(r
             assert not cancelled & set(began)
 
     run(running())
+
+
+def test_requests_of_other_connections_are_not_decoded_while_handlers_block(run):
+    async def running():
+        jobs = []
+
+        async def block(request):
+            jobs.append(runner.count_jobs())
+            time.sleep(LONG_SECONDS)
+
+        async with serving({"block": block}, 5) as (runner, *peers):
+            for peer in peers:
+                peer.send(new_request("block"))
+            for peer in peers:
+                assert (await peer.answers(1))[0].status == "success"
+        assert jobs == [1] * len(peers)
+
+    run(running())

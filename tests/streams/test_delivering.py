@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
+import time
+from contextlib import AsyncExitStack
 
 import pytest
 from hypothesis import given, settings
@@ -115,6 +117,43 @@ def test_deliver_pauses_while_the_peer_does_not_read(run, connected):
             assert found == expected
             peer.shutdown(socket.SHUT_WR)
             await receiver
+
+    run(scenario())
+
+
+def test_streams_that_take_long_to_deliver_take_turns_with_the_event_loops_other_callbacks(
+    run, connected
+):
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        iterations = 0
+
+        def count_iterations():
+            nonlocal iterations, counter
+            iterations += 1
+            counter = loop.call_soon(count_iterations)
+
+        counter = loop.call_soon(count_iterations)
+        async with AsyncExitStack() as stack:
+            pairs = [await stack.enter_async_context(connected()) for _ in range(4)]
+            found = {}
+
+            def take(received):
+                if not found:
+                    pairs[0][1].send(frames("again"))
+                    for _, peer in pairs:
+                        peer.shutdown(socket.SHUT_WR)
+                found[name(received)] = iterations
+                time.sleep(0.006)
+
+            receivers = [asyncio.create_task(stream.deliver(take)) for stream, _ in pairs]
+            await asyncio.sleep(0.001)
+            for number, (_, peer) in enumerate(pairs):
+                peer.send(frames(number))
+            await asyncio.gather(*receivers)
+            assert list(found) == ["0", "1", "2", "3", "again"]
+            assert len(set(found.values())) == len(found)
+        counter.cancel()
 
     run(scenario())
 
