@@ -237,6 +237,16 @@ def until(ready, what):
         time.sleep(0.01)
 
 
+def kill(process):
+    """Kills a process. While coverage is measured, first lets it end, which writes what it measured."""
+    if "COVERAGE_PROCESS_CONFIG" in os.environ:
+        process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(PATIENCE)
+    process.kill()
+    process.wait()
+
+
 class Peer:
     """The orchestrator's side of a connection to a runner, without asyncio."""
 
@@ -374,9 +384,7 @@ class Command:
 
     def close(self):
         for process in self._processes:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
+            kill(process)
             if process.stdout is not None:
                 process.stdout.close()
         for peer in self._peers:

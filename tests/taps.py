@@ -22,6 +22,7 @@ from rrq_fastwire import (
 )
 from rrq_fastwire.cli.runner_process import free_port
 
+from .commands import kill
 from .requests import new_request
 
 CAPTURES = Path(__file__).parent / "captures"
@@ -119,8 +120,7 @@ class Tap:
         return status
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        kill(self.process)
         if self._reader is not None:
             self._reader.join(WAIT_SECONDS)
         for pipe in (self.process.stdout, self.process.stderr):

@@ -58,17 +58,17 @@ def _json_form(value: Any, levels: int) -> Any:
     """Convert a value to JSON's types. A value without a form stays, and encoding then names it.
 
     Arguments:
-        levels: how many containers may be nested in one another.
+        levels: how many containers may be nested in one another. Encoding refuses deeper ones.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return _json_form(value.value, levels) if isinstance(value, Enum) else value
-    text = _text(value)
-    if text is not None:
-        return text
     if levels == 0:
         return value
     if isinstance(value, Enum):
         return _json_form(value.value, levels - 1)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    text = _text(value)
+    if text is not None:
+        return text
     if isinstance(value, dict):
         return {_key(key): _json_form(item, levels - 1) for key, item in value.items()}
     if isinstance(value, _ARRAYS):

@@ -100,9 +100,12 @@ def _raised(job: Job, error: BaseException) -> ExecutionOutcome:
 
 
 def _delay(seconds: Any) -> Any:
-    """Convert the delay of a retry to a number, as rrq does; if that fails, return it unchanged."""
+    """Convert the delay of a retry to a number, as rrq does; if that fails, return it unchanged.
+
+    None stays None, which leaves the delay to the orchestrator.
+    """
     try:
-        return seconds if seconds is None or type(seconds) is int else float(seconds)
+        return float(seconds)
     except Exception:
         return seconds
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import re
 import subprocess
 import sys
 import textwrap
@@ -374,6 +375,8 @@ def test_an_exception_of_on_error_is_logged_and_affects_no_job(run, caplog, erro
     outcomes = calls(run, HANDLERS, "fail", "echo", threads=1, on_error=on_error)
     assert [outcome.type for outcome in outcomes] == [OutcomeType.FAILURE, OutcomeType.SUCCESS]
     (record,) = [each for each in caplog.records if "on_error raised" in each.getMessage()]
+    text = r"job '[-0-9a-f]{36}': on_error raised an exception:"
+    assert re.fullmatch(text, record.getMessage())
     assert record.exc_info[1] is error
 
 

@@ -191,7 +191,7 @@ def test_a_deadline_is_answered_at_once_and_its_thread_stays_busy(run, caplog):
 
     async def calling():
         async with running({"block": block, "where": where}, threads=1) as client:
-            late = await client.execute("block", timeout=SOON)
+            late = await client.execute("block", timeout=SOON, job_id="late")
             assert began.is_set()
             waits = await client.execute("where", timeout=SOON)
             goes_on = asyncio.create_task(client.execute("where"))
@@ -203,8 +203,10 @@ def test_a_deadline_is_answered_at_once_and_its_thread_stays_busy(run, caplog):
     assert goes_on.result == "rrq-fastwire-handler-1"
     warnings = [text for text in caplog.messages if "keeps running in its thread" in text]
     assert len(warnings) == 1
-    assert "'block' keeps running in its thread, which cannot be cancelled" in warnings[0]
-    assert warnings[0].endswith("busy threads: 1 of 1")
+    assert warnings[0] == (
+        "job 'late': 'block' keeps running in its thread, which cannot be cancelled; busy threads:"
+        " 1 of 1"
+    )
 
 
 def test_a_job_that_was_answered_while_it_waited_for_a_thread_is_not_run(run):
@@ -244,13 +246,14 @@ def test_an_exception_in_a_thread_after_its_deadline_is_logged(run, caplog):
 
     async def calling():
         async with running({"block": block, "where": where}, threads=1) as client:
-            await client.execute("block", timeout=SOON)
+            await client.execute("block", timeout=SOON, job_id="late")
             released.set()
             await client.execute("where")
 
     run(calling())
     (record,) = [record for record in caplog.records if record.levelname == "ERROR"]
-    assert "'block' raised an exception after its job was answered" in record.getMessage()
+    text = "job 'late': 'block' raised an exception after its job was answered:"
+    assert record.getMessage() == text
     assert str(record.exc_info[1]) == "too late"
 
 

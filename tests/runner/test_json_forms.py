@@ -20,7 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrq_fastwire import EncodeError, ExecutionOutcome, encode_frame
+from rrq_fastwire import MAX_NESTING, EncodeError, ExecutionOutcome, encode_frame
 from rrq_fastwire.runner import json_forms
 
 pytest.importorskip("rrq", reason="compares with rrq, which is not installed")
@@ -75,6 +75,7 @@ VALUES = {
     "time": time(1, 2, 3, 400),
     "time in UTC": time(1, 2, tzinfo=timezone.utc),
     "time in the east": time(1, 2, tzinfo=EAST),
+    "duration": timedelta(days=400, hours=-1, microseconds=5),
     "decimal": Decimal("1.10"),
     "large decimal": Decimal("1E+5"),
     "fraction": fractions.Fraction(1, 3),
@@ -185,15 +186,48 @@ def test_a_value_without_a_json_form_is_an_error_with_its_path(value, text):
         frame(json_forms.convert_values, value)
 
 
-def test_an_endless_iterator_and_endless_nesting_are_stopped(monkeypatch):
+def test_an_endless_iterator_is_stopped(monkeypatch):
     monkeypatch.setattr(json_forms, "MAX_ITEMS", 1000)
     outcome = ExecutionOutcome.success("j", "r", itertools.count())
     json_forms.convert_values(outcome)
     assert len(outcome.result) == 1001
 
-    endless = collections.deque()
-    endless.append(endless)
-    with pytest.raises(EncodeError):
+
+@dataclasses.dataclass
+class Box:
+    inner: object
+
+
+CONTAINERS = {
+    "deque": lambda inner: collections.deque([inner]),
+    "dict": lambda inner: {"inner": inner},
+    "dataclass": Box,
+}
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_values_as_deep_as_messages_may_be_nested_are_converted(kind):
+    value = date(2020, 1, 2)
+    for _ in range(MAX_NESTING - 2):  # the message, its payload and the result
+        value = CONTAINERS[kind](value)
+    assert b"2020-01-02" in frame(json_forms.convert_values, value)
+    with pytest.raises(EncodeError, match="nested"):
+        frame(json_forms.convert_values, CONTAINERS[kind](value))
+
+
+@pytest.mark.parametrize("kind", CONTAINERS)
+def test_endless_nesting_is_refused(kind):
+    inner = []
+    endless = CONTAINERS[kind](inner)
+    inner.append(endless)
+    with pytest.raises(EncodeError, match="nested"):
+        frame(json_forms.convert_values, endless)
+
+
+def test_an_enum_that_is_its_own_value_is_refused():
+    endless = enum.Enum("Endless", ["SELF"]).SELF
+    endless._value_ = endless
+    with pytest.raises(EncodeError, match="RecursionError"):
         frame(json_forms.convert_values, endless)
 
 
