@@ -19,6 +19,7 @@ from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
 from setuptools.errors import CCompilerError, ExecError, PlatformError
@@ -63,6 +64,20 @@ class BuildExt(build_ext):
             )
 
 
+def plain_mode(mode):
+    """Return the mode that a file has with the usual umask, given the one that it has."""
+    return 0o755 if mode & 0o100 else 0o644
+
+
+class BdistWheel(bdist_wheel):
+    def write_wheelfile(self, *arguments, **options):
+        """Write the last file of the wheel, and set the modes of all its files."""
+        super().write_wheelfile(*arguments, **options)
+        for path in Path(self.bdist_dir).rglob("*"):
+            if path.is_file():
+                path.chmod(plain_mode(path.stat().st_mode))
+
+
 class Sdist(sdist):
     def make_archive(self, base_name, format, root_dir=None, base_dir=None, owner=None, group=None):
         """Write the archive without the times, users and modes of the machine that builds it."""
@@ -74,7 +89,7 @@ class Sdist(sdist):
             member.mtime = moment
             member.uid = member.gid = 0
             member.uname = member.gname = ""
-            member.mode = 0o755 if member.isdir() or member.mode & 0o100 else 0o644
+            member.mode = 0o755 if member.isdir() else plain_mode(member.mode)
             return member
 
         archive = f"{base_name}.tar.gz"
@@ -131,7 +146,7 @@ def readme_for_pypi():
 
 setup(
     ext_modules=extensions,
-    cmdclass={"build_ext": BuildExt, "sdist": Sdist},
+    cmdclass={"bdist_wheel": BdistWheel, "build_ext": BuildExt, "sdist": Sdist},
     long_description=readme_for_pypi(),
     long_description_content_type="text/markdown",
 )

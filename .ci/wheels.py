@@ -1,8 +1,8 @@
 """Build the files of a release, test each as users install it, and print a table.
 
 The files are the sdist and, built from it, the pure Python wheel and a native wheel for each
-CPython. Each file is built twice, in different directories, environments and time zones, and both
-builds must have the same bytes. The build requirements are pinned by hash in
+CPython. Each file is built twice, in different directories and environments, with another time zone
+and another umask, and both builds must have the same bytes. The build requirements are pinned by hash in
 build-requirements.txt. Each wheel is installed in a new virtual environment, and tests from the
 sdist run against it, outside the checkout. Tests that `make test` runs in the checkout do not run
 again: see tests_for().
@@ -76,10 +76,11 @@ ENVIRONMENT = {
 ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 
-def execute(*command, cwd=ROOT, **environment):
+def execute(*command, cwd=ROOT, umask=-1, **environment):
     return subprocess.run(
         [str(word) for word in command],
         cwd=cwd,
+        umask=umask,
         env=ENVIRONMENT | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -108,8 +109,8 @@ def counts(report):
 def build_twice(make):
     """Return the file that `make` writes to a folder. Exits if a second run gives other bytes.
 
-    The two runs have different environment variables. One of these is the temporary directory, in
-    which pip unpacks the source and makes a virtual environment for the build.
+    The two runs have different umasks and environment variables. One of these is the temporary
+    directory, in which pip unpacks the source and makes a virtual environment for the build.
     """
     with (
         TemporaryDirectory() as one,
@@ -117,7 +118,10 @@ def build_twice(make):
         TemporaryDirectory(prefix="with a longer name ") as place,
         ThreadPoolExecutor(2) as pool,
     ):
-        differences = {"TZ": "UTC"}, {"TZ": "Asia/Kolkata", "LC_ALL": "C", "TMPDIR": place}
+        differences = (
+            {"umask": 0o022, "TZ": "UTC"},
+            {"umask": 0o077, "TZ": "Asia/Kolkata", "LC_ALL": "C", "TMPDIR": place},
+        )
         list(pool.map(make, (one, other), differences))
         (first,), (second,) = Path(one).iterdir(), Path(other).iterdir()
         if first.name != second.name or first.read_bytes() != second.read_bytes():
