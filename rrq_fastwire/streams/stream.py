@@ -188,7 +188,7 @@ class MessageStream(Outbox):
         if self.on_message is not None:
             if self._time_slice.is_over:
                 self._deliver_soon()
-            return self._delivery_due or self._deliver()
+            return self._delivery_due or self._deliver(self.on_message)
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
             return False
@@ -218,16 +218,14 @@ class MessageStream(Outbox):
         self._refuse_second_receiver()
         self.on_message = on_message
         try:
-            while True:
-                if self._failure is None:
-                    # Not now, because the function is always called outside of tasks.
-                    self._deliver_soon()
-                    await self._wait_as_receiver()
-                if self._failure is not None:
-                    failure, self._failure = self._failure, None
-                    raise failure
-                if self._has_ended():
-                    return
+            if self._failure is None:
+                # Not now, because the function is always called outside of tasks.
+                self._deliver_soon()
+                await self._wait_as_receiver()
+            if self._failure is not None:
+                failure, self._failure = self._failure, None
+                raise failure
+            self._has_ended()  # which raises, unless the peer has ended the stream
         finally:
             self.on_message = None
 
@@ -241,17 +239,15 @@ class MessageStream(Outbox):
 
     def _continue_delivery(self) -> None:
         self._delivery_due = False
-        if self.on_message is not None:
-            self._hand_on()
+        self._hand_on()
 
-    def _deliver(self) -> bool:
+    def _deliver(self, on_message: Callable[[RunnerMessage], object]) -> bool:
         """Call the function of deliver() with what has arrived, and write what it sends.
 
         Wakes deliver() when there is something to raise, or at the end of the stream. Returns
         whether messages are held back.
         """
-        on_message = self.on_message
-        if on_message is None or self._failure is not None:
+        if self._failure is not None:
             return True
         self._hold_writes = True
         began = monotonic()
