@@ -1,11 +1,11 @@
 """Build the files of a release, test each as users install it, and print a table.
 
 The files are the sdist and, built from it, the pure Python wheel and a native wheel for each
-CPython. Each file is built twice, in different directories and environments, with another time zone
-and another umask, and both builds must have the same bytes. The build requirements are pinned by hash in
-build-requirements.txt. Each wheel is installed in a new virtual environment, and tests from the
-sdist run against it, outside the checkout. Tests that `make test` runs in the checkout do not run
-again: see tests_for().
+CPython. Each file is built twice, in different directories and environments, with different time
+zones and umasks, and both builds must have the same bytes. The build requirements are pinned by
+hash in build-requirements.txt. Each wheel is installed in a new virtual environment, and tests from
+the sdist run against it, outside the checkout. Tests that `make test` runs in the checkout do not
+run again: see tests_for().
 """
 
 import argparse
