@@ -145,6 +145,19 @@ def test_a_cancel_of_another_version_or_without_a_matching_request_is_ignored(ru
     run(running())
 
 
+def test_a_cancel_by_job_ends_its_waiting_request_after_another_of_the_job_has_ended(run):
+    async def running():
+        async with serving({"forever": forever, "echo": echo}) as connect:
+            peer = await connect()
+            peer.send(request("forever", id="1", job_id="same"))
+            peer.send(request("echo", {"a": 1}, id="2", job_id="same"))
+            assert (await peer.answer()).result == {"a": 1}
+            peer.send(cancel("same"))
+            assert await peer.answer() == ExecutionOutcome.cancelled("same", "1")
+
+    run(running())
+
+
 def test_a_cancel_after_the_answer_changes_nothing(run):
     async def running():
         async with serving({"echo": echo}) as connect:
@@ -210,6 +223,39 @@ def test_a_handler_that_never_ends_delays_neither_its_answer_nor_other_jobs(run)
             release.set()
 
     run(running())
+
+
+@pytest.mark.parametrize("arrives", ["with the request", "later"])
+def test_a_cancel_is_answered_although_what_the_handler_waits_for_refuses_it(run, caplog, arrives):
+    class Refusing(asyncio.Future):
+        def cancel(self, msg=None):
+            raise ValueError("not now")
+
+    async def running():
+        waits_for = Refusing()
+
+        async def wait(request):
+            await waits_for
+
+        async with serving({"wait": wait, "echo": echo}) as connect:
+            peer = await connect()
+            if arrives == "later":
+                peer.send(request("wait"), request("echo", id="begun"))
+                await peer.answers(1)
+                peer.send(cancel("job of r"))
+            else:
+                peer.send(request("wait"), cancel("job of r"))
+            assert await peer.answer() == ExecutionOutcome.cancelled("job of r", "r")
+            peer.send(request("echo", {"a": 1}))
+            assert (await peer.answer()).result == {"a": 1}
+            waits_for.set_result(None)
+
+    run(running())
+    if arrives == "later":
+        (record,) = caplog.records
+        assert record.getMessage() == "job 'job of r': 'wait' cannot be cancelled"
+        assert record.levelname == "WARNING"
+        assert str(record.exc_info[1]) == "not now"
 
 
 @pytest.mark.parametrize("first", ["result", "cancel"])

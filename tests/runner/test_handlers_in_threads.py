@@ -209,6 +209,22 @@ def test_a_deadline_is_answered_at_once_and_its_thread_stays_busy(run, caplog):
     )
 
 
+def test_a_thread_that_cannot_be_started_fails_its_job_and_not_the_next(run, monkeypatch):
+    def refuse(thread):
+        raise RuntimeError("can't start new thread")
+
+    async def calling():
+        async with running({"where": where}, threads=1) as client:
+            with monkeypatch.context() as patch:
+                patch.setattr(threading.Thread, "start", refuse)
+                failed = await client.execute("where")
+            return failed, await client.execute("where")
+
+    failed, goes_on = run(calling())
+    assert failed.error.message == "can't start new thread"
+    assert goes_on.result == "rrq-fastwire-handler-1"
+
+
 def test_a_job_that_was_answered_while_it_waited_for_a_thread_is_not_run(run):
     began, released, ran = threading.Event(), threading.Event(), []
 

@@ -51,10 +51,11 @@ def command(command_on_each_loop):
     return command
 
 
-def start(command, settings="measured.handlers"):
+def start(command, settings="measured.handlers", *options):
     if settings.endswith("settings"):
         pytest.importorskip("rrq", reason="PythonRunnerSettings is rrq's, which is not installed")
-    runner = command.start("--metrics", "127.0.0.1:+1", ports=2, settings=settings)
+    metrics = "--metrics", "127.0.0.1:+1"
+    runner = command.start(*metrics, *options, ports=2, settings=settings)
     runner.metrics = f"http://127.0.0.1:{runner.port + 1}/metrics"
     return runner
 
@@ -132,6 +133,14 @@ def test_refused_requests_are_counted(command):
     samples = scrape(runner)
     assert samples["rrq_fastwire_requests_refused_total",] == 1
     assert samples["rrq_fastwire_jobs_in_flight",] == 1
+
+
+def test_refused_connections_are_counted_by_reason(command):
+    runner = start(command, "measured.handlers", "--header-timeout", "0.1")
+    with command.connect(runner.port).socket as silent, suppress(ConnectionResetError):
+        assert silent.recv(1) == b""
+    refused = "rrq_fastwire_connections_refused_total", "header_timeout"
+    until(lambda: scrape(runner).get(refused) == 1, "the connection to be counted")
 
 
 def test_bytes_are_counted(command):

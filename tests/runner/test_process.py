@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from contextlib import suppress
 
 import pytest
@@ -16,6 +17,7 @@ from rrq_fastwire.cli.runner_process import free_port
 from rrq_fastwire.runner import serve
 
 from ..commands import OURS, PATIENCE, STOCK, FullPipe, Peer, until
+from ..engine import start_serve
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and parent processes need POSIX")
 
@@ -63,19 +65,18 @@ def test_a_signal_cancels_and_answers_running_jobs(command, number, settings):
 def test_a_signal_answers_requests_that_wait_for_handlers_that_block(command):
     (command.folder / "blocks.py").write_text(
         "from app import *\n"
-        "async def block(request):\n    begun(request)\n    time.sleep(0.02)\n"
+        "async def block(request):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.02)\n"
         "handlers['block'] = block\n"
     )
     runner = command.start(settings="blocks.handlers")
     peer = command.connect(runner.port)
-    begun = command.folder / "begun"
-    frames = [peer.request("block", id=str(n), begun=str(begun)) for n in range(40)]
-    peer.socket.sendall(b"".join(frames))
-    until(begun.exists, "the first handler to begin")
-    runner.send_signal(signal.SIGTERM)
-    answers = [peer.receive() for _ in range(40)]
-    assert {answer.request_id for answer in answers} == {str(n) for n in range(40)}
-    assert answers[-1].type == "cancelled"
+    peer.socket.sendall(b"".join(peer.request("block", id=str(n)) for n in range(40)))
+    answers = {answer.request_id: answer for answer in [peer.receive() for _ in range(40)]}
+    assert answers.pop("0").status == "success"
+    assert set(answers) == {str(n) for n in range(1, 40)}
+    assert {answer.type for answer in answers.values()} == {"cancelled"}
     assert command.wait(runner) == 0
 
 
@@ -237,6 +238,54 @@ def test_a_signal_ends_every_serve_call_of_a_program(command, number):
     assert [peer.receive().type for peer in peers] == ["cancelled"] * 2
     assert program.stdout.read() == "served\n"
     assert command.wait(program) == 0
+
+
+def test_serve_runs_jobs_in_another_thread_than_the_main_one(command):
+    serving, port = asyncio.Event(), free_port()
+
+    async def who(request):
+        return threading.current_thread().name
+
+    async def until_told():
+        loops.append(asyncio.get_running_loop())
+        runner = asyncio.create_task(serve({"who": who}, f"127.0.0.1:{port}"))
+        await serving.wait()
+        runner.cancel()
+        with suppress(asyncio.CancelledError):
+            await runner
+
+    loops = []
+    thread = threading.Thread(target=asyncio.run, args=(until_told(),), name="another")
+    thread.start()
+    command.serving(port, thread.is_alive)
+    assert command.connect(port).ask("who") == "another"
+    loops[0].call_soon_threadsafe(serving.set)
+    thread.join(PATIENCE)
+    assert not thread.is_alive()
+
+
+@posix
+def test_a_signal_handler_that_a_job_sets_stays(run):
+    def mine(number, frame):
+        pass
+
+    async def replace(request):
+        signal.signal(signal.SIGTERM, mine)
+
+    async def scenario():
+        serving, client = await start_serve({"replace": replace}, free_port())
+        async with client:
+            assert (await client.execute("replace")).status == "success"
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        run(scenario())
+        assert signal.getsignal(signal.SIGTERM) is mine
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 # Signal handlers that the settings set

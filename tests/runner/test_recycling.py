@@ -12,7 +12,7 @@ import threading
 
 import pytest
 
-from rrq_fastwire.runner.recycle import with_jitter
+from rrq_fastwire.runner.recycle import LimitError, Recycling, with_jitter
 
 from ..commands import free_port, until
 from ..engine import start_serve
@@ -95,6 +95,19 @@ def test_the_runner_restarts_after_a_number_of_jobs_and_keeps_its_connections(co
     assert "restarting once idle: the maximum number of jobs is reached" in runner.errors()
 
 
+def test_refused_requests_do_not_count(command):
+    runner = command.start("--max-jobs", "4", settings="renewed.handlers")
+    waits = command.begin(runner.port, "until_told")
+    for _ in range(10):
+        waits.send("until_told")  # the same request_id
+        assert waits.receive().error.message == "Request already in flight"
+    peer = command.connect(runner.port)
+    first = peer.ask("who")
+    assert peer.ask("who") == first
+    (command.folder / "told").touch()
+    assert waits.receive().result == first[0]
+
+
 def test_no_request_is_lost_or_run_twice_during_many_restarts(command):
     runner = command.start("--max-jobs", "3", settings="renewed.handlers")
     peers = [command.connect(runner.port) for _ in range(8)]
@@ -128,6 +141,19 @@ def test_requests_wait_for_a_second_at_most_while_a_job_delays_the_restart(comma
     (command.folder / "told").touch()
     assert running.receive().result == me
     ask_until_another(other, me)
+
+
+def test_requests_that_wait_for_the_restart_are_not_too_late_for_the_header_timeout(command):
+    options = "--max-jobs", "1", "--header-timeout", "0.5"
+    runner = command.start(*options, settings="renewed.handlers")
+    running = command.begin(runner.port, "until_told")
+    waits = command.connect(runner.port)
+    me = command.connect(runner.port).ask("who")[0]
+    until(lambda: "restarting once idle" in runner.errors(), "reading is paused")
+    waits.send("who")  # read when the pause of a second is over
+    assert waits.receive().result[0] == me
+    (command.folder / "told").touch()
+    assert running.receive().result == me
 
 
 def test_half_a_message_delays_the_restart_until_the_rest_arrives(command):
@@ -175,6 +201,16 @@ def test_the_runner_exits_if_its_settings_fail_at_the_restart(command):
     command.connect(runner.port).ask("kind")
     assert command.wait(runner) == 1
     assert "RuntimeError: broken" in runner.errors()
+
+
+def test_a_limit_of_memory_is_refused_where_memory_is_not_known(run, monkeypatch):
+    monkeypatch.setattr("sys.platform", "darwin")
+
+    async def scenario():
+        with pytest.raises(LimitError, match="known on Linux only"):
+            Recycling(max_rss=2**40)
+
+    run(scenario())
 
 
 def test_jitter_is_a_tenth_at_most_and_below_the_limit():

@@ -12,7 +12,7 @@ pytest.importorskip("watchfiles", reason="--reload is an extra")
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
 
 APP = """
-import asyncio
+import asyncio, time
 from pathlib import Path
 from source.text import TEXT
 
@@ -25,7 +25,11 @@ async def until_told(request):
         await asyncio.sleep(0.005)
     return TEXT
 
-handlers = {"ask": ask, "until_told": until_told}
+async def process(request):
+    return STARTED
+
+STARTED = time.monotonic()
+handlers = {"ask": ask, "until_told": until_told, "process": process}
 """
 
 
@@ -58,6 +62,17 @@ def test_a_change_of_any_file_of_the_package_takes_effect(command):
     runner.terminate()
     assert command.wait(runner) == 0
     assert runner.errors() == ""
+
+
+@pytest.mark.parametrize("reason", ["a change", "--max-jobs"])
+def test_either_of_two_reasons_restarts_the_runner(command, reason):
+    options = "--reload", "--max-jobs", "2" if reason == "--max-jobs" else "1000000"
+    runner = command.start(*options, settings="source.app.handlers")
+    peer = command.connect(runner.port)
+    me = peer.ask("process")
+    if reason == "a change":
+        command.change("TEXT = 'second'")
+    until(lambda: peer.ask("process") != me, "the restart")
 
 
 def test_a_running_job_ends_before_the_restart(command):

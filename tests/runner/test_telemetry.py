@@ -13,6 +13,7 @@ from rrq_fastwire import (
 )
 
 from ..engine import (
+    PATIENCE,
     SOON,
     among_neighbours,
     call,
@@ -84,7 +85,7 @@ class Span(rrq.telemetry.RunnerSpan):
     def tell(self, word, duration_seconds, **more):
         assert SPAN.get() is self
         assert not self.closed
-        assert duration_seconds >= 0
+        assert 0 <= duration_seconds < PATIENCE
         self.told.append((word, {key: value for key, value in more.items() if value is not None}))
 
     def success(self, **more):

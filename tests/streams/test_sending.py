@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 import pytest
 
@@ -191,6 +192,25 @@ def test_a_waiting_send_fails_when_the_connection_is_lost(run, connected, end):
             assert given_up.cancelled()
 
     run(scenario())
+
+
+def test_messages_for_a_peer_that_has_gone_are_dropped_and_not_logged(run, connected, caplog):
+    async def scenario():
+        async with connected() as (stream, peer):
+
+            def answer(received):
+                for number in range(20):
+                    stream.send_nowait(message(number, 2**18))
+
+            receiver = asyncio.create_task(stream.deliver(answer))
+            await asyncio.sleep(0)
+            peer.send(frames("a"))
+            peer.close()
+            with suppress(ConnectionError):
+                await receiver
+
+    run(scenario())
+    assert caplog.messages == []
 
 
 def test_a_message_that_cannot_be_encoded_does_not_change_the_stream(run, connected):
