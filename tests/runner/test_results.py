@@ -37,10 +37,12 @@ from ..engine import (
     outcome,
     read_strictly,
     request,
+    serving,
     stock_answer,
     table,
 )
 from ..handlers import (
+    echo,
     giving,
     nested,
 )
@@ -400,3 +402,22 @@ def test_any_mixture_of_values_is_answered_as_by_the_stock_runner_or_as_an_error
 def decoded(value):
     """A result of json.loads() as this package decodes it: integers of more than 64 bits as floats."""
     return outcome({"job_id": "", "request_id": "", "status": "success", "result": value}).result
+
+
+def test_a_request_with_an_id_too_long_for_an_answer_is_logged_and_harms_no_other(run, caplog):
+    async def running():
+        async def long_reason(request):
+            return {"k" * 2000: type("T" * 2000, (), {})()}
+
+        async with serving({"report": long_reason, "echo": echo}) as connect:
+            peer = await connect()
+            empty = len(request("report", id="", job_id="j")) - 4
+            peer.send(request("report", id="r" * (MAX_FRAME_SIZE - empty), job_id="j"))
+            peer.send(request("echo", {"a": 1}, id="next"))
+            assert (await peer.answer()).result == {"a": 1}
+            return peer.name
+
+    name = run(running())
+    message = caplog.messages[1]
+    assert message.startswith(f"{name}: a request cannot be answered: ")
+    assert message.endswith(f"exceeds the limit of {MAX_FRAME_SIZE}")
