@@ -12,6 +12,7 @@ from rrq_fastwire import (
     ExecutionOutcome,
     OutcomeType,
 )
+from rrq_fastwire.cli.runner_process import free_port
 from rrq_fastwire.runner.engine import Runner
 
 from ..engine import (
@@ -19,6 +20,7 @@ from ..engine import (
     cancel,
     request,
     serving,
+    start_serve,
     until,
 )
 from ..handlers import echo, fail_instead, forever, linger, spin, swallow
@@ -223,6 +225,30 @@ def test_a_handler_that_never_ends_delays_neither_its_answer_nor_other_jobs(run)
             release.set()
 
     run(running())
+
+
+def test_a_handler_that_outlasts_the_grace_is_named(run, caplog):
+    async def running():
+        begun, release = asyncio.Event(), asyncio.Event()
+
+        async def stubborn(request):
+            begun.set()
+            while not release.is_set():
+                with contextlib.suppress(asyncio.CancelledError):
+                    await release.wait()
+
+        serving, client = await start_serve({"stubborn": stubborn}, free_port(), grace=0.01)
+        async with client:
+            job = asyncio.create_task(client.execute("stubborn", job_id="j"))
+            await begun.wait()
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+            assert (await job).type is OutcomeType.CANCELLED
+            release.set()
+
+    run(running())
+    assert caplog.messages == ["job 'j': 'stubborn' keeps running after its cancellation"]
 
 
 @pytest.mark.parametrize("arrives", ["with the request", "later"])
