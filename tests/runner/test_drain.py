@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -172,7 +173,9 @@ def test_a_second_signal_kills_a_runner_that_drains(command):
     assert command.wait(runner) == -signal.SIGTERM
 
 
-def test_serve_drains_when_it_is_cancelled(run):
+def test_serve_drains_when_it_is_cancelled(run, caplog):
+    caplog.set_level(logging.INFO, "rrq_fastwire")
+
     async def scenario():
         begun, told = asyncio.Event(), asyncio.Event()
 
@@ -193,6 +196,7 @@ def test_serve_drains_when_it_is_cancelled(run):
             await serving
 
     run(scenario())
+    assert caplog.messages[1:] == ["draining: 1 running jobs have 600 s to end"]
 
 
 def test_a_runner_reads_again_if_its_rest_is_cancelled(run):

@@ -17,7 +17,7 @@ from rrq_fastwire import (
     pack_frame,
 )
 from rrq_fastwire.runner.engine import Runner
-from rrq_fastwire.streams import start_server
+from rrq_fastwire.streams import start_server, start_unix_server
 
 from ..commands import free_port
 from ..engine import (
@@ -238,6 +238,21 @@ def test_an_ipv6_address_is_logged_in_brackets(run, caplog):
     with caplog.at_level(logging.DEBUG, "rrq_fastwire"):
         port = run(running())
     assert caplog.messages == [f"[::1]:{port}: connected", f"[::1]:{port}: disconnected"]
+
+
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="there are no Unix sockets here")
+def test_a_connection_without_an_address_is_logged_as_a_unix_socket(run, caplog, tmp_path):
+    async def running():
+        runner, path = Runner({}), str(tmp_path / "socket")
+        server = await start_unix_server(runner.on_stream, path)
+        _, writer = await asyncio.open_unix_connection(path)
+        writer.close()
+        await until(lambda: "disconnected" in caplog.text)
+        server.close()
+
+    with caplog.at_level(logging.DEBUG, "rrq_fastwire"):
+        run(running())
+    assert caplog.messages == ["Unix socket: connected", "Unix socket: disconnected"]
 
 
 def test_a_peer_cannot_make_log_lines_long_or_break_them(run, caplog):
