@@ -18,6 +18,7 @@ from rrq_fastwire.streams import start_server
 
 from ..commands import free_port, until
 from ..engine import PATIENCE, start_serve
+from ..engine import until as until_async
 from ..handlers import echo, forever
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals need POSIX")
@@ -189,7 +190,7 @@ def test_serve_drains_when_it_is_cancelled(run, caplog):
             job = asyncio.create_task(client.execute("f"))
             await begun.wait()
             serving.cancel()
-            await asyncio.sleep(0)
+            await until_async(lambda: "draining" in caplog.text)
             told.set()
             assert (await job).result == "ended"
         with pytest.raises(asyncio.CancelledError):
