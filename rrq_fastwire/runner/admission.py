@@ -80,12 +80,13 @@ class Admission:
             if reason is not None:
                 self._refuse(stream, reason)
                 return
-            self._streams.add(stream)
             if self._header_timeout:
+                # Before this stream is one of them, because it has no function to replace yet.
                 self._watch_incomplete_messages()
                 if is_new:
                     # The callback runs after deliver() has begun and before the first message.
                     asyncio.get_running_loop().call_soon(self._watch, stream)
+            self._streams.add(stream)
             try:
                 await on_stream(stream)
             finally:

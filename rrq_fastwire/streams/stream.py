@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from time import monotonic
 from typing import cast
 
 from .. import MAX_FRAME_SIZE, FrameError, MessageDecoder
 from ..errors import type_name
 from .outbox import HIGH_WATER, Outbox
-from .time_slice import time_slice_of
+from .quota import quota_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class MessageStream(Outbox):
     Attributes:
         transport: asyncio's transport, for get_extra_info() and the like.
         on_message: the function that deliver() calls; None while deliver() does not run. It can be
-            replaced, which takes effect with the next read.
+            replaced by another function, which takes effect with the next read.
 
     Raises, while iterating, after the messages that came first:
         MessageError: a payload is not a valid message; iterating again gives the next one.
@@ -53,10 +52,10 @@ class MessageStream(Outbox):
         "_on_stream",
         "_paused",
         "_peer",
+        "_quota",
         "_receiver",
         "_suspended",
         "_task",
-        "_time_slice",
         "on_message",
     )
 
@@ -70,8 +69,8 @@ class MessageStream(Outbox):
         self._decoder = MessageDecoder(max_frame_size)
         self._receiver: asyncio.Future[None] | None = None  # done when there is something to take
         self.on_message: Callable[[RunnerMessage], object] | None = None
-        self._delivery_due = False  # the loop is about to call _continue_delivery()
-        self._time_slice = time_slice_of(self._loop)
+        self._delivery_due = False  # the loop or the quota will call _continue_delivery()
+        self._quota = quota_of(self._loop)
         self._failure: Exception | None = None  # what deliver() has to raise
         self._suspended = False  # reading is paused, because too much has not been taken
         self._paused = False  # reading is paused by pause_reading()
@@ -98,6 +97,7 @@ class MessageStream(Outbox):
 
     def receive_nowait(self) -> RunnerMessage | None:
         """Return the next message; None if it has not arrived. Raises MessageError, FrameError."""
+        self._raise_failure()
         try:
             message = next(self._decoder, None)
         except FrameError:
@@ -106,6 +106,12 @@ class MessageStream(Outbox):
         if message is None and self._suspended:
             self._end_suspension()
         return message
+
+    def _raise_failure(self) -> None:
+        """Raise what a delivery has raised, and deliver() has not, because it was cancelled."""
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
 
     def _end_suspension(self) -> None:
         self._suspended = False
@@ -186,8 +192,9 @@ class MessageStream(Outbox):
     def _hand_on(self) -> bool:
         """Deliver what has arrived, or wake the receiver. Return whether any of it has to wait."""
         if self.on_message is not None:
-            if self._time_slice.is_over:
-                self._deliver_soon()
+            if self._quota.is_used_up and not self._delivery_due:
+                self._delivery_due = True
+                self._quota.wait(self._continue_delivery)
             return self._delivery_due or self._deliver(self.on_message)
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
@@ -201,8 +208,9 @@ class MessageStream(Outbox):
 
         This costs less than iteration, because no task has to be woken. What the function sends
         leaves in one write when all messages of a read are handled, or at flush(). Messages are
-        held back while drain() would wait. After the streams of an event loop have delivered for 5
-        ms, other callbacks of the loop run before further reads are handled.
+        held back while drain() would wait. They are also held back until the next event loop
+        iteration if the streams of the loop have decoded more than 64 KiB in this one. So the
+        function may still be called after pause_reading(), close() or abort().
 
         Returns when iteration would end. Raises what iteration would raise, and what the function
         raises. After a MessageError, call this again to get the later messages.
@@ -222,10 +230,8 @@ class MessageStream(Outbox):
                 # Not now, because the function is always called outside of tasks.
                 self._deliver_soon()
                 await self._wait_as_receiver()
-            if self._failure is not None:
-                failure, self._failure = self._failure, None
-                raise failure
-            self._has_ended()  # which raises, unless the peer has ended the stream
+            self._raise_failure()
+            self._has_ended()  # This raises, unless the peer has ended the stream.
         finally:
             self.on_message = None
 
@@ -250,7 +256,7 @@ class MessageStream(Outbox):
         if self._failure is not None:
             return True
         self._hold_writes = True
-        began = monotonic()
+        before = self._decoder.buffered
         try:
             if self._write_paused and self._hold_back():
                 return True
@@ -272,9 +278,9 @@ class MessageStream(Outbox):
             self._wake_receiver()
             return True
         finally:
+            self._quota.use(before - self._decoder.buffered)
             self._hold_writes = False
             self._write()
-            self._time_slice.use(monotonic() - began, self._loop)
 
     def _hold_back(self) -> bool:
         """Hold messages back until the transport has room, unless it is closing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import struct
@@ -13,7 +14,7 @@ import pytest
 from rrq_fastwire.runner.admission import Admission
 from rrq_fastwire.runner.arguments import parse_networks
 
-from ..commands import Command, until
+from ..commands import PATIENCE, Command, until
 
 # A --header-timeout within which a test can send a message even on a busy machine.
 IN_TIME = "1"
@@ -164,6 +165,28 @@ def test_a_connection_is_closed_if_its_first_message_does_not_arrive(command, se
         assert ends(connection)
         assert time.monotonic() - start > 0.19
     assert "connection refused (header_timeout)" in runner.errors()
+
+
+def test_a_connection_is_closed_if_a_part_of_its_first_message_came_before_it_was_admitted(run):
+    # uvloop may read from a connection before the task starts that serves it.
+    async def scenario():
+        closed = asyncio.Event()
+
+        class PartlyRead(Stream):
+            buffered, congested, on_message = 3, False, None
+
+            def abort(self):
+                closed.set()
+
+        async def on_stream(stream):
+            stream.on_message = print
+            await closed.wait()
+
+        admission = Admission(header_timeout=0.01)
+        async with asyncio.timeout(PATIENCE):
+            await admission.limit(on_stream)(PartlyRead("127.0.0.1"))
+
+    run(scenario())
 
 
 def test_a_header_timeout_of_0_is_no_limit(command):

@@ -153,19 +153,44 @@ def test_requests_whose_handlers_have_not_started_are_answered_at_the_shutdown(r
     run(running())
 
 
-def test_requests_of_other_connections_are_not_decoded_while_handlers_block(run):
-    async def running():
-        jobs = []
+def test_a_cancel_reaches_a_request_of_another_connection_whose_handler_has_not_started(run):
+    began = []
 
+    async def running():
+        async def wait(request):
+            began.append(request.request_id)
+            await asyncio.Event().wait()
+
+        async def block(request):
+            if request.request_id == "0":
+                canceller.send(CancelRequest(job_id="job of waiting"))
+            time.sleep(LONG_SECONDS)
+
+        async with serving({"block": block, "wait": wait}, 7) as (_, canceller, last, *peers):
+            for number, peer in enumerate(peers):
+                peer.send(new_request("block", id=str(number)))
+            last.send(new_request("wait", id="waiting"))
+            assert (await last.answers(1))[0].type == "cancelled"
+            for peer in peers:
+                assert (await peer.answers(1))[0].status == "success"
+
+    run(running())
+    assert began == []
+
+
+def test_large_requests_of_other_connections_are_not_decoded_while_jobs_wait_to_start(run):
+    jobs = []
+
+    async def running():
         async def block(request):
             jobs.append(runner.count_jobs())
             time.sleep(LONG_SECONDS)
 
         async with serving({"block": block}, 5) as (runner, *peers):
             for peer in peers:
-                peer.send(new_request("block"))
+                peer.send(new_request("block", {"text": "x" * 2**17}))
             for peer in peers:
                 assert (await peer.answers(1))[0].status == "success"
-        assert jobs == [1] * len(peers)
 
     run(running())
+    assert max(jobs) <= 2

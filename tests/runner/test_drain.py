@@ -40,6 +40,14 @@ async def in_thread(request):
     begun(request)
     return await asyncio.to_thread(time.sleep, 600)
 
+async def end_the_runner(request):
+    if not left:
+        left.append(request)
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.02)
+    return "ended"
+
+handlers["end_the_runner"] = end_the_runner
 handlers |= {"until_told": until_told, "large": large, "in_thread": in_thread}
 settings = register(handlers)
 """
@@ -91,6 +99,17 @@ def test_connections_without_jobs_are_closed_at_once(command):
     assert idle.receive() is None
     (command.folder / "told").touch()
     assert peer.receive().result == "ended"
+    assert command.wait(runner) == 0
+
+
+def test_requests_of_many_connections_that_arrived_before_the_drain_are_run(command):
+    runner = start(command, "--drain", "600")
+    peers = [command.connect(runner.port) for _ in range(8)]
+    for peer in peers:
+        peer.ask("kind")
+    for peer in peers:
+        peer.send("end_the_runner")
+    assert [peer.receive().result for peer in peers] == ["ended"] * 8
     assert command.wait(runner) == 0
 
 

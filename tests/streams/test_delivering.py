@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import socket
-import time
 from contextlib import AsyncExitStack
 
 import pytest
@@ -14,11 +13,14 @@ from hypothesis import strategies as st
 
 from rrq_fastwire import (
     CancelRequest,
+    MessageError,
     encode_frame,
 )
 
 from ..stream_peers import (
+    NO_MESSAGE,
     both_ways_of_receiving,
+    deliver,
     everything,
     fill,
     frames,
@@ -121,9 +123,14 @@ def test_deliver_pauses_while_the_peer_does_not_read(run, connected):
     run(scenario())
 
 
-def test_streams_that_take_long_to_deliver_take_turns_with_the_event_loops_other_callbacks(
-    run, connected
-):
+@pytest.fixture
+def small_quota(monkeypatch):
+    """Lets the streams of an event loop decode only one read in each iteration."""
+    monkeypatch.setattr("rrq_fastwire.streams.quota._SIZE", 0)
+
+
+@pytest.mark.usefixtures("small_quota")
+def test_the_event_loop_runs_between_reads_that_use_up_the_quota(run, connected):
     async def scenario():
         loop = asyncio.get_running_loop()
         iterations = 0
@@ -144,7 +151,6 @@ def test_streams_that_take_long_to_deliver_take_turns_with_the_event_loops_other
                     for _, peer in pairs:
                         peer.shutdown(socket.SHUT_WR)
                 found[name(received)] = iterations
-                time.sleep(0.006)
 
             receivers = [asyncio.create_task(stream.deliver(take)) for stream, _ in pairs]
             await asyncio.sleep(0.001)
@@ -154,6 +160,84 @@ def test_streams_that_take_long_to_deliver_take_turns_with_the_event_loops_other
             assert list(found) == ["0", "1", "2", "3", "again"]
             assert len(set(found.values())) == len(found)
         counter.cancel()
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("small_quota")
+def test_a_stream_that_always_uses_up_the_quota_does_not_starve_a_new_one(run, connected):
+    async def scenario():
+        async with connected() as (busy, busy_peer), connected() as (new, new_peer):
+            found = []
+
+            def take_busy(received):
+                found.append("busy")
+                if len(found) < 100:
+                    busy_peer.send(frames("busy"))
+                else:
+                    busy_peer.shutdown(socket.SHUT_WR)
+
+            busy_peer.send(frames("busy"))
+            receivers = [asyncio.create_task(busy.deliver(take_busy))]
+            while len(found) < 10:
+                await asyncio.sleep(0)
+            new_peer.send(frames("new"))
+            new_peer.shutdown(socket.SHUT_WR)
+            receivers.append(asyncio.create_task(new.deliver(lambda _: found.append("new"))))
+            await asyncio.gather(*receivers)
+            assert found.index("new") < 30
+
+    run(scenario())
+
+
+@pytest.mark.usefixtures("small_quota")
+@pytest.mark.parametrize("end", ["eof", "reset", "abort"])
+def test_messages_that_wait_for_the_quota_are_delivered_before_the_end(run, connected, end):
+    async def scenario():
+        async with connected() as (first, first_peer), connected() as (second, second_peer):
+            found = []
+
+            def take_first(received):
+                # The messages of the second stream have been read with these, or are about to be.
+                asyncio.get_running_loop().call_soon(end_second)
+
+            def end_second():
+                if end == "abort":
+                    second.abort()
+                elif end == "reset":
+                    second_peer.close()
+                else:
+                    second_peer.shutdown(socket.SHUT_WR)
+
+            receivers = [
+                asyncio.create_task(first.deliver(take_first)),
+                asyncio.create_task(everything(second, deliver)),
+            ]
+            await asyncio.sleep(0.001)
+            first_peer.send(frames("first"))
+            second_peer.send(frames("a", "b"))
+            found = await receivers[1]
+            if end == "abort":
+                assert found in ([], ["a", "b"])
+            else:
+                assert found[:2] == ["a", "b"]
+            first_peer.shutdown(socket.SHUT_WR)
+            await receivers[0]
+
+    run(scenario())
+
+
+def test_an_error_that_a_cancelled_deliver_has_not_raised_is_raised_next(run, connected):
+    async def scenario():
+        async with connected() as (stream, peer):
+            receiver = asyncio.create_task(stream.deliver(lambda _: receiver.cancel()))
+            await asyncio.sleep(0)
+            await write(peer, frames("a") + NO_MESSAGE + frames("b"))
+            with pytest.raises(asyncio.CancelledError):
+                await receiver
+            with pytest.raises(MessageError):
+                await anext(stream)
+            assert name(await anext(stream)) == "b"
 
     run(scenario())
 
