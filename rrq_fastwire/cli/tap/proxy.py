@@ -58,8 +58,6 @@ class _End(asyncio.Protocol):
             # read after this method has returned, even if it was paused here.
             asyncio.get_running_loop().call_soon(self.transport.pause_reading)
             self._pair.connect()
-        elif self.other.transport is None:
-            self.transport.abort()  # the orchestrator has closed the connection already
 
     def data_received(self, data: bytes) -> None:
         to = self.other.transport
@@ -80,8 +78,8 @@ class _End(asyncio.Protocol):
         return True  # keep the transport open for the other direction
 
     def pause_writing(self) -> None:
-        if self.other.transport is not None:
-            self.other.transport.pause_reading()
+        assert self.other.transport is not None
+        self.other.transport.pause_reading()
 
     def resume_writing(self) -> None:
         if self.other.transport is not None:
@@ -180,19 +178,18 @@ class Proxy:
 
     async def close(self, seconds: float) -> None:
         """Close all connections, once everything received is passed on or the time is over."""
-        if self._server is not None:
-            self._server.close()
+        assert self._server is not None
+        self._server.close()
         pairs = list(self.pairs)
         for pair in pairs:
             pair.front.close()
             pair.back.close()
         await _wait((pair.closed for pair in pairs), seconds)
         for pair in pairs:
-            pair.front.reset()
-            pair.back.reset()
             for end in (pair.front, pair.back):
                 if end.transport is not None:
-                    end.transport.abort()
+                    # A normal end would hide that not all bytes were sent.
+                    reset(end.transport)
         await _wait((pair.closed for pair in pairs), seconds)
 
 
