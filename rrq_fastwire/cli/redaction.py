@@ -85,12 +85,11 @@ class Redaction:
 def _after_value(found: list[str], at: int) -> int:
     """Return the index after the value that begins at token `at`."""
     depth = 0
-    while at < len(found):
+    while True:
         depth += (found[at] in ("{", "[")) - (found[at] in ("}", "]"))
         at += 1
         if depth == 0:
-            break
-    return at
+            return at
 
 
 def redact_option(command: Callable[..., Any]) -> Callable[..., Any]:

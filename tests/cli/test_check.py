@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from rrq_fastwire import pack_frame
+
+from ..small_runner import SmallRunner
 from ..stock import needs_rrq
 
 for extra in ("click", "rich"):
@@ -19,6 +24,7 @@ for extra in ("click", "rich"):
 
 target = pytest.importorskip("rrq_fastwire.cli.target")
 checking = pytest.importorskip("rrq_fastwire.cli.check.command")
+reset = pytest.importorskip("rrq_fastwire.cli.reset").reset
 CHECKS = checking.CHECKS
 
 COMMAND = [sys.executable, "-m", "rrq_fastwire", "check"]
@@ -82,6 +88,113 @@ def test_the_checks_of_all_other_rules_pass():
     found = asyncio.run(verdicts("no cancels", kept, 30))
     assert found == dict.fromkeys(found, "pass")
     assert set(found) == kept
+
+
+def answer(request: dict, status: str = "success", **fields: object) -> bytes:
+    payload = {key: request[key] for key in ("job_id", "request_id")}
+    payload |= {"status": status, **fields}
+    return pack_frame(json.dumps({"type": "response", "payload": payload}).encode())
+
+
+def refuse(request: dict, message: str, type: str | None = None) -> bytes:
+    return answer(request, "error", error={"message": message, "type": type})
+
+
+class WithOtherAnswers(SmallRunner):
+    """A runner whose answers to requests, or to a frame that is too long or empty, are a test's."""
+
+    def __init__(self, reply, end):
+        super().__init__()
+        self.reply, self.end = reply, end
+        self.serving = []
+
+    async def serve(self, reader, writer):
+        self.serving.append(asyncio.current_task())
+        reader.writer = writer
+        await super().serve(reader, writer)
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+    async def read(self, reader):
+        payload = await super().read(reader)
+        if payload is None and not reader.at_eof():
+            self.end(reader.writer)
+        return payload
+
+    async def receive(self, message, payload, writer):
+        if self.reply is None:
+            await super().receive(message, payload, writer)
+        else:
+            writer.write(self.reply(message["payload"]))
+
+
+async def verdict_on(name: str, reply, end) -> tuple[str, str]:
+    runner = WithOtherAnswers(reply, end)
+    async with await asyncio.start_server(runner.serve, "127.0.0.1", 0) as server:
+        address = server.sockets[0].getsockname()
+        (one,) = (each for each in CHECKS if each.name == name)
+        found = await checking.judge(one, target.Target(*address, None), 30)
+        await asyncio.gather(*runner.serving)
+    return found.verdict, found.seen
+
+
+@pytest.mark.parametrize(
+    ("name", "reply", "verdict", "seen"),
+    [
+        (
+            *("echo", lambda _: pack_frame(b'{"type":"cancel","payload":{"job_id":"j"}}')),
+            *("FAIL", "a message that is not an answer"),
+        ),
+        (
+            *("echo", lambda request: answer(request, result={"text": "hello"})),
+            *("FAIL", "'number' is missing"),
+        ),
+        (
+            *("unknown fields", lambda request: answer(request, result=[1])),
+            *("FAIL", "{'a': 1} came back as [1]"),
+        ),
+        (
+            *("fields left out", lambda request: answer(request, result={"a": 1})),
+            *("FAIL", "{} came back as {'a': 1}"),
+        ),
+        (
+            *("fail", lambda request: refuse(request, "no", "handler_not_found")),
+            *("FAIL", "error (handler_not_found): no"),
+        ),
+        (
+            *("answer near 16 MiB", lambda request: refuse(request, "too large")),
+            *("pass", "error: too large"),
+        ),
+        (
+            *("answer near 16 MiB", lambda request: answer(request, result={"text": "é"})),
+            *("FAIL", "success, with another result"),
+        ),
+        ("concurrency", answer, "FAIL", "the long job was not answered last"),
+        ("cancel by job", answer, "FAIL", "an earlier request was answered first: success: null"),
+        (
+            *("busy", lambda request: refuse(request, "busy")),
+            *("FAIL", "one of the first 64: error: busy"),
+        ),
+    ],
+)
+def test_what_is_wrong_with_an_answer_is_said(name, reply, verdict, seen):
+    assert asyncio.run(verdict_on(name, reply, None)) == (verdict, seen)
+
+
+@pytest.mark.parametrize(
+    ("end", "verdict", "seen"),
+    [
+        (
+            lambda writer: writer.write(b"HTTP/1.1 400 Bad Request"),
+            *("FAIL", "bytes instead of the end of the connection: b'HTTP/1.1 400 Bad Request'"),
+        ),
+        (lambda writer: reset(writer.transport), "pass", "as expected"),
+    ],
+    ids=["text", "reset"],
+)
+@pytest.mark.parametrize("name", ["frame of 0 bytes", "frame of 16 MiB + 1"])
+def test_a_bad_frame_must_be_answered_with_the_end_of_its_connection(name, end, verdict, seen):
+    assert asyncio.run(verdict_on(name, None, end)) == (verdict, seen)
 
 
 def check(*arguments: str, **environment: str) -> tuple[int, dict[str, tuple[str, str]], str]:

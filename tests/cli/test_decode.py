@@ -11,7 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from rrq_fastwire import CancelRequest, ExecutionOutcome, encode_frame, pack_frame
+from rrq_fastwire import (
+    CancelRequest,
+    ExecutionOutcome,
+    OutcomeStatus,
+    encode_frame,
+    pack_frame,
+)
 
 pytest.importorskip("click", reason="the command line is an extra")
 cell_len = pytest.importorskip("rich.cells", reason="the command line is an extra").cell_len
@@ -186,12 +192,27 @@ def test_a_request_is_one_line_with_its_own_times():
     )
 
 
+def test_a_request_without_a_deadline_is_shown_without_one():
+    _, line = shown(input=pack_frame(REQUEST.replace(b'"deadline":"2024-01-01T00:05:00Z",', b"")))
+    assert re.search(r'-> charge   j         attempt 1 +{"card"', line)
+
+
+def test_a_payload_of_more_than_64_kb_is_named_and_not_shown():
+    long = encode_frame(ExecutionOutcome.success("j", "r", "x" * 70_000))
+    lines = shown("--verbose", input=long + pack_frame(REQUEST))
+    assert lines[0].endswith("kB, too long to show")
+    assert lines[2] == "jobs enqueued on 2024-01-01, UTC"
+    assert "xxx" not in "".join(lines)
+
+
 def test_every_other_message_is_one_line_too():
     outcomes = [
         ExecutionOutcome.success("j", "r", {"a": [1.50, None]}),
         ExecutionOutcome.failure("j", "r", "no", type="Declined", code="E7", details={"x": 1}),
         ExecutionOutcome.retry_after("j", "r", "later", 30),
         ExecutionOutcome.timeout("j", "r", "too late"),
+        ExecutionOutcome(job_id="j", status=OutcomeStatus.ERROR),
+        ExecutionOutcome(job_id="j", status=OutcomeStatus.RETRY, retry_after_seconds=30),
     ]
     cancels = [CancelRequest(job_id="j"), CancelRequest(job_id="j", request_id="r")]
     lines = shown(input=b"".join(map(encode_frame, [*outcomes, *cancels])))
@@ -200,6 +221,8 @@ def test_every_other_message_is_one_line_too():
         '<- error j (Declined, E7) no {"x":1}',
         "<- retry j in 30.0 s: later",
         "<- timeout j too late",
+        "<- error j",
+        "<- retry j in 30.0 s",
         "-> cancel j cancels the whole job",
         "-> cancel j cancels the request r",
     ]
@@ -369,6 +392,7 @@ def test_text_does_not_reach_the_terminal_as_an_escape():
         ('{"card":"4111","fine":1}', '{"card":"***","fine":1}'),
         ('[{"a":{"card":{"no":4111}}}]', '[{"a":{"card":"***"}}]'),
         ('["{\\"card\\":\\"4111\\"}"]', '["{\\"card\\":\\"***\\"}"]'),
+        ("{'card': '4111', 'fine': 1}", "{'card': ***, 'fine': 1}"),
         ("declined: {'card': '4111', 'fine': 1}", "declined: {'card': ***, 'fine': 1}"),
         ('failed for {"card": {"no": 4111}}', 'failed for {"card": ***}'),
         ("GET /pay?card=4111&fine=1", "GET /pay?card=***&fine=1"),
@@ -393,6 +417,33 @@ def test_redaction_reaches_values_inside_strings(text, redacted):
         assert "4111" not in line
         assert json.dumps(redacted)[1:-1] in line or redacted in line
         assert redacted in strings(printed["payload"])
+
+
+@pytest.mark.parametrize(
+    ("key", "line"),
+    [
+        ("error", "***"),
+        ("message", '(Declined) *** {"card":"4111"}'),
+        ("details", "(Declined) no luck ***"),
+        ("card", '(Declined) no luck {"card":"***"}'),
+    ],
+)
+def test_a_part_of_an_error_can_be_redacted_by_its_name(key, line):
+    failure = ExecutionOutcome.failure(
+        "j", "r", "no luck", type="Declined", details={"card": "4111"}
+    )
+    (found,) = shown("--redact", key, input=encode_frame(failure))
+    assert re.sub(" +", " ", found.strip()) == f"<- error j {line}"
+
+
+def test_redaction_hides_text_that_is_nested_too_deep_to_search():
+    text = "[" * 100_000 + "card=4111" + "]" * 100_000
+    (line,) = lines(
+        *("--redact", "card", "-"),
+        input=encode_frame(ExecutionOutcome.success("j", "r", text)),
+    )
+    assert "***" in line["payload"]["result"]
+    assert "4111" not in line["payload"]["result"]
 
 
 @pytest.mark.parametrize("depth", [300, 600, 900])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import re
@@ -10,14 +12,24 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from rrq_fastwire import ExecutionOutcome, OutcomeStatus
+from rrq_fastwire.cli.runner_process import RunnerError
+from rrq_fastwire.cli.workload import drive
 
 from ..stock import needs_rrq
 
 for extra in ("click", "rich"):
     pytest.importorskip(extra, reason="the command line is an extra")
+
+rich = pytest.importorskip("rich.console")
+measurement = pytest.importorskip("rrq_fastwire.cli.load.measurement")
+reports = pytest.importorskip("rrq_fastwire.cli.load.report")
 
 COMMAND = [sys.executable, "-m", "rrq_fastwire", "load"]
 SETTINGS = ["--settings", "rrq_fastwire.cli.example.settings"]
@@ -223,6 +235,101 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
     (requests,) = re.findall(r"^requests +([\d,]+) in ", printed, re.MULTILINE)
     assert int(requests.replace(",", "")) >= 400  # 64 in flight may be without an answer
     assert "throughput" in printed
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently on Windows")
+def test_ctrl_c_before_the_first_answer_prints_no_figures(tmp_path):
+    begun = tmp_path / "begun"
+    (tmp_path / "waiting.py").write_text(
+        "import asyncio, pathlib\nasync def wait(request):\n"
+        f"    pathlib.Path({str(begun)!r}).touch()\n    await asyncio.Event().wait()\n"
+        "handlers = {'wait': wait}\n"
+    )
+    runner = runner_with(tmp_path, "waiting.handlers")
+    with subprocess.Popen(
+        [*COMMAND, "--runner", runner, "wait", "--in-flight", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    ) as process:
+        while not begun.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    assert (process.returncode, printed) == (130, b"")
+    assert b"Traceback" not in said
+
+
+PLAN = measurement.Plan("echo", {}, 1, 1, 2, None, None)
+
+
+def measured(cpu: float | None = None, **failures: int):
+    return measurement.Measured(2.0, [0.25, 0.5], cpu, Counter(failures))
+
+
+def shown(figures) -> list[str]:
+    """The lines of a report, with one space between columns."""
+    text = io.StringIO()
+    rich.Console(file=text, width=100).print(figures)
+    return [re.sub(r"[ │┃]+", " ", line).strip() for line in text.getvalue().splitlines()]
+
+
+def test_a_cpu_time_that_is_not_known_is_said_to_be_so():
+    assert "CPU not known" in shown(reports.report(PLAN, measured()))
+    assert "CPU 500,000.0 µs per request, 50% of a core" in shown(
+        reports.report(PLAN, measured(1.0))
+    )
+
+
+def test_a_comparison_leaves_out_rounds_in_which_the_cpu_time_of_a_runner_is_not_known():
+    turns = [[measured(), measured(2.0)], [measured(2.0), measured()]]
+    assert "CPU per job not known not known" in shown(reports.comparison(PLAN, ("a", "b"), turns))
+    assert reports.compared_figures(turns)["CPU per job"] is None
+    turns.append([measured(1.0), measured(3.0)])
+    assert "CPU per job 500,000.0 µs 1,500,000.0 µs 3.00" in shown(
+        reports.comparison(PLAN, ("a", "b"), turns)
+    )
+    assert reports.compared_figures(turns)["CPU per job"] == {"A": 0.5, "B": 1.5, "B/A": 3.0}
+
+
+@pytest.mark.parametrize(("messages", "rest"), [(10, []), (12, ["and 2 other messages"])])
+def test_only_the_most_frequent_failures_are_listed(messages, rest):
+    failures = {f"error {number}": 100 - number for number in range(messages)}
+    lines = shown(reports.report(PLAN, measured(**failures)))
+    at = lines.index("failures")
+    listed = [f"{100 - number} error {number}" for number in range(10)]
+    assert lines[at + 1 :] == [*listed, *rest]
+
+
+def client_that(execute) -> SimpleNamespace:
+    async def asynchronous(*_, **__):
+        return execute()
+
+    return SimpleNamespace(execute=asynchronous)
+
+
+def no_answer():
+    raise TimeoutError
+
+
+@pytest.mark.parametrize(
+    ("execute", "message"),
+    [
+        (no_answer, "no answer"),
+        (lambda: ExecutionOutcome.failure("j", "r", "no luck"), "error: no luck"),
+        (lambda: ExecutionOutcome(status=OutcomeStatus.ERROR), "error: no message"),
+    ],
+)
+def test_failures_are_counted_or_if_nobody_counts_them_end_the_workload(execute, message):
+    latencies: list[float] = []
+    failures: Counter[str] = Counter()
+    work = {"in_flight": 2, "timeout": 1, "requests": 5, "answered": latencies.append}
+    clients = [client_that(execute)]
+    asyncio.run(drive(clients, "f", {}, failures=failures, **work))
+    assert (failures, len(latencies)) == ({message: 5}, 5)
+    with pytest.raises(RunnerError, match=f"^f: {message}$"):
+        asyncio.run(drive(clients, "f", {}, **work))
 
 
 @pytest.mark.parametrize(

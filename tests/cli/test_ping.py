@@ -6,9 +6,11 @@ import socket
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from rrq_fastwire import ExecutionOutcome, encode_frame
 from rrq_fastwire.cli.ping import ping
 
 from ..commands import OURS, STOCK, Command, free_port
@@ -89,6 +91,49 @@ def test_another_server_gives_status_1(answer, said):
     assert (status, out) == (1, "")
     assert said in err
     assert err.count("\n") == 1
+
+
+OTHER = encode_frame(ExecutionOutcome.success("j", "r"))
+PONG = encode_frame(ExecutionOutcome.failure("ping", "ping", "Unsupported protocol version"))
+
+
+def pinged(serve, timeout):
+    """Pings a server that calls serve() with the connection, once the ping has arrived."""
+
+    def accept():
+        connection, _ = server.accept()
+        with connection:
+            assert connection.recv(65536)
+            serve(connection)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            return ping("127.0.0.1", server.getsockname()[1], timeout)
+        finally:
+            thread.join()
+
+
+def test_the_answer_is_found_in_pieces_and_after_other_messages():
+    def serve(connection):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in OTHER + PONG:
+            connection.sendall(bytes([byte]))
+
+    assert pinged(serve, 60) > 0
+
+
+def test_other_messages_do_not_extend_the_time_limit(monkeypatch):
+    def serve(connection):
+        connection.sendall(OTHER)
+        connection.recv(1)  # waits for the end of the connection
+
+    # The times of the start, of waiting for OTHER, and of waiting for the next message.
+    clock = SimpleNamespace(monotonic=iter([0, 1, 60]).__next__)
+    monkeypatch.setattr("rrq_fastwire.cli.ping.time", clock)
+    with pytest.raises(TimeoutError):
+        pinged(serve, 60)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from rrq_fastwire import (
 
 from ..taps import (
     ANSWER,
+    ENQUEUED,
     MILLISECONDS,
     on_a_terminal,
     passes,
@@ -27,6 +28,7 @@ from ..taps import (
 
 pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
+traffic = pytest.importorskip("rrq_fastwire.cli.tap.traffic", reason="the command line is an extra")
 cell_len = pytest.importorskip("rich.cells", reason="the command line is an extra").cell_len
 
 
@@ -170,6 +172,36 @@ def test_an_answer_to_no_request_is_marked(start):
         tap.says("<- success", 'answers no request: {"done":true}')
 
 
+def test_a_request_whose_id_is_used_again_is_never_answered(start):
+    tap = start()
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        passes(orchestrator, runner, request("first") + request("second"))
+        tap.says("waiting", "first", "never answered")
+        passes(runner, orchestrator, ANSWER)
+        tap.says("<- success", "second")
+    tap.ends(signal.SIGTERM)
+    assert tap.output.count("never answered") == 1
+    assert re.search(r"^ first +1 +0 +1 ", tap.output, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("only_errors", "lines_before_the_end"), [(False, 2), (True, 0)])
+def test_with_only_errors_a_late_answer_is_not_announced(
+    monkeypatch, only_errors, lines_before_the_end
+):
+    monkeypatch.setattr(traffic, "_REMIND_LEAST", 0.0)
+    lines = []
+    watched = traffic.Traffic(
+        lines.append, record=None, slow=None, only_errors=only_errors, live=False, process=None
+    )
+    connection = watched.watch(1)
+    connection.passed(request(deadline=ENQUEUED), to_runner=True)
+    watched.remind()
+    assert len(lines) == lines_before_the_end
+    watched.finish()  # shows the request, unless that is done, and that it was never answered
+    assert len(lines) == max(2, lines_before_the_end + 1)
+
+
 def test_an_invalid_message_is_named_and_the_next_one_is_shown(start):
     tap = start()
     orchestrator, runner = tap.connection()
@@ -235,14 +267,20 @@ def test_a_payload_of_a_megabyte_is_named_and_not_shown(start):
 
 def test_a_deeply_nested_payload_does_not_stop_the_output(start):
     """How deep the json module can read depends on the version of Python. Deeper payloads are not shown."""
-    tap = start("--redact", "x")
+    tap = start("--verbose", "--redact", "x")
     orchestrator, runner = tap.connection()
-    nested = b'{"type":"response","payload":{"status":"success","result":%s}}'
+    nested = b"[" * 1000 + b"]" * 1000
     with orchestrator, runner:
-        passes(runner, orchestrator, pack_frame(nested % (b"[" * 1000 + b"]" * 1000)))
+        for payload in (
+            b'{"status":"success","result":%s}' % nested,
+            b'{"status":"error","error":{"message":"no luck","details":%s}}' % nested,
+        ):
+            envelope = b'{"type":"response","payload":%s}' % payload
+            passes(runner, orchestrator, pack_frame(envelope))
         passes(orchestrator, runner, request())
         tap.says("-> echo")
-    assert "nested too deep to show" in tap.output or "[" * 1000 in tap.output
+    for line in tap.says("<- success"), tap.says("<- error", "no luck"):
+        assert "nested too deep to show" in line or "[" * 1000 in line
 
 
 def test_values_are_redacted_everywhere(start):

@@ -163,3 +163,21 @@ def test_captures_are_written_as_bytes_arrive(start, tmp_path):
     with orchestrator, runner:
         passes(orchestrator, runner, request()[:7])
         until(lambda: [file.read_bytes() for file in tmp_path.iterdir()] == [request()[:7]])
+        passes(orchestrator, runner, request()[7:])
+        until(lambda: [file.read_bytes() for file in tmp_path.iterdir()] == [request()])
+
+
+def test_bytes_that_cannot_be_recorded_are_still_passed_on_and_shown(start, tmp_path):
+    folder = tmp_path / "folder"
+    tap = start("--record", str(folder))
+    folder.rmdir()
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        for name in ("first", "second"):
+            passes(orchestrator, runner, request(name))
+            tap.says(f"-> {name}")
+        passes(runner, orchestrator, ANSWER)
+        tap.says("#1 -> no longer recorded: No such file or directory")
+        tap.says("#1 <- no longer recorded: No such file or directory")
+    tap.ends(signal.SIGTERM)
+    assert tap.output.count("no longer recorded") == 2

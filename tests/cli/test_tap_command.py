@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import re
 import signal
 import socket
 import subprocess
+import sys
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -14,11 +17,13 @@ from rrq_fastwire import (
     encode_frame,
 )
 
+from ..commands import FullPipe, free_port
 from ..stock import needs_rrq
 from ..taps import (
     ANSWER,
     COMMAND,
     RUNNERS,
+    Tap,
     can_connect,
     on_a_terminal,
     passes,
@@ -45,6 +50,34 @@ def test_output_that_is_not_read_delays_no_message(start):
     tap.says("messages skipped: output too slow")
     tap.ends(signal.SIGTERM)
     assert re.search(r"^ echo +3,000 +0 +0 ", tap.output, re.MULTILINE)
+
+
+PRINTING_ENDS_SOON = """
+import sys
+from rrq_fastwire.cli import main
+from rrq_fastwire.cli.tap import printer
+printer._PRINT_SECONDS = 0.5
+sys.exit(main(sys.argv[4:]))  # after the words of `python -m rrq_fastwire`
+"""
+
+
+def test_output_that_is_not_read_does_not_keep_the_command_from_ending(start, monkeypatch):
+    monkeypatch.delenv("PYTHONUNBUFFERED", raising=False)  # unbuffered output needs no lock
+    port = free_port()
+    options = ["--listen", f"127.0.0.1:{port}", "--to", "127.0.0.1:1"]
+    prefix = [sys.executable, "-c", PRINTING_ENDS_SOON]
+    with FullPipe() as pipe:
+        tap = start(*options, kind=Tap, port=port, stdout=pipe, prefix=prefix)
+        until(lambda: can_connect(port))
+        assert tap.ends(signal.SIGTERM) == 128 + signal.SIGTERM
+
+
+def test_stdout_can_be_any_object_that_text_can_be_written_to(refused):
+    with socket.create_server(("127.0.0.1", 0)) as taken, redirect_stdout(io.StringIO()):
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        status, _, said = refused("tap", "--listen", listen, "--to", "127.0.0.1:1")
+    assert status == 1
+    assert "cannot listen on" in said
 
 
 def test_a_closed_pipe_ends_the_command_quietly(start):

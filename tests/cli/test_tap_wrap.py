@@ -34,6 +34,8 @@ pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
 
+SMALL = str(Path(__file__).parents[1] / "small_runner.py")
+
 
 class Wrap(Tap):
     """A `tap --wrap` with the command of a runner."""
@@ -114,6 +116,29 @@ def test_the_exit_status_of_the_runner_is_passed_on(start):
     assert tap.output == "hello\n"
 
 
+SIGNALLED_BEFORE_THE_RUNNER_STARTS = """
+import asyncio, os, signal, sys
+from rrq_fastwire.cli import main
+
+start = asyncio.create_subprocess_exec
+
+async def signalled(*command, **options):
+    asyncio.create_subprocess_exec = start
+    os.kill(os.getpid(), signal.SIGTERM)
+    return await start(*command, **options)
+
+asyncio.create_subprocess_exec = signalled
+sys.exit(main(sys.argv[4:]))  # after the words of `python -m rrq_fastwire`
+"""
+
+
+def test_a_signal_that_arrives_before_the_runner_starts_reaches_the_runner(start):
+    prefix = [sys.executable, "-c", SIGNALLED_BEFORE_THE_RUNNER_STARTS]
+    runner = [sys.executable, "-c", "import time; time.sleep(600)"]
+    tap = start(*runner, kind=Wrap, prefix=prefix)
+    assert tap.ends() == 128 + signal.SIGTERM
+
+
 @needs_rrq
 def test_tap_listens_only_once_the_runner_listens(start, tmp_path):
     code = (
@@ -144,10 +169,15 @@ def test_no_process_remains_when_tap_is_killed(start, runner):
 
 @needs_rrq
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are found in /proc")
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", [*RUNNERS, "ignores SIGTERM"])
 def test_no_process_remains_when_the_parent_of_tap_ends(start, runner):
+    stubborn = (
+        "import runpy, signal; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+        f"runpy.run_path({SMALL!r}, run_name='__main__')"
+    )
+    runners = {**RUNNERS, "ignores SIGTERM": [sys.executable, "-c", stubborn]}
     parent = [sys.executable, "-c", "import subprocess, sys; subprocess.run(sys.argv[1:])"]
-    tap = start(*RUNNERS[runner], kind=Wrap, prefix=parent)
+    tap = start(*runners[runner], kind=Wrap, prefix=parent)
     until(lambda: can_connect(tap.port))
     assert len(tap.left()) == 4
     tap.process.kill()

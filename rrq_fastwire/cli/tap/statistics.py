@@ -33,14 +33,10 @@ class Latencies:
         """Return the milliseconds that this share of the latencies did not exceed, as text."""
         if not self._count:
             return "-"
-        seconds = self._longest
         left = share * self._count
-        for step, count in sorted(self._steps.copy().items()):
-            left -= count
-            if left <= 0:
-                seconds = min(math.exp(step * _STEP), self._longest)
-                break
-        return f"{seconds * 1000:,.1f}"
+        steps = sorted(self._steps.copy().items())
+        step = next(step for step, count in steps if (left := left - count) <= 0)
+        return f"{min(math.exp(step * _STEP), self._longest) * 1000:,.1f}"
 
 
 class FunctionCounts:

@@ -1,0 +1,88 @@
+"""The command line as a whole: closed outputs, Ctrl-C, and commands that need other packages."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from rrq_fastwire import CancelRequest, encode_frame
+
+from ..stock import needs_rrq
+
+for extra in ("click", "rich"):
+    pytest.importorskip(extra, reason="the command line is an extra")
+
+COMMAND = [sys.executable, "-m", "rrq_fastwire"]
+SETTINGS = ["--settings", "rrq_fastwire.cli.example.settings"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a POSIX shell")
+def test_a_command_works_without_stdout():
+    line = f"exec {shlex.join([*COMMAND, 'info'])} >&-"
+    done = subprocess.run(["sh", "-c", line], stderr=subprocess.PIPE, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_output_that_is_written_only_at_the_end_to_a_closed_pipe_ends_the_command_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(
+            [*COMMAND, "info"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            env={name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+            timeout=60,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, b"")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently on Windows")
+def test_ctrl_c_ends_a_command_that_waits_for_input_and_prints_nothing(tmp_path):
+    capture = tmp_path / "capture"
+    capture.write_bytes(encode_frame(CancelRequest(job_id="j")))
+    with subprocess.Popen(
+        [*COMMAND, "decode", "--json", str(capture), "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        assert b'"type":"cancel"' in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 130
+
+
+@needs_rrq
+def test_the_runner_is_also_a_command():
+    runner = shlex.join([*COMMAND, "runner", *SETTINGS])
+    done = subprocess.run(
+        [*COMMAND, "call", "--runner", runner, "echo", "a=1"],
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b'{"a":1}\n', b"")
+
+
+def test_the_help_of_the_runner_command_is_that_of_the_runner(refused):
+    status, printed, said = refused("runner", "--help")
+    assert (status, said) == (0, "")
+    assert "--settings" in printed
+    assert "--tcp-socket" in printed
+
+
+@pytest.mark.parametrize("missing", ["rrq.runner_runtime", "rich.table"])
+def test_the_demo_says_which_packages_it_needs(refused, monkeypatch, missing):
+    monkeypatch.setitem(sys.modules, missing, None)
+    status, printed, said = refused("demo")
+    assert (status, printed) == (1, "")
+    assert said.startswith("the demo needs other packages: pip install rrq 'rrq-fastwire[cli]' (")
+    assert said.count("\n") == 1
