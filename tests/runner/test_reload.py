@@ -75,6 +75,20 @@ def test_either_of_two_reasons_restarts_the_runner(command, reason):
     until(lambda: peer.ask("process") != me, "the restart")
 
 
+def test_files_that_are_not_python_do_not_restart_the_runner(command):
+    (command.folder / "source" / "logged.py").write_text(
+        "import logging\nlogging.basicConfig(level=logging.INFO)\nfrom source.app import *\n"
+    )
+    runner = command.start("--reload", settings="source.logged.handlers")
+    peer = command.connect(runner.port)
+    assert peer.ask("ask") == "first"
+    (command.folder / "source" / "a note.txt").write_text("not a program")
+    command.change("TEXT = 'second'")
+    until(lambda: peer.ask("ask") == "second", "the change is served")
+    assert "text.py" in runner.errors()
+    assert "a note.txt" not in runner.errors()
+
+
 def test_a_running_job_ends_before_the_restart(command):
     runner = start(command)
     peer, running = command.connect(runner.port), command.begin(runner.port, "until_told")
