@@ -219,6 +219,20 @@ def test_serve_drains_when_it_is_cancelled(run, caplog):
     assert caplog.messages[1:] == ["draining: 1 running jobs have 600 s to end"]
 
 
+def test_a_drain_without_jobs_ends_at_once_and_is_not_logged(run, caplog):
+    caplog.set_level(logging.INFO, "rrq_fastwire")
+
+    async def scenario():
+        serving, client = await start_serve({"echo": echo}, free_port(), drain=600)
+        async with client, asyncio.timeout(PATIENCE):
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    run(scenario())
+    assert "draining" not in caplog.text
+
+
 def test_a_runner_reads_again_if_its_rest_is_cancelled(run):
     """A signal does this to a runner that waits to be idle for its restart."""
 

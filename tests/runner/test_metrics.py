@@ -10,6 +10,8 @@ from http.client import HTTPException
 
 import pytest
 
+from rrq_fastwire import CancelRequest, encode_frame
+
 from ..commands import free_port, until
 
 pytest.importorskip("prometheus_client", reason="--metrics is an extra")
@@ -37,8 +39,15 @@ async def block_for_a_second(request):
 async def unfit(request):
     return object()
 
+async def returns_if_cancelled(request):
+    try:
+        await wait(request)
+    except asyncio.CancelledError:
+        return "too late"
+
 handlers |= {
-    handler.__name__: handler for handler in (send, fail, sleep, block_for_a_second, unfit)
+    handler.__name__: handler
+    for handler in (send, fail, sleep, block_for_a_second, unfit, returns_if_cancelled)
 }
 settings = register(handlers)
 """
@@ -117,6 +126,18 @@ def test_jobs_in_flight_are_counted_until_they_are_answered(command):
     until(lambda: scrape(runner)["rrq_fastwire_jobs_in_flight",] == 2, "a job is cancelled")
     cancelled = "rrq_fastwire_jobs_total", "cancelled", "wait"
     until(lambda: scrape(runner).get(cancelled) == 1, "it is counted")
+
+
+def test_a_job_that_returns_after_its_cancel_is_counted_once(command):
+    runner = start(command)
+    peer = command.begin(runner.port, "returns_if_cancelled")
+    peer.socket.sendall(encode_frame(CancelRequest(job_id="j")))
+    assert peer.receive().type == "cancelled"
+    assert peer.ask("kind")  # the handler has returned before
+    samples = scrape(runner)
+    assert samples["rrq_fastwire_jobs_total", "cancelled", "returns_if_cancelled"] == 1
+    assert ("rrq_fastwire_jobs_total", "returns_if_cancelled", "success") not in samples
+    assert samples["rrq_fastwire_jobs_in_flight",] == 0
 
 
 def test_a_job_that_blocks_the_event_loop_is_in_flight(command):

@@ -241,25 +241,16 @@ def test_a_signal_ends_every_serve_call_of_a_program(command, number):
 
 
 def test_serve_runs_jobs_in_another_thread_than_the_main_one(command):
-    serving, port = asyncio.Event(), free_port()
+    port = free_port()
 
     async def who(request):
         return threading.current_thread().name
 
-    async def until_told():
-        loops.append(asyncio.get_running_loop())
-        runner = asyncio.create_task(serve({"who": who}, f"127.0.0.1:{port}"))
-        await serving.wait()
-        runner.cancel()
-        with suppress(asyncio.CancelledError):
-            await runner
-
-    loops = []
-    thread = threading.Thread(target=asyncio.run, args=(until_told(),), name="another")
+    job = serve({"who": who}, f"127.0.0.1:{port}", max_jobs=1)
+    thread = threading.Thread(target=asyncio.run, args=(job,), name="another")
     thread.start()
     command.serving(port, thread.is_alive)
     assert command.connect(port).ask("who") == "another"
-    loops[0].call_soon_threadsafe(serving.set)
     thread.join(PATIENCE)
     assert not thread.is_alive()
 

@@ -227,6 +227,37 @@ def test_messages_that_wait_for_the_quota_are_delivered_before_the_end(run, conn
     run(scenario())
 
 
+def test_streams_that_wait_for_the_quota_are_served_after_an_interrupt(small_quota, connected):
+    found = []
+
+    async def scenario():
+        async with AsyncExitStack() as stack:
+            pairs = [await stack.enter_async_context(connected()) for _ in range(3)]
+
+            def take(received):
+                found.append(name(received))
+                if name(received) == "1":
+                    raise KeyboardInterrupt
+
+            receivers = [asyncio.create_task(stream.deliver(take)) for stream, _ in pairs]
+            await asyncio.sleep(0.001)
+            for number, (_, peer) in enumerate(pairs):
+                peer.send(frames(number))
+                peer.shutdown(socket.SHUT_WR)
+            await asyncio.wait(receivers[::2])
+            receivers[1].cancel()
+
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(scenario())
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        loop.run_until_complete(task)
+    finally:
+        loop.close()
+    assert found == ["0", "1", "2"]
+
+
 def test_an_error_that_a_cancelled_deliver_has_not_raised_is_raised_next(run, connected):
     async def scenario():
         async with connected() as (stream, peer):
