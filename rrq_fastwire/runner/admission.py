@@ -81,7 +81,7 @@ class Admission:
                 self._refuse(stream, reason)
                 return
             if self._header_timeout:
-                # Before this stream is one of them, because it has no function to replace yet.
+                # Called before the stream is added, because deliver() has not set its function yet.
                 self._watch_incomplete_messages()
                 if is_new:
                     # The callback runs after deliver() has begun and before the first message.
@@ -165,9 +165,10 @@ class Admission:
         for stream, watch in list(self._watches.items()):
             if not watch.is_waiting():
                 del self._watches[stream]
-            elif not (self.is_held or stream.congested):
+            elif not (self.is_held or stream.congested or stream.delivery_due):
                 watch.checks += 1
                 if watch.checks > _CHECKS:
+                    del self._watches[stream]
                     self._refuse(stream, "header_timeout")
         self._check_later()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from ..streams.quota import quota_of
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .. import ExecutionOutcome, ExecutionRequest
@@ -17,9 +19,13 @@ _ITERATIONS_TO_ACCEPT = 5
 
 
 async def let_accepted_connections_arrive() -> None:
-    """Wait until connections that asyncio has accepted have reached on_stream()."""
+    """Wait until connections that asyncio has accepted have reached on_stream().
+
+    Requests that have been read, but wait to be decoded, are decoded, too.
+    """
     for _ in range(_ITERATIONS_TO_ACCEPT):
         await asyncio.sleep(0)
+    await quota_of(asyncio.get_running_loop()).wait_for_turn()
 
 
 class Job:

@@ -1,9 +1,11 @@
-"""How much the streams of an event loop decode for deliver() in one iteration of the loop."""
+"""Limit how much the streams of an event loop decode for deliver() without a pause."""
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextvars import copy_context
+from functools import partial
 from weakref import WeakValueDictionary
 
 TYPE_CHECKING = False
@@ -19,7 +21,9 @@ _SIZE = 64 * 1024
 
 
 class Quota:
-    """Limits how many bytes the streams of an event loop decode in one iteration.
+    """Make streams wait for the next event loop iteration after 64 KiB were decoded.
+
+    This is checked after each read, so one large message is still decoded at once.
 
     Attributes:
         is_used_up: whether streams have to wait for the next iteration.
@@ -34,17 +38,24 @@ class Quota:
         self.is_used_up = False
 
     def use(self, size: int) -> None:
-        """Count bytes that were decoded.
+        """Count decoded bytes.
 
-        They add up over iterations, because a callback in each of them would take time.
+        They add up over iterations, because resetting the count in each iteration would take time.
         """
         self._used += size
         if self._used > _SIZE and not self.is_used_up:
             self._begin_soon()
 
     def wait(self, deliver: Callable[[], None]) -> None:
-        """Call a function as soon as the quota allows it, after those that wait already."""
-        self._waiting.append(deliver)
+        """Call a function in this context as soon as the quota allows it, after earlier ones."""
+        self._waiting.append(partial(copy_context().run, deliver))
+
+    async def wait_for_turn(self) -> None:
+        """Wait until the streams that wait now have been served."""
+        if self.is_used_up:
+            turn = asyncio.Event()
+            self.wait(turn.set)
+            await turn.wait()
 
     def _begin_soon(self) -> None:
         self.is_used_up = True
@@ -60,8 +71,9 @@ class Quota:
                 self._begin_soon()
 
 
-# By the id of the event loop. The id is not used again while the quota exists, because the quota
-# refers to the loop. A reference to the loop here would keep the streams of a closed loop.
+# The key is the id of the event loop. No other loop gets this id while the quota exists, because
+# the quota refers to its loop. A WeakKeyDictionary would keep closed loops alive, because its
+# values refer to its keys.
 _quotas: WeakValueDictionary[int, Quota] = WeakValueDictionary()
 
 

@@ -34,7 +34,8 @@ class MessageStream(Outbox):
     Attributes:
         transport: asyncio's transport, for get_extra_info() and the like.
         on_message: the function that deliver() calls; None while deliver() does not run. It can be
-            replaced by another function, which takes effect with the next read.
+            replaced by another function, which takes effect with the next
+            delivery.
 
     Raises, while iterating, after the messages that came first:
         MessageError: a payload is not a valid message; iterating again gives the next one.
@@ -121,6 +122,11 @@ class MessageStream(Outbox):
     def buffered(self) -> int:
         """How many bytes have arrived and are not taken, such as those of half a message."""
         return self._decoder.buffered
+
+    @property
+    def delivery_due(self) -> bool:
+        """Whether deliver() is about to handle what has arrived."""
+        return self._delivery_due
 
     def pause_reading(self) -> None:
         """Leave what the peer sends in the kernel, until resume_reading()."""
@@ -209,8 +215,9 @@ class MessageStream(Outbox):
         This costs less than iteration, because no task has to be woken. What the function sends
         leaves in one write when all messages of a read are handled, or at flush(). Messages are
         held back while drain() would wait. They are also held back until the next event loop
-        iteration if the streams of the loop have decoded more than 64 KiB in this one. So the
-        function may still be called after pause_reading(), close() or abort().
+        iteration when the streams of the loop have decoded more than 64 KiB; these bytes add up
+        over iterations. So the function may still be called after pause_reading(), close() or
+        abort().
 
         Returns when iteration would end. Raises what iteration would raise, and what the function
         raises. After a MessageError, call this again to get the later messages.

@@ -173,7 +173,7 @@ def test_a_connection_is_closed_if_a_part_of_its_first_message_came_before_it_wa
         closed = asyncio.Event()
 
         class PartlyRead(Stream):
-            buffered, congested, on_message = 3, False, None
+            buffered, congested, delivery_due, on_message = 3, False, False, None
 
             def abort(self):
                 closed.set()
@@ -290,3 +290,18 @@ def test_a_handler_that_blocks_does_not_make_messages_late(command):
     other.send("kind")  # the runner cannot read it while the handler blocks
     assert other.receive().result == "rrq_fastwire"
     peer.receive()
+
+
+def test_large_messages_that_wait_to_be_decoded_are_not_late(command):
+    (command.folder / "blocks.py").write_text(
+        "from app import *\n"
+        "async def block_briefly(request):\n"
+        "    time.sleep(0.05)\n"
+        "    return 'done'\n"
+        "handlers['block_briefly'] = block_briefly\n"
+    )
+    runner = command.start("--header-timeout", "0.2", settings="blocks.handlers")
+    peers = [command.connect(runner.port) for _ in range(20)]
+    for peer in peers:
+        peer.send("block_briefly", text="x" * 70_000)
+    assert [peer.receive().result for peer in peers] == ["done"] * 20

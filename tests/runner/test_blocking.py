@@ -153,6 +153,25 @@ def test_requests_whose_handlers_have_not_started_are_answered_at_the_shutdown(r
     run(running())
 
 
+def test_requests_that_wait_to_be_decoded_are_answered_at_the_shutdown(run):
+    async def running():
+        async def block(request):
+            if not ending:
+                ending.append(asyncio.create_task(runner.stop(PATIENCE)))
+            time.sleep(LONG_SECONDS)
+
+        ending = []
+        async with serving({"block": block}, 8) as (runner, *peers):
+            for peer in peers:
+                peer.send(new_request("block", {"text": "x" * 50_000}))
+            answers = [await peer.answers(1) for peer in peers]
+            await ending[0]
+            assert [answer.type for (answer,) in answers].count("success") == 1
+            assert [answer.type for (answer,) in answers].count("cancelled") == 7
+
+    run(running())
+
+
 def test_a_cancel_reaches_a_request_of_another_connection_whose_handler_has_not_started(run):
     began = []
 
@@ -188,7 +207,7 @@ def test_large_requests_of_other_connections_are_not_decoded_while_jobs_wait_to_
 
         async with serving({"block": block}, 5) as (runner, *peers):
             for peer in peers:
-                peer.send(new_request("block", {"text": "x" * 2**17}))
+                peer.send(new_request("block", {"text": "x" * 50_000}))
             for peer in peers:
                 assert (await peer.answers(1))[0].status == "success"
 

@@ -11,6 +11,7 @@ from contextlib import suppress
 
 import pytest
 
+from rrq_fastwire import pack_frame
 from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.runner.quiet import come_to_rest
@@ -43,6 +44,8 @@ async def in_thread(request):
 async def end_the_runner(request):
     if not left:
         left.append(request)
+        while not Path(request.params["sent"]).exists():
+            time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0.02)
     return "ended"
@@ -102,13 +105,16 @@ def test_connections_without_jobs_are_closed_at_once(command):
     assert command.wait(runner) == 0
 
 
-def test_requests_of_many_connections_that_arrived_before_the_drain_are_run(command):
+@pytest.mark.parametrize("size", [10, 100_000])  # the larger ones wait for the quota of decoding
+def test_requests_of_many_connections_that_arrived_before_the_drain_are_run(command, size):
     runner = start(command, "--drain", "600")
     peers = [command.connect(runner.port) for _ in range(8)]
     for peer in peers:
         peer.ask("kind")
+    sent = command.folder / "sent"
     for peer in peers:
-        peer.send("end_the_runner")
+        peer.send("end_the_runner", sent=str(sent), text="x" * size)
+    sent.touch()
     assert [peer.receive().result for peer in peers] == ["ended"] * 8
     assert command.wait(runner) == 0
 
@@ -146,6 +152,8 @@ def test_a_request_that_arrives_during_the_drain_does_not_cut_off_a_large_answer
             assert await asyncio.to_thread(idle.receive) is None  # the drain has begun
             ignored = asyncio.create_task(client.execute("wait", {"begun": late}))
             await asyncio.sleep(0)  # lets the request be sent
+            client.stream.transport.write(pack_frame(b"{}"))
+            await until_async(runner.errors)  # which says that both have been read
             (command.folder / "told").touch()
             assert len((await job).result) == 12_000_000
             with pytest.raises(ConnectionError):
