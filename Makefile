@@ -231,10 +231,10 @@ MODULES ?= rrq_fastwire/_py/*.py rrq_fastwire/_generic.py rrq_fastwire/_json.py
 TESTS ?= $(patsubst %,tests/codec/test_%.py,frames stream encode wire_table messages hostile implementations)
 MUTATED := build/mutation/source
 # Tests that count steps, read stacks or look at the names of modules, all of which mutmut changes.
-UNMUTATED := linear or cost or its_lines or context_variable
-# Each mutant gets a process in which pytest has not run before. In another one, pytest would escape a
-# backslash in the id of a test again and not find the test, and tests on uvloop would crash. mutmut
-# counts both as killed.
+LEFT_OUT := linear or cost or its_lines or context_variable
+# Run each mutant in a process in which pytest has not run before. A second run in the same process
+# escapes backslashes in test ids again, so pytest does not find these tests. Tests on uvloop crash
+# there. mutmut counts both as killed.
 list = [$(patsubst %,"%"$(comma),$(1))]
 comma := ,
 mutation: $(READY)  ## change MODULES in small ways, and list the changes that no test of TESTS notices
@@ -243,7 +243,7 @@ mutation: $(READY)  ## change MODULES in small ways, and list the changes that n
 	git ls-files -z rrq_fastwire tests pyproject.toml | xargs -0 cp --parents -t $(MUTATED)
 	printf '%s\n' '[tool.mutmut]' 'source_paths = ["rrq_fastwire"]' 'only_mutate = $(call list,$(MODULES))' \
 	    'pytest_add_cli_args_test_selection = $(call list,$(TESTS))' 'track_dependencies = false' \
-	    'pytest_add_cli_args = ["-pno:xdist", "-Wdefault", "--timeout=300", "-mnot hypothesis", "-k not ($(UNMUTATED))"]' \
+	    'pytest_add_cli_args = ["-pno:xdist", "-Wdefault", "--timeout=300", "-mnot hypothesis", "-k not ($(LEFT_OUT))"]' \
 	    'process_isolation = "forkserver"' 'forkserver_warmup = "none"' \
 	    >> $(MUTATED)/pyproject.toml
 	cd $(MUTATED) && export CI=1 RRQ_FASTWIRE_PURE=1 && \

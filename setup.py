@@ -65,13 +65,13 @@ class BuildExt(build_ext):
 
 
 def plain_mode(mode):
-    """Return the mode that a file has with the usual umask, given the one that it has."""
+    """Return the mode that a file would have with the umask 022."""
     return 0o755 if mode & 0o100 else 0o644
 
 
 class BdistWheel(bdist_wheel):
     def write_wheelfile(self, *arguments, **options):
-        """Write the last file of the wheel, and set the modes of all its files."""
+        """Write the WHEEL file, and set the modes of all files. RECORD is written later."""
         super().write_wheelfile(*arguments, **options)
         for path in Path(self.bdist_dir).rglob("*"):
             if path.is_file():

@@ -238,7 +238,7 @@ def until(ready, what):
 
 
 def kill(process):
-    """Kills a process. While coverage is measured, first lets it end, which writes what it measured."""
+    """Kills a process. If coverage is measured, terminates it first, so that it can save its figures."""
     if "COVERAGE_PROCESS_CONFIG" in os.environ:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):

@@ -58,7 +58,8 @@ def _json_form(value: Any, levels: int) -> Any:
     """Convert a value to JSON's types. A value without a form stays, and encoding then names it.
 
     Arguments:
-        levels: how many containers may be nested in one another. Encoding refuses deeper ones.
+        levels: how many more levels of containers to convert. Deeper values stay, and encoding
+            refuses them.
     """
     if levels == 0:
         return value

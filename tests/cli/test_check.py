@@ -177,7 +177,7 @@ async def verdict_on(name: str, reply, end) -> tuple[str, str]:
         ),
     ],
 )
-def test_what_is_wrong_with_an_answer_is_said(name, reply, verdict, seen):
+def test_check_says_what_is_wrong_with_an_answer(name, reply, verdict, seen):
     assert asyncio.run(verdict_on(name, reply, None)) == (verdict, seen)
 
 

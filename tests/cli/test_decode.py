@@ -197,7 +197,7 @@ def test_a_request_without_a_deadline_is_shown_without_one():
     assert re.search(r'-> charge   j         attempt 1 +{"card"', line)
 
 
-def test_a_payload_of_more_than_64_kb_is_named_and_not_shown():
+def test_a_payload_of_more_than_64_kb_is_mentioned_but_not_shown():
     long = encode_frame(ExecutionOutcome.success("j", "r", "x" * 70_000))
     lines = shown("--verbose", input=long + pack_frame(REQUEST))
     assert lines[0].endswith("kB, too long to show")

@@ -275,7 +275,7 @@ def shown(figures) -> list[str]:
     return [re.sub(r"[ │┃]+", " ", line).strip() for line in text.getvalue().splitlines()]
 
 
-def test_a_cpu_time_that_is_not_known_is_said_to_be_so():
+def test_an_unknown_cpu_time_is_printed_as_not_known():
     assert "CPU not known" in shown(reports.report(PLAN, measured()))
     assert "CPU 500,000.0 µs per request, 50% of a core" in shown(
         reports.report(PLAN, measured(1.0))
@@ -321,7 +321,7 @@ def no_answer():
         (lambda: ExecutionOutcome(status=OutcomeStatus.ERROR), "error: no message"),
     ],
 )
-def test_failures_are_counted_or_if_nobody_counts_them_end_the_workload(execute, message):
+def test_a_failure_that_is_not_counted_ends_the_workload(execute, message):
     latencies: list[float] = []
     failures: Counter[str] = Counter()
     work = {"in_flight": 2, "timeout": 1, "requests": 5, "answered": latencies.append}

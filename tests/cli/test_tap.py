@@ -186,7 +186,7 @@ def test_a_request_whose_id_is_used_again_is_never_answered(start):
 
 
 @pytest.mark.parametrize(("only_errors", "lines_before_the_end"), [(False, 2), (True, 0)])
-def test_with_only_errors_a_late_answer_is_not_announced(
+def test_late_answers_are_announced_unless_only_errors_are_shown(
     monkeypatch, only_errors, lines_before_the_end
 ):
     monkeypatch.setattr(traffic, "_REMIND_LEAST", 0.0)

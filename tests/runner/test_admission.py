@@ -167,7 +167,7 @@ def test_a_connection_is_closed_if_its_first_message_does_not_arrive(command, se
     assert "connection refused (header_timeout)" in runner.errors()
 
 
-def test_a_connection_is_closed_if_a_part_of_its_first_message_came_before_it_was_admitted(run):
+def test_the_header_timeout_applies_if_a_part_of_the_message_came_before_admission(run):
     # uvloop may read from a connection before the task starts that serves it.
     async def scenario():
         closed = asyncio.Event()

@@ -227,7 +227,7 @@ def test_a_handler_that_never_ends_delays_neither_its_answer_nor_other_jobs(run)
     run(running())
 
 
-def test_a_handler_that_outlasts_the_grace_is_named(run, caplog):
+def test_a_handler_that_outlasts_the_grace_period_is_named_in_the_log(run, caplog):
     async def running():
         begun, release = asyncio.Event(), asyncio.Event()
 

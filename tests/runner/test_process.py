@@ -240,7 +240,7 @@ def test_a_signal_ends_every_serve_call_of_a_program(command, number):
     assert command.wait(program) == 0
 
 
-def test_serve_runs_jobs_in_another_thread_than_the_main_one(command):
+def test_serve_works_outside_the_main_thread(command):
     port = free_port()
 
     async def who(request):

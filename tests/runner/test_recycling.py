@@ -96,7 +96,7 @@ def test_the_runner_restarts_after_a_number_of_jobs_and_keeps_its_connections(co
     assert "restarting once idle: the maximum number of jobs is reached" in runner.errors()
 
 
-def test_refused_requests_do_not_count(command):
+def test_refused_requests_do_not_count_towards_max_jobs(command):
     runner = command.start("--max-jobs", "4", settings="renewed.handlers")
     peer = command.connect(runner.port)
     first = peer.ask("who")

@@ -188,10 +188,13 @@ class Peer:
             raise ViolationError(f"bytes instead of the end of the connection: {rest!r}")
 
     async def expect_silence(self) -> None:
-        """Check that no answer comes after the last one, and that the connection still works."""
+        """Check that no further answer comes, and that the connection still works.
+
+        Call this only when every request has been answered.
+        """
         try:
             async with asyncio.timeout(_SILENCE):
-                await self.answer()  # raises ViolationError, because every request is answered
+                await self.answer()  # raises ViolationError for any answer
         except TimeoutError:
             await self.expect_echo()
 

@@ -33,6 +33,8 @@ class Latencies:
         """Return the milliseconds that this share of the latencies did not exceed, as text."""
         if not self._count:
             return "-"
+        # add() counts in _steps before _count, and another thread may add meanwhile. So the steps
+        # suffice.
         left = share * self._count
         steps = sorted(self._steps.copy().items())
         step = next(step for step, count in steps if (left := left - count) <= 0)
