@@ -232,11 +232,11 @@ TESTS ?= $(patsubst %,tests/codec/test_%.py,frames stream encode wire_table mess
 MUTATED := build/mutation/source
 # Tests that count steps, read stacks or look at the names of modules, all of which mutmut changes.
 LEFT_OUT := linear or cost or its_lines or context_variable
+list = [$(patsubst %,"%"$(comma),$(1))]
+comma := ,
 # Run each mutant in a process in which pytest has not run before. A second run in the same process
 # escapes backslashes in test ids again, so pytest does not find these tests. Tests on uvloop crash
 # there. mutmut counts both as killed.
-list = [$(patsubst %,"%"$(comma),$(1))]
-comma := ,
 mutation: $(READY)  ## change MODULES in small ways, and list the changes that no test of TESTS notices
 	$(RUN)/python -m pip install --quiet 'mutmut>=3.8'
 	rm -rf $(MUTATED) && mkdir -p $(MUTATED)

@@ -34,8 +34,7 @@ class MessageStream(Outbox):
     Attributes:
         transport: asyncio's transport, for get_extra_info() and the like.
         on_message: the function that deliver() calls; None while deliver() does not run. It can be
-            replaced by another function, which takes effect with the next
-            delivery.
+            replaced by another function, which takes effect with the next delivery.
 
     Raises, while iterating, after the messages that came first:
         MessageError: a payload is not a valid message; iterating again gives the next one.
@@ -98,7 +97,8 @@ class MessageStream(Outbox):
 
     def receive_nowait(self) -> RunnerMessage | None:
         """Return the next message; None if it has not arrived. Raises MessageError, FrameError."""
-        self._raise_failure()
+        if self._failure is not None:
+            self._raise_failure()
         try:
             message = next(self._decoder, None)
         except FrameError:
@@ -109,10 +109,10 @@ class MessageStream(Outbox):
         return message
 
     def _raise_failure(self) -> None:
-        """Raise what a delivery has raised, and deliver() has not, because it was cancelled."""
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
+        """Raise what a delivery has raised: in deliver(), or in the next call if it was cancelled."""
+        failure, self._failure = self._failure, None
+        assert failure is not None
+        raise failure
 
     def _end_suspension(self) -> None:
         self._suspended = False
@@ -237,7 +237,8 @@ class MessageStream(Outbox):
                 # Not now, because the function is always called outside of tasks.
                 self._deliver_soon()
                 await self._wait_as_receiver()
-            self._raise_failure()
+            if self._failure is not None:
+                self._raise_failure()
             self._has_ended()  # This raises, unless the peer has ended the stream.
         finally:
             self.on_message = None

@@ -206,6 +206,27 @@ def test_a_runner_that_exits_is_one_sentence(tmp_path):
     assert re.fullmatch(r"rrq-fastwire: the connection is lost: .*\n", said)
 
 
+def interrupted(begun: Path, *arguments: str, whole_group: bool = False) -> tuple[int, str, str]:
+    """Runs `load`, and presses Ctrl-C once a file exists. Returns the exit status, stdout and stderr.
+
+    Arguments:
+        whole_group: whether the runner gets the signal, too, as from a terminal.
+    """
+    with subprocess.Popen(
+        [*COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while not begun.exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+        printed, said = process.communicate(timeout=60)
+    return process.returncode, printed, said
+
+
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently on Windows")
 @pytest.mark.parametrize("to_the_runner_as_well", [False, True])
 def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_well):
@@ -216,22 +237,9 @@ def test_ctrl_c_prints_what_was_measured_until_then(tmp_path, to_the_runner_as_w
         "handlers = {'count': count}\n"
     )
     runner = runner_with(tmp_path, "counting.handlers")
-    with subprocess.Popen(
-        [*COMMAND, "--runner", runner, "count", "--seconds", "90"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        while not many.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        if to_the_runner_as_well:  # as a terminal does
-            os.killpg(process.pid, signal.SIGINT)
-        else:
-            process.send_signal(signal.SIGINT)
-        printed, said = process.communicate(timeout=60)
-    assert (process.returncode, said) == (130, "")
+    arguments = "--runner", runner, "count", "--seconds", "90"
+    status, printed, said = interrupted(many, *arguments, whole_group=to_the_runner_as_well)
+    assert (status, said) == (130, "")
     (requests,) = re.findall(r"^requests +([\d,]+) in ", printed, re.MULTILINE)
     assert int(requests.replace(",", "")) >= 400  # 64 in flight may be without an answer
     assert "throughput" in printed
@@ -246,19 +254,9 @@ def test_ctrl_c_before_the_first_answer_prints_no_figures(tmp_path):
         "handlers = {'wait': wait}\n"
     )
     runner = runner_with(tmp_path, "waiting.handlers")
-    with subprocess.Popen(
-        [*COMMAND, "--runner", runner, "wait", "--in-flight", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    ) as process:
-        while not begun.exists():
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        printed, said = process.communicate(timeout=60)
-    assert (process.returncode, printed) == (130, b"")
-    assert b"Traceback" not in said
+    status, printed, said = interrupted(begun, "--runner", runner, "wait", "--in-flight", "1")
+    assert (status, printed) == (130, "")
+    assert "Traceback" not in said
 
 
 PLAN = measurement.Plan("echo", {}, 1, 1, 2, None, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import socket
 import time
 from contextlib import asynccontextmanager
@@ -101,7 +102,10 @@ def test_a_ready_answer_is_sent_before_a_handler_that_blocks_starts(run, repeats
 
 @pytest.mark.parametrize("with_request_id", [True, False])
 @pytest.mark.parametrize("seconds", [LONG_SECONDS, LONG_SECONDS / 10])
-def test_a_cancel_reaches_a_request_whose_handler_has_not_started(run, with_request_id, seconds):
+@pytest.mark.parametrize("connections", [1, 7])
+def test_a_cancel_reaches_a_request_whose_handler_has_not_started(
+    run, with_request_id, seconds, connections
+):
     began = []
 
     async def running():
@@ -111,21 +115,27 @@ def test_a_cancel_reaches_a_request_whose_handler_has_not_started(run, with_requ
 
         async def block(request):
             if request.request_id == "0":
-                other.send(
+                canceller.send(
                     CancelRequest(
                         job_id="job of waiting", request_id="waiting" if with_request_id else None
                     )
                 )
             time.sleep(seconds)
 
-        async with serving({"block": block, "wait": wait}, 2) as (_, peer, other):
-            peer.send(
-                *(new_request("block", id=str(n)) for n in range(60)),
-                new_request("wait", id="waiting"),
-            )
-            answers = {each.request_id: each for each in await peer.answers(61)}
-            assert answers.pop("waiting").type == "cancelled"
-            assert {each.status for each in answers.values()} == {"success"}
+        handlers = {"block": block, "wait": wait}
+        async with serving(handlers, 1 + connections) as (_, canceller, *peers):
+            sent = dict.fromkeys(peers, 0)
+            for number in range(60):
+                peer = peers[number % connections]
+                peer.send(new_request("block", id=str(number)))
+                sent[peer] += 1
+            peers[-1].send(new_request("wait", id="waiting"))
+            sent[peers[-1]] += 1
+            answers = [await peer.answers(count) for peer, count in sent.items()]
+            types = {each.request_id: each.type for each in itertools.chain(*answers)}
+            assert types.pop("waiting") == "cancelled"
+            assert set(types.values()) == {"success"}
+            assert len(types) == 60
 
     run(running())
     assert began == []
@@ -170,31 +180,6 @@ def test_requests_that_wait_to_be_decoded_are_answered_at_the_shutdown(run):
             assert [answer.type for (answer,) in answers].count("cancelled") == 7
 
     run(running())
-
-
-def test_a_cancel_reaches_a_request_of_another_connection_whose_handler_has_not_started(run):
-    began = []
-
-    async def running():
-        async def wait(request):
-            began.append(request.request_id)
-            await asyncio.Event().wait()
-
-        async def block(request):
-            if request.request_id == "0":
-                canceller.send(CancelRequest(job_id="job of waiting"))
-            time.sleep(LONG_SECONDS)
-
-        async with serving({"block": block, "wait": wait}, 7) as (_, canceller, last, *peers):
-            for number, peer in enumerate(peers):
-                peer.send(new_request("block", id=str(number)))
-            last.send(new_request("wait", id="waiting"))
-            assert (await last.answers(1))[0].type == "cancelled"
-            for peer in peers:
-                assert (await peer.answers(1))[0].status == "success"
-
-    run(running())
-    assert began == []
 
 
 def test_large_requests_of_other_connections_are_not_decoded_while_jobs_wait_to_start(run):
