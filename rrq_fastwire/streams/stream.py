@@ -109,7 +109,7 @@ class MessageStream(Outbox):
         return message
 
     def _raise_failure(self) -> None:
-        """Raise what a delivery has raised: in deliver(), or in the next call if it was cancelled."""
+        """Raise what a delivery has raised, even after the deliver() of that time was cancelled."""
         failure, self._failure = self._failure, None
         assert failure is not None
         raise failure
