@@ -84,8 +84,8 @@ def test_other_types_raise_type_error(wire, wrong):
     for call in (wire.decode_frame, wire.pack_frame, decoder.feed):
         with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview, got "):
             call(wrong)
-    for call in (decoder.get_buffer, decoder.buffer_updated):
-        with pytest.raises(TypeError):
+    for call, name in ((decoder.get_buffer, "hint"), (decoder.buffer_updated, "nbytes")):
+        with pytest.raises(TypeError, match=f"^{name} must be an int, got str$"):
             call("1")
 
 
@@ -101,10 +101,10 @@ def test_a_limit_that_four_bytes_cannot_hold_raises_value_error(wire, limit):
     ):
         with pytest.raises(ValueError, match="max_frame_size must be from 1 to 4294967295"):
             call(max_frame_size=limit)
-        with pytest.raises(TypeError):
-            call(max_frame_size="16")
-        with pytest.raises(TypeError):
-            call(max_frame_size=16.0)
+        for wrong in ("16", 16.0):
+            expected = f"^max_frame_size must be an int, got {type(wrong).__name__}$"
+            with pytest.raises(TypeError, match=expected):
+                call(max_frame_size=wrong)
 
 
 @pytest.mark.parametrize("length", [MAX_FRAME_SIZE + 1, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
@@ -123,8 +123,10 @@ def test_a_length_beyond_the_limit_is_an_error_on_the_header(wire, length):
 
 
 def test_a_length_of_exactly_the_limit_is_accepted(wire):
-    frame = wire.pack_frame(bytes(MAX_FRAME_SIZE))
+    frame = wire.pack_frame(CANCEL.ljust(MAX_FRAME_SIZE))
+    assert wire.decode_frame(frame).job_id == "j"
     assert list(wire.FrameDecoder().feed(frame)) == [frame[4:]]
+    assert list(wire.FrameDecoder(max_frame_size=1).feed(b"\0\0\0\x01a")) == [b"a"]
     small = wire.FrameDecoder(max_frame_size=3)
     assert list(small.feed(b"\0\0\0\x03abc")) == [b"abc"]
     with pytest.raises(FrameTooLargeError, match="frame of 4 bytes exceeds the limit of 3"):

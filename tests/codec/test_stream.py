@@ -135,6 +135,32 @@ def test_cuts_and_types_make_no_difference(wire, frames, cuts, hows, eager, of):
         assert decoder.buffered == len(stream) - taken == whole.buffered
 
 
+@pytest.mark.parametrize(
+    ("pieces", "found"),
+    [
+        ([b"\0\0\0\x01a"], [b"a"]),
+        ([b"\0", b"\0", b"\0", b"\x01", b"a"], [b"a"]),
+        ([b"\0\0\0\x01a\0\0\0", b"\x02bc"], [b"a", b"bc"]),
+        ([b"\0\0\0\x01a\0", b"\0\0\x01b\0", b"\0\0\x01c\0\0"], [b"a", b"b", b"c"]),
+        ([b"\0\0\0\x05abcde", b"\0\0\0\x05fg", b"hij"], [b"abcde", b"fghij"]),
+        ([b"\0\0\0\x06"], [(FrameTooLargeError, (6, 5))]),
+        ([b"\0\0", b"\0\x06"], [(FrameTooLargeError, (6, 5))]),
+        ([b"\0\0\0\0"], [(EmptyFrameError, ())]),
+        ([b"\0\0", b"\0\0"], [(EmptyFrameError, ())]),
+        ([b"\0\0\0\x01a\0\0\0\0\0\0\0\x01b"], [b"a", (EmptyFrameError, ())]),
+    ],
+)
+@pytest.mark.parametrize("eager", [True, False])
+def test_where_payloads_and_errors_are(wire, pieces, found, eager):
+    decoder = wire.FrameDecoder(max_frame_size=5)
+    taken = []
+    for piece in pieces:
+        decoder.feed(piece)
+        if eager:
+            taken += items(decoder)
+    assert taken + ([] if eager else items(decoder)) == found
+
+
 @pytest.mark.parametrize("of", ["FrameDecoder", "MessageDecoder"])
 def test_the_error_that_ends_a_stream_comes_again_at_every_later_call(wire, of):
     decoder = getattr(wire, of)().feed(cancel("a") + b"\0\0\0\0" + cancel("b"))
@@ -200,9 +226,15 @@ def test_memory_of_get_buffer_counts_what_was_written_to_it_and_no_more(wire):
     for wrong in (-1, len(view) + 1, 2**70):
         with pytest.raises(ValueError, match=f"nbytes must be from 0 to {len(view)}, got "):
             decoder.buffer_updated(wrong)
+        with pytest.raises(ValueError, match="nbytes must be from 0 to 0, got 1"):
+            decoder.buffer_updated(1)
         view = decoder.get_buffer(-1)
+    assert decoder.buffer_updated(0) is decoder
+    view = decoder.get_buffer(-1)
     view[: len(cancel("a"))] = cancel("a")
     assert [message.job_id for message in decoder.buffer_updated(len(cancel("a")))] == ["a"]
+    with pytest.raises(ValueError, match="nbytes must be from 0 to 0, got 1"):
+        decoder.buffer_updated(1)
     decoder.get_buffer(10**12)
     decoder.feed(cancel("b"))
     with pytest.raises(ValueError, match="nbytes must be from 0 to 0, got 1"):
