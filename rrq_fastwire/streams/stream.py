@@ -285,6 +285,9 @@ class MessageStream(Outbox):
             self._failure = error
             self._wake_receiver()
             return True
+        except BaseException:
+            self._deliver_soon()  # the later messages, if the loop runs again
+            raise
         finally:
             self._quota.use(before - self._decoder.buffered)
             self._hold_writes = False

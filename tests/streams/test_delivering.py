@@ -218,6 +218,18 @@ def test_a_delivery_that_waits_for_the_quota_runs_in_the_context_of_its_stream(r
     run(scenario())
 
 
+def run_through_interrupt(scenario):
+    """Runs a coroutine in a loop that a KeyboardInterrupt stops once."""
+    loop = asyncio.new_event_loop()
+    try:
+        task = loop.create_task(scenario)
+        with pytest.raises(KeyboardInterrupt):
+            loop.run_until_complete(task)
+        loop.run_until_complete(task)
+    finally:
+        loop.close()
+
+
 def test_streams_that_wait_for_the_quota_are_served_after_an_interrupt(monkeypatch, connected):
     monkeypatch.setattr("rrq_fastwire.streams.quota._SIZE", 1000)  # only the first uses it up
     found = []
@@ -239,15 +251,29 @@ def test_streams_that_wait_for_the_quota_are_served_after_an_interrupt(monkeypat
             await asyncio.wait(receivers[::2])
             receivers[1].cancel()
 
-    loop = asyncio.new_event_loop()
-    try:
-        task = loop.create_task(scenario())
-        with pytest.raises(KeyboardInterrupt):
-            loop.run_until_complete(task)
-        loop.run_until_complete(task)
-    finally:
-        loop.close()
+    run_through_interrupt(scenario())
     assert found == ["0", "1", "2"]
+
+
+def test_the_messages_after_an_interrupt_are_delivered_if_the_loop_goes_on(connected):
+    found = []
+
+    async def scenario():
+        async with connected() as (stream, peer):
+
+            def take(received):
+                found.append(name(received))
+                if name(received) == "b":
+                    raise KeyboardInterrupt
+                if name(received) == "c":
+                    receiver.cancel()
+
+            receiver = asyncio.create_task(stream.deliver(take))
+            peer.send(frames("a", "b", "c"))
+            await asyncio.wait([receiver])
+
+    run_through_interrupt(scenario())
+    assert found == ["a", "b", "c"]
 
 
 def test_an_error_that_a_cancelled_deliver_has_not_raised_is_raised_next(run, connected):
