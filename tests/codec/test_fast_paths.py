@@ -131,6 +131,18 @@ def test_any_request_in_the_orchestrators_layout_decodes_the_same_on_both_paths(
     assert [message.request_id, message.function_name] == [texts[0], texts[2]]
 
 
+@pytest.mark.parametrize("size", [1, 2000, 3000, 10**6])
+@pytest.mark.parametrize("field", ["params", "trace_context"])
+def test_long_fields_decode_the_same_on_both_paths(wire, field, size):
+    value = {"k": "x" * size}
+    text = json.dumps(value).encode()
+    payload = REQUEST % ((text, NOON, b"null") if field == "params" else (b"{}", NOON, text))
+    message = wire.decode_frame(wire.pack_frame(payload))
+    assert_paths_agree(wire, payload)
+    found = message.params if field == "params" else message.context.trace_context
+    assert found == value
+
+
 @pytest.mark.parametrize("depth", [100, 1019, 1020, 1021, 1022, 1023, 1024, 1025])
 @pytest.mark.parametrize("layout", [0, 5, 6])
 def test_the_limit_of_nesting_counts_the_levels_around_a_value(wire, depth, layout):
