@@ -228,8 +228,7 @@ coverage: build/coverage/ready  ## measure the coverage of lines and branches, a
 # The mutants are in the pure implementation, so only that is tested. Tests that take long are left out.
 # Mutants of code that runs only at import always survive, because mutmut forks after the import.
 MODULES ?= rrq_fastwire/_py/*.py rrq_fastwire/_generic.py rrq_fastwire/_json.py
-TESTS ?= $(patsubst %,tests/codec/test_%.py,frames stream encode wire_table messages hostile implementations \
-    failing_allocations reentrancy threads interruptions)
+TESTS ?= $(patsubst %,tests/codec/test_%.py,frames stream encode wire_table messages hostile implementations)
 MUTATED := build/mutation/source
 # Tests that count steps, read stacks or look at the names of modules, all of which mutmut changes.
 LEFT_OUT := linear or cost or its_lines or context_variable
