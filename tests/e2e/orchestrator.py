@@ -36,6 +36,10 @@ RUN_SECONDS = 120
 # may be too short although nothing hangs, so the tests that run with this default ignore the line.
 ENDED_BY_FORCE = "rrq-fastwire-runner: ended by force"
 
+# The ports that no other worker has. A worker passes over ports in use. Two that start runners on the
+# same port at once would both use the runner that is first.
+PORTS = 50
+
 # The setting with the runner's address, which has another name in each version.
 SOCKETS = {"0.11.1": "tcp_port = {port}", "0.9.18": 'tcp_socket = "127.0.0.1:{port}"'}
 
@@ -131,7 +135,7 @@ class Orchestrator:
         self.database.flushall()
         directory = Path(tempfile.mkdtemp(dir=self.directory))
         command = [str(self.bin / runner[0]), *runner[1:], "--settings", settings]
-        port = free_port(pool.pool_size)
+        port = free_port(PORTS)
         database = "redis://127.0.0.1:{port}/0".format(**self.database.get_connection_kwargs())
         (directory / "rrq.toml").write_text(
             CONFIG.format(

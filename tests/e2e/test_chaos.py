@@ -59,6 +59,7 @@ class Site:
     """
 
     def __init__(self, stack, version, bin, directory, runner):
+        self._name = directory.name
         self.kills = Counter()
         self.orphans = 0
         self._stack = stack
@@ -76,7 +77,7 @@ class Site:
         self._worker = self._start_worker()
         self._acknowledged = directory / "acknowledged"
         self._producer = self._spawn(
-            [bin / "python", HERE / "produce.py", config, self._acknowledged]
+            [bin / "python", HERE / "produce.py", config, self._acknowledged, self._name]
         )
 
     def run(self, seconds, seed):
@@ -129,7 +130,9 @@ class Site:
 
     def ledger(self):
         """How often each job has run to its end."""
-        return Counter((self.deployment.directory / "ledger").read_text().splitlines())
+        ledger = Counter((self.deployment.directory / "ledger").read_text().splitlines())
+        assert all(id.startswith(self._name) for id in ledger), "jobs of another site"
+        return ledger
 
     def _kill(self, victim, number, plan):
         if victim == "redis":

@@ -13,7 +13,7 @@ import pytest
 
 from rrq_fastwire.cli.runner_process import free_port
 
-from .orchestrator import RUN_SECONDS, SOCKETS, Deployment, call
+from .orchestrator import PORTS, RUN_SECONDS, SOCKETS, Deployment, call
 
 ROOT = Path(__file__).parents[2]
 SHOP = ROOT / "docs" / "examples" / "shop"
@@ -49,7 +49,7 @@ def shop(orchestrator, monkeypatch, tmp_path):
     (folder / "shop-data").mkdir()
     call(orchestrator.bin / "python", "-c", ADD_ORDERS)
     port = orchestrator.database.get_connection_kwargs()["port"]
-    socket = SOCKETS[orchestrator.version].format(port=free_port(2))
+    socket = SOCKETS[orchestrator.version].format(port=free_port(PORTS))
     text = (folder / "rrq.toml").read_text().replace("127.0.0.1:6379", f"127.0.0.1:{port}")
     text = re.sub("tcp_port = .*", socket, text)
     # Lets retries follow soon.

@@ -11,7 +11,7 @@ import pytest
 
 from rrq_fastwire.cli.runner_process import free_port
 
-from .orchestrator import ENDED_BY_FORCE, RUN_SECONDS
+from .orchestrator import ENDED_BY_FORCE, PORTS, RUN_SECONDS
 
 TUTORIAL = Path(__file__).parents[2] / "docs" / "tutorial.md"
 
@@ -56,7 +56,7 @@ def test_the_commands_of_the_tutorial_print_what_it_shows(orchestrator, tmp_path
             # The second block takes the place of the runner's section.
             head = "" if "[rrq]" in block else config.read_text().partition("[rrq.runners")[0]
             text = head + block.replace("127.0.0.1:6379", database)
-            config.write_text(re.sub("tcp_port = .*", f"tcp_port = {free_port(16)}", text))
+            config.write_text(re.sub("tcp_port = .*", f"tcp_port = {free_port(PORTS)}", text))
         else:
             for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
                 if command.startswith((*SET_UP, "export")):
