@@ -258,10 +258,13 @@ def test_a_cancel_is_answered_although_what_the_handler_waits_for_refuses_it(run
             raise ValueError("not now")
 
     async def running():
-        waits_for = Refusing()
+        waits_for, ended = Refusing(), []
 
         async def wait(request):
-            await waits_for
+            try:
+                ended.append(await waits_for)
+            except asyncio.CancelledError:
+                ended.append("cancelled")
 
         async with serving({"wait": wait, "echo": echo}) as connect:
             peer = await connect()
@@ -274,7 +277,9 @@ def test_a_cancel_is_answered_although_what_the_handler_waits_for_refuses_it(run
             assert await peer.answer() == ExecutionOutcome.cancelled("job of r", "r")
             peer.send(request("echo", {"a": 1}))
             assert (await peer.answer()).result == {"a": 1}
-            waits_for.set_result(None)
+            waits_for.set_result("result")
+            await until(lambda: ended)
+            assert ended == ["result"]
 
     run(running())
     if arrives == "later":
