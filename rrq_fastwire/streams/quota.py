@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from contextvars import copy_context
-from functools import partial
 from weakref import WeakValueDictionary
 
 TYPE_CHECKING = False
@@ -47,8 +45,8 @@ class Quota:
             self._begin_soon()
 
     def wait(self, deliver: Callable[[], None]) -> None:
-        """Call a function in this context as soon as the quota allows it, after earlier ones."""
-        self._waiting.append(partial(copy_context().run, deliver))
+        """Call a function as soon as the quota allows it, after earlier ones."""
+        self._waiting.append(deliver)
 
     async def wait_for_turn(self) -> None:
         """Wait until the streams that wait now have been served."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from contextvars import copy_context
+from functools import partial
 from typing import cast
 
 from .. import MAX_FRAME_SIZE, FrameError, MessageDecoder
@@ -45,6 +47,7 @@ class MessageStream(Outbox):
     __slots__ = (
         "_broken",
         "_closed",
+        "_context",
         "_decoder",
         "_delivery_due",
         "_eof",
@@ -64,6 +67,9 @@ class MessageStream(Outbox):
     ) -> None:
         super().__init__()
         self._on_stream = on_stream
+        # The function of deliver() is called in a copy of this. Otherwise it could be called in the
+        # context of a task that has sent something, or has made room for messages held back.
+        self._context = copy_context()
         self._task: asyncio.Task[None] | None = None  # runs on_stream
         self._closed = self._loop.create_future()
         self._decoder = MessageDecoder(max_frame_size)
@@ -141,7 +147,7 @@ class MessageStream(Outbox):
 
     def _read_if_allowed(self) -> None:
         if not (self._paused or self._suspended or self._broken or self.is_closing()):
-            self.transport.resume_reading()
+            self._context.copy().run(self.transport.resume_reading)
 
     def _stop_reading(self) -> None:
         """Read nothing more, because the decoder has raised FrameError."""
@@ -200,7 +206,7 @@ class MessageStream(Outbox):
         if self.on_message is not None:
             if self._quota.is_used_up and not self._delivery_due:
                 self._delivery_due = True
-                self._quota.wait(self._continue_delivery)
+                self._quota.wait(partial(self._context.copy().run, self._continue_delivery))
             return self._delivery_due or self._deliver(self.on_message)
         if self._receiver is not None and not self._receiver.done():
             self._receiver.set_result(None)
@@ -246,7 +252,7 @@ class MessageStream(Outbox):
     def _deliver_soon(self) -> None:
         if not self._delivery_due:
             self._delivery_due = True
-            self._loop.call_soon(self._continue_delivery)
+            self._loop.call_soon(self._continue_delivery, context=self._context.copy())
 
     def _on_room(self) -> None:
         self._deliver_soon()
@@ -329,7 +335,7 @@ class MessageStream(Outbox):
         self._closed.set_result(None)
         self._unsent.clear()
         self._unsent_size = 0
-        self._hand_on()
+        self._context.copy().run(self._hand_on)
         self._wake_senders()
 
     def abort(self) -> None:

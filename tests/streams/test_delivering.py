@@ -218,6 +218,46 @@ def test_a_delivery_that_waits_for_the_quota_runs_in_the_context_of_its_stream(r
     run(scenario())
 
 
+@pytest.mark.parametrize("end", ["room", "lost"])
+@pytest.mark.parametrize("size", [0, 2**15], ids=["few bytes", "more than are read ahead"])
+def test_messages_held_back_have_the_context_of_the_stream_and_not_of_a_sender(
+    run, connected, end, size
+):
+    variable = contextvars.ContextVar("variable", default="of the stream")
+
+    async def send(stream):
+        variable.set("of a sender")
+        await fill(stream)
+
+    async def scenario():
+        async with connected() as (stream, peer):
+            found = []
+
+            def take(received):
+                found.append(variable.get())
+                if received.job_id == "last":
+                    receiver.cancel()
+
+            receiver = asyncio.create_task(stream.deliver(take))
+            await asyncio.create_task(send(stream))
+            sending = asyncio.create_task(write(peer, frames(*"abcd", size=size)))
+            await until(lambda: stream.buffered > 2 * size)
+            assert found == []
+            if end == "room":
+                reading = asyncio.create_task(read(peer, 10**6))
+                await sending
+                await write(peer, frames("last"))
+                await asyncio.gather(receiver, return_exceptions=True)
+                reading.cancel()
+            else:
+                sending.cancel()
+                await reset(peer)
+                await asyncio.gather(receiver, return_exceptions=True)
+            assert set(found) == {"of the stream"}
+
+    run(scenario())
+
+
 def run_through_interrupt(scenario):
     """Runs a coroutine in a loop that a KeyboardInterrupt stops once."""
     loop = asyncio.new_event_loop()
