@@ -162,7 +162,7 @@ class Runner:
             else:
                 log(logging.WARNING, "%s: sent a response, which a runner ignores", connection.name)
             return
-        if connection.hung_up:
+        if connection.hung_up or connection.stream.is_closing():
             return
         jobs = connection.jobs
         request_id = message.request_id

@@ -303,3 +303,33 @@ def test_requests_held_back_by_unread_answers_are_not_run_at_the_shutdown(run):
 
     run(running())
     assert began == []
+
+
+def test_requests_that_are_held_back_do_not_run_when_their_connection_is_lost(run):
+    ran, streams = [], []
+
+    async def blob(request):
+        return "x" * 300_000
+
+    async def note(request):
+        ran.append(request.request_id)
+
+    runner = Runner({"blob": blob, "note": note})
+
+    def on_stream(stream):
+        streams.append(stream)
+        return runner.on_stream(stream)
+
+    async def running():
+        async with await start_server(on_stream, "127.0.0.1", 0) as server:
+            address = server.sockets[0].getsockname()
+            _, writer = await asyncio.open_connection(*address)
+            writer.transport.pause_reading()
+            writer.write(b"".join(request("blob", id=str(number)) for number in range(60)))
+            writer.write(b"".join(request("note", id=f"n{number}") for number in range(9)))
+            await until(lambda: streams and streams[0].congested and streams[0].buffered)
+            writer.transport.abort()
+            await until(lambda: not runner.connections)
+        assert ran == []
+
+    run(running())
