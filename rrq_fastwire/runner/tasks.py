@@ -50,11 +50,14 @@ else:
     from contextvars import copy_context
     from typing import Any, cast
 
+    # PyPy does not count references. There, each job gets a task of its own.
+    _count_references = getattr(sys, "getrefcount", lambda task: object())
+
     class TaskStarter:
         """Start coroutines under a task in reserve, which takes over a coroutine that waits.
 
         This replaces eager tasks, which Python 3.11 does not have. The difference: coroutines that
-        do not wait see the same task, one after another.
+        do not wait see the same task, one after another, until one of them keeps it.
         """
 
         def __init__(self) -> None:
@@ -76,10 +79,14 @@ else:
             context = copy_context()
             # asyncio documents these two functions for other implementations of tasks.
             asyncio._enter_task(loop, task)
+            references = _count_references(task)
             try:
                 waits_for = context.run(steps.send, None)
             except StopIteration:
-                self._reserve = relay
+                if _count_references(task) == references and not task._callbacks:
+                    self._reserve = relay
+                else:  # the handler has kept the task, so this must end with the handler
+                    relay.take_over(context, _nothing(), None)
                 return None
             finally:
                 asyncio._leave_task(loop, task)
@@ -92,8 +99,14 @@ else:
             if self._reserve is not None:
                 self._reserve.task.cancel()
 
+    async def _nothing() -> None:
+        """End at once."""
+
     class _Relay:
-        """The coroutine of a task in reserve: it waits, and then runs the rest of another one."""
+        """The coroutine of a task in reserve: it waits, and then runs the rest of another one.
+
+        Then it has the attributes of that coroutine, so that tools see where a handler waits.
+        """
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
             self.idle = loop.create_future()  # what the task waits for in reserve
@@ -109,10 +122,14 @@ else:
         ) -> None:
             """Continue a coroutine, which has yielded what it waits for, in the next iteration."""
             self._context, self._steps, self._waits_for = context, steps, waits_for
+            del self.task  # the task refers to this object, which would be a cycle
             if asyncio.isfuture(waits_for):
                 waits_for._asyncio_future_blocking = False  # others may wait for it meanwhile
             if not self.idle.done():
                 self.idle.set_result(None)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._steps, name)
 
         def send(self, value: None) -> object:
             if self._context is None:

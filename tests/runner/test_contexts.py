@@ -24,6 +24,7 @@ from ..engine import (
     serving,
     until,
 )
+from ..handlers import forever
 from ..stock import (
     HAS_RRQ,
     RetryJob,
@@ -235,4 +236,100 @@ def test_objects_of_a_failed_handler_are_freed_at_once(run):
         assert run(running()) == [None] * len(frames)
     finally:
         logging.disable(logging.NOTSET)
+        gc.enable()
+
+
+def test_a_task_that_a_job_keeps_is_that_of_no_other_job(run):
+    kept, release = [], asyncio.Event()
+
+    async def keep(request):
+        kept.append(asyncio.current_task())
+
+    async def wait(request):
+        await release.wait()
+        return asyncio.current_task().get_name()
+
+    async def running():
+        async with serving({"keep": keep, "wait": wait}) as connect:
+            peer = await connect()
+            peer.send(request("keep", id="1"), request("keep", id="2"), request("wait", id="3"))
+            await peer.answers(2)
+            assert [task.get_name() for task in kept] == ["rrq-runner-1", "rrq-runner-2"]
+            for task in kept:
+                task.cancel()
+            release.set()
+            assert (await peer.answer()).result == "rrq-runner-3"
+
+    run(running())
+
+
+def test_the_callbacks_of_a_jobs_task_are_called_when_the_job_has_ended(run):
+    ended = []
+
+    async def ask(request):
+        asyncio.current_task().add_done_callback(lambda task: ended.append(task.get_name()))
+
+    async def running():
+        async with serving({"ask": ask}) as connect:
+            peer = await connect()
+            peer.send(request("ask", id="1"), request("ask", id="2"))
+            await peer.answers(2)
+            await until(lambda: len(ended) == 2)
+            assert ended == ["rrq-runner-1", "rrq-runner-2"]
+
+    run(running())
+
+
+def test_tools_see_where_a_handler_waits(run):
+    async def wait(request):
+        await forever(request)
+
+    async def running():
+        async with serving({"wait": wait}) as connect:
+            peer = await connect()
+            peer.send(request("wait"))
+            await until(lambda: task_named("rrq-runner-r") is not None)
+            task, functions = task_named("rrq-runner-r"), []
+            waits_for = task.get_coro()
+            while hasattr(waits_for, "cr_frame"):
+                functions.append(waits_for.cr_frame.f_code.co_name)
+                waits_for = waits_for.cr_await
+            assert functions[:3] == ["_run", "wait", "forever"]
+            assert "coro=<Runner._run() running at " in repr(task)
+            task.cancel()
+            await peer.answers(1)
+
+    def task_named(name):
+        return next((task for task in asyncio.all_tasks() if task.get_name() == name), None)
+
+    run(running())
+
+
+@pytest.mark.parametrize("waits", [0, 1, 2])
+def test_the_context_of_a_job_is_freed_when_the_job_has_ended(run, waits):
+    class Value:
+        pass
+
+    held = []
+
+    async def hold(request):
+        value = Value()
+        VARIABLE.set(value)
+        held.append(weakref.ref(value))
+        for _ in range(waits):
+            await asyncio.sleep(0)
+
+    async def running():
+        async with serving({"hold": hold}) as connect:
+            peer = await connect()
+            peer.send(*(request("hold", id=str(number)) for number in range(10)))
+            await peer.answers(10)
+            await asyncio.sleep(0)
+            return [reference() for reference in held]
+
+    gc.collect()
+    gc.disable()
+    try:
+        assert run(running()) == [None] * 10
+    finally:
         gc.enable()
