@@ -50,8 +50,15 @@ class Handover:
 
         Arguments:
             descriptors: the file descriptors of the listening socket and of the connections.
+
+        Raises OSError, and keeps none, if there are not enough file descriptors.
         """
-        self._kept += [socket.socket(fileno=os.dup(descriptor)) for descriptor in descriptors]
+        try:
+            for descriptor in descriptors:
+                self._kept.append(socket.socket(fileno=os.dup(descriptor)))
+        except OSError:
+            self.abandon()
+            raise
         self._is_due = True
 
     def keep_inherited(self) -> None:

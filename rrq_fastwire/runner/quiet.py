@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .connections import Connection
     from .engine import Runner
 
-__all__ = ["come_to_rest", "drain"]
+__all__ = ["come_to_rest", "drain", "read_again"]
 
 # How often to check whether all jobs are answered and all answers are sent, because that sends no
 # event.
@@ -68,9 +68,14 @@ async def come_to_rest(runner: Runner, seconds: float) -> bool:
         is_at_rest = await _wait_until(partial(_pause_reading, runner), seconds)
     finally:
         if not is_at_rest:
-            for connection in runner.connections:
-                connection.stream.resume_reading()
+            read_again(runner)
     return is_at_rest
+
+
+def read_again(runner: Runner) -> None:
+    """Undo come_to_rest()."""
+    for connection in runner.connections:
+        connection.stream.resume_reading()
 
 
 def _pause_reading(runner: Runner) -> bool:

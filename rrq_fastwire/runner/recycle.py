@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 from .defaults import LimitError
@@ -69,11 +70,11 @@ class Recycling:
             self._set_due("the maximum number of jobs is reached")
 
     def _check_memory(self) -> None:
-        now = resident_bytes()
-        if self._max_rss is not None and now >= self._max_rss:
-            self._set_due(f"{now} bytes of memory exceed the maximum")
-        else:
-            self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._check_memory)
+        self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._check_memory)
+        with suppress(OSError):  # if no file can be opened now, a later check may succeed
+            now = resident_bytes()
+            if self._max_rss is not None and now >= self._max_rss:
+                self._set_due(f"{now} bytes of memory exceed the maximum")
 
     def _set_due(self, reason: str) -> None:
         if not self.due.done():

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from .connections import let_accepted_connections_arrive
 from .log import log
-from .quiet import come_to_rest
+from .quiet import come_to_rest, read_again
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,15 +62,29 @@ class Renewal:
         done, _ = await asyncio.wait(self._due, return_when=asyncio.FIRST_COMPLETED)
         verb = "ending" if self._handover is None else "restarting"
         log(logging.INFO, "%s once idle: %s", verb, done.pop().result())
-        while True:
-            admission.is_held = True
-            await self._stop_accepting()
-            if await come_to_rest(runner, _PAUSE_SECONDS):
-                break
+        while not await self._try(runner, admission):
             admission.is_held = False
-            assert self._listener is not None
-            self._server = await self._listen(self._listener)
+            if not self._server.is_serving():
+                assert self._listener is not None
+                self._server = await self._listen(self._listener)
             await asyncio.sleep(_RETRY_SECONDS)
+
+    async def _try(self, runner: Runner, admission: Admission) -> bool:
+        """Return whether the runner accepts nothing, is idle, and has kept its sockets."""
+        admission.is_held = True
+        try:
+            await self._stop_accepting()
+            if not await come_to_rest(runner, _PAUSE_SECONDS):
+                return False
+            self._keep_sockets(runner)
+        except OSError as error:  # no file descriptor is left, perhaps because a handler leaks them
+            log(logging.WARNING, "cannot end or restart now: %s", error)
+            read_again(runner)
+            return False
+        return True
+
+    def _keep_sockets(self, runner: Runner) -> None:
+        """Keep the sockets for the next process, if there will be one. Raises OSError."""
         if self._handover is not None:
             assert self._listener is not None
             streams = [connection.stream for connection in runner.connections]
@@ -91,11 +105,13 @@ class Renewal:
         (listener,) = self._server.sockets
         self._listener = socket.socket(fileno=os.dup(listener.fileno()))
         # A server of asyncio that is closed drops connections that it has just accepted. So first
-        # remove its reader, and it accepts none. A server of uvloop has no reader, and drops none.
+        # remove its reader, and it accepts none. A server of uvloop has no reader, and drops none,
+        # but accepts more until it is closed.
         with suppress(RuntimeError):
             loop.remove_reader(listener.fileno())
         await let_accepted_connections_arrive()
         self._server.close()
+        await let_accepted_connections_arrive()
 
     def close(self) -> None:
         """Close the server and its socket."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -13,16 +14,21 @@ import threading
 import pytest
 
 from rrq_fastwire import PROTOCOL_VERSION
+from rrq_fastwire.runner.admission import Admission
+from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.runner.recycle import LimitError, Recycling, with_jitter
+from rrq_fastwire.runner.renewal import Renewal
+from rrq_fastwire.streams import start_server
 
 from ..commands import free_port, until
 from ..engine import start_serve
+from ..engine import until as until_async
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
 
 HANDLERS = """
 from app import *
-import atexit, logging, uuid
+import atexit, contextlib, logging, os, resource, uuid
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 me = str(uuid.uuid4())
@@ -46,12 +52,22 @@ async def note(request):
         print(request.params["job"], file=notes)
     return me
 
+async def exhaust(request):
+    # Takes all file descriptors.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, most))
+    with contextlib.suppress(OSError):
+        while True:
+            left.append(os.open("/dev/null", os.O_RDONLY))
+    return me
+
 async def grow(request):
     left.append(bytearray(200_000_000))
     return me
 
 handlers |= {
-    "who": who, "change": change, "until_told": until_told, "note": note, "grow": grow
+    "who": who, "change": change, "until_told": until_told, "note": note, "grow": grow,
+    "exhaust": exhaust,
 }
 settings = register(handlers)
 """
@@ -194,6 +210,18 @@ def test_sigterm_ends_a_runner_that_waits_for_a_job_before_its_restart(command):
     assert command.wait(runner) == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_without_a_file_descriptor_the_runner_goes_on(command):
+    runner = command.start("--max-jobs", "1", settings="renewed.handlers")
+    running = command.begin(runner.port, "until_told")
+    peer = command.connect(runner.port)
+    me = peer.ask("exhaust")
+    until(lambda: "cannot end or restart now: [Errno 24]" in runner.errors(), "the restart fails")
+    (command.folder / "told").touch()
+    assert running.receive().result == me
+    assert peer.ask("who")[0] == me
+
+
 def test_the_runner_exits_if_its_settings_fail_at_the_restart(command):
     runner = command.start("--max-jobs", "1", settings="renewed.handlers")
     (command.folder / "renewed.py").write_text("raise RuntimeError('broken')")
@@ -208,6 +236,55 @@ def test_a_limit_of_memory_is_refused_where_memory_is_not_known(run, monkeypatch
     async def scenario():
         with pytest.raises(LimitError, match="known on Linux only"):
             Recycling(max_rss=2**40)
+
+    run(scenario())
+
+
+def test_memory_is_watched_although_it_could_not_be_read_once(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("rrq_fastwire.runner.recycle._POLL_SECONDS", 0.001)
+    monkeypatch.setattr("sys.platform", "linux")
+    memory = tmp_path / "statm"
+    monkeypatch.setattr("rrq_fastwire.runner.recycle._MEMORY", memory)
+
+    async def scenario():
+        memory.write_text("1 1")
+        recycling = Recycling(max_rss=2**30)
+        memory.unlink()
+        await asyncio.sleep(0.01)
+        memory.write_text(f"1 {2**30}")
+        async with asyncio.timeout(30):
+            assert "bytes of memory exceed the maximum" in await recycling.due
+        recycling.stop()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("attempt", range(5))
+def test_connections_accepted_at_the_last_moment_are_known_before_a_restart(run, attempt):
+    async def scenario():
+        runner = Runner({})
+        server = await start_server(runner.on_stream, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        due = asyncio.get_running_loop().create_future()
+        due.set_result("for this test")
+        renewal = Renewal([due], None, server, None)
+        with contextlib.ExitStack() as clients:
+
+            def connect():
+                for _ in range(60):
+                    clients.enter_context(socket.create_connection(address))
+
+            connecting = threading.Thread(target=connect)
+            connecting.start()
+            await until_async(lambda: runner.connections)
+            await renewal.wait(runner, Admission())
+            known = len(runner.connections)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            assert len(runner.connections) == known
+            await asyncio.to_thread(connecting.join)
+        renewal.close()
+        await runner.stop(grace=1)
 
     run(scenario())
 
