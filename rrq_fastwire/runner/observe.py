@@ -41,7 +41,10 @@ class ObservedRunner(Runner):
 
     def is_known(self, function_name: str) -> bool:
         """Return whether the function has a handler."""
-        return self._find(function_name) is not None
+        try:
+            return self._find(function_name) is not None
+        except BaseException:  # raised by the user's mapping, which _run() reports
+            return False
 
     def _take(self, connection: Connection, message: RunnerMessage) -> None:
         self._began = began = time.monotonic()

@@ -50,6 +50,14 @@ handlers |= {
     for handler in (send, fail, sleep, block_for_a_second, unfit, returns_if_cancelled)
 }
 settings = register(handlers)
+
+class Plugins(dict):
+    def get(self, name):
+        if name not in self:
+            raise ImportError(f"no plugin {name!r}")
+        return self[name]
+
+plugins = Plugins(handlers)
 """
 
 
@@ -144,6 +152,22 @@ def test_a_job_that_blocks_the_event_loop_is_in_flight(command):
     runner = start(command)
     command.begin(runner.port, "block")
     assert scrape(runner)["rrq_fastwire_jobs_in_flight",] == 1
+
+
+def test_a_lookup_that_fails_is_answered_and_counted_as_of_an_unknown_function(command):
+    runner = start(command, "measured.plugins")
+    peer = command.connect(runner.port)
+    peer.send("sleep")
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
+    peer.send("odd")
+    answers = peer.receive(), peer.receive()
+    assert {answer.error and answer.error.message for answer in answers} == {
+        None,
+        "no plugin 'odd'",
+    }
+    counted = scrape(runner)
+    assert [key for key in counted if "odd" in key] == []
+    assert counted["rrq_fastwire_jobs_total", "(unknown)", "failure"] == 1
 
 
 def test_refused_requests_are_counted(command):
