@@ -390,18 +390,23 @@ class Runner:
             grace: seconds that handlers have to end, and peers to read their answers.
         """
         self.begin_end()
-        await let_accepted_connections_arrive()
-        streams = [connection.stream for connection in self.connections]
-        for connection in self.connections:
-            self._hang_up(connection)
-        self._deadlines.stop()
-        self._tasks.stop()
-        self._handlers.stop()
+        streams = []
+        try:
+            await let_accepted_connections_arrive()
+        finally:  # even if this is cancelled
+            for connection in self.connections:
+                streams.append(connection.stream)
+                self._hang_up(connection)
+            self._deadlines.stop()
+            self._tasks.stop()
+            self._handlers.stop()
         closed = [asyncio.ensure_future(stream.wait_closed()) for stream in streams]
-        if closed or self._cancelled:
-            await asyncio.wait({*closed, *self._cancelled}, timeout=grace)
-        for stream in streams:
-            stream.abort()
+        try:
+            if closed or self._cancelled:
+                await asyncio.wait({*closed, *self._cancelled}, timeout=grace)
+        finally:
+            for stream in streams:
+                stream.abort()
         for job in self._cancelled.values():
             job_id, name = describe(job.job_id), describe(job.function_name)
             log(logging.WARNING, "job %s: %s keeps running after its cancellation", job_id, name)

@@ -297,15 +297,22 @@ async def run_server(
                     guard.begin_end()
                 (server if renewal is None else renewal).close()
                 admission.stop()
-                if drain and not is_renewed:
-                    await drain_runner(runner, drain)
-                    if guard is not None:
-                        guard.drain_is_over()
-                await runner.stop(grace)
+                await _end(runner, 0.0 if is_renewed else drain, grace, guard)
         has_ended = True
     finally:
         if handover is not None and (told_to_end or not has_ended):
             handover.abandon()
+
+
+async def _end(runner: Runner, drain: float, grace: float, guard: Guard | None) -> None:
+    """Let the running jobs end, and stop the runner."""
+    try:
+        if drain:
+            await drain_runner(runner, drain)
+            if guard is not None:
+                guard.drain_is_over()
+    finally:  # even if this is cancelled
+        await runner.stop(grace)
 
 
 def _measure(

@@ -227,6 +227,23 @@ def test_serve_drains_when_it_is_cancelled(run, caplog):
     assert caplog.messages[1:] == ["draining: 1 running jobs have 600 s to end"]
 
 
+@pytest.mark.parametrize("drain", [0, 600])
+def test_serve_answers_its_jobs_although_it_is_cancelled_twice(run, drain):
+    async def scenario():
+        serving, client = await start_serve({"forever": forever}, free_port(), drain=drain)
+        async with client:
+            job = asyncio.create_task(client.execute("forever"))
+            assert (await client.execute("not found")).type == "handler_not_found"
+            serving.cancel()
+            await asyncio.sleep(0)
+            serving.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await serving
+            assert (await job).type == "cancelled"
+
+    run(scenario())
+
+
 def test_a_drain_without_jobs_ends_at_once_and_is_not_logged(run, caplog):
     caplog.set_level(logging.INFO, "rrq_fastwire")
 
