@@ -25,7 +25,7 @@ OURS, STOCK = "rrq_fastwire.runner", "rrq.runner_runtime"
 PATIENCE = 30
 
 APP = '''
-import asyncio, multiprocessing, os, signal, threading, time
+import asyncio, multiprocessing, os, signal, sys, threading, time
 from pathlib import Path
 
 def begun(request):
@@ -98,6 +98,27 @@ async def stop_child(request):
         codes.append(child.exitcode)
     return codes
 
+async def stop_child_with_another_handler(request):
+    """The same for a child that has inherited a signal handler of the job's, which calls the previous one."""
+    previous = signal.getsignal(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, lambda number, frame: previous(number, frame))
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+    child.start()
+    child.terminate()
+    child.join()
+    return child.exitcode
+
+def fork_and_exit(request):
+    """The exit status of a child that ends with sys.exit()."""
+    pid = os.fork()
+    if pid == 0:
+        sys.exit(request.params["status"])
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+async def fork_and_exit_in_loop(request):
+    return fork_and_exit(request)
+
 async def signal_twice(request):
     """Sends two signals, the second before Python has called the signal handler of the first."""
     both = signal.SIGINT, signal.SIGTERM
@@ -119,10 +140,12 @@ handlers = {
     handler.__name__: handler
     for handler in (
         kind, wait, swallow, clean_up, block, leave_task, leave_stubborn_task, leave_thread, wait_for_thread,
-        flood, outlive_parent, stop_child, signal_twice, loop,
+        flood, outlive_parent, stop_child, stop_child_with_another_handler, fork_and_exit_in_loop,
+        signal_twice, loop,
     )
 }
 handlers_with_a_mistake = {"report": not_async}
+handlers_with_threads = handlers | {"fork_and_exit": fork_and_exit}
 try:
     from rrq.registry import Registry
     from rrq.runner_settings import PythonRunnerSettings

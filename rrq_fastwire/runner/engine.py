@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import os
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ from .outcomes import (
     returned,
     timeout,
 )
+from .process import exit_forked_child
 from .stock import HAS_RRQ, rrq
 from .tasks import TaskStarter
 
@@ -109,6 +111,7 @@ class Runner:
             raise TypeError("on_error must be a plain function, which is not async")
         self._on_error = on_error
         self._max_in_flight = max_in_flight
+        self._pid = os.getpid()
         self.connections: set[Connection] = set()
         self._tasks = TaskStarter()
         # Whether a function took long up to its first wait when it last ran, or has never run.
@@ -281,6 +284,7 @@ class Runner:
                 else:
                     outcome = returned(result, job)
         except BaseException as error:
+            exit_forked_child(error, self._pid)
             outcome = failure(job, error)
             if job.connection is not None:
                 self._answer(job, outcome, error)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 TYPE_CHECKING = False
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
 
     SignalHandler: TypeAlias = "Callable[[int, FrameType | None], Any] | int | None"
 
-__all__ = ["ending_signals"]
+__all__ = ["ending_signals", "exit_forked_child"]
 
 _NUMBERS = int(signal.SIGTERM), int(signal.SIGINT)
 
-# The signal handlers that _on_signal() has replaced, by number.
+# The signal handlers that _on_signal() replaces, or has replaced last, by number.
 _before: dict[int, SignalHandler] = {}
 
 # Called with a signal's number, and with what the user's own signal handler raised, or None.
@@ -74,8 +75,26 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
         raise error
 
 
+def exit_forked_child(error: BaseException, runners_pid: int) -> None:
+    """End this process if a handler has forked it, and it is about to exit with SystemExit.
+
+    Its parent answers the job. If the child's event loop went on, the child would answer, too, and
+    would be a second runner on the same sockets.
+    """
+    if not isinstance(error, SystemExit) or os.getpid() == runners_pid:
+        return
+    status = error.code if isinstance(error.code, int) else int(error.code is not None)
+    with suppress(OSError, ValueError, AttributeError):
+        if error.code is not None and not isinstance(error.code, int):
+            print(error.code, file=sys.stderr)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(status & 0xFF)
+
+
 def _take_signals() -> None:
     # Not loop.add_signal_handler(), which has to wait for the event loop.
+    _before.clear()
     for number in _NUMBERS:
         before = signal.getsignal(number)
         if before is signal.SIG_DFL or callable(before):
@@ -87,16 +106,18 @@ def _give_signals_back() -> None:
     for number, before in _before.items():
         if signal.getsignal(number) in (_on_signal, signal.SIG_DFL):  # else a job has replaced it
             signal.signal(number, before)
-    _before.clear()
     _received.clear()
 
 
 def _on_signal(received: int, frame: FrameType | None) -> None:
-    if _received:
+    before = _before[received]
+    if _received or not (_listeners or callable(before)):
         signal.signal(received, signal.SIG_DFL)
         os.kill(os.getpid(), received)
         return
-    before = _before[received]
+    if callable(before) and not _listeners:  # called by a signal handler that has replaced this one
+        before(received, frame)
+        return
     raised: BaseException | None = None
     if callable(before) and not _is_pythons_own(before):
         try:

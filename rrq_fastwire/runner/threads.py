@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 from contextlib import suppress
 from contextvars import copy_context
@@ -12,6 +13,7 @@ from queue import SimpleQueue
 from ..errors import describe
 from .arguments import check_count
 from .log import log
+from .process import exit_forked_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,13 +50,14 @@ class ThreadPool:
         await self._places.acquire()
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-        context = copy_context()
+        context, pid = copy_context(), os.getpid()
 
         def call() -> None:
             result = error = None
             try:
                 result = context.run(function, request)
             except BaseException as raised:
+                exit_forked_child(raised, pid)
                 error = raised
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._end, ended, result, error, job_id, name)

@@ -211,6 +211,27 @@ def test_children_that_a_handler_forks_end_at_sigterm(command, module):
     assert command.connect(runner.port).ask("stop_child") == [-signal.SIGTERM] * 3
 
 
+@posix
+def test_a_signal_handler_of_a_job_may_call_the_one_that_it_has_replaced(command):
+    runner = command.start(settings="app.handlers")
+    peer = command.connect(runner.port)
+    assert peer.ask("stop_child_with_another_handler") == -signal.SIGTERM
+    runner.terminate()
+    assert command.wait(runner) == 0
+
+
+@posix
+@pytest.mark.parametrize(("status", "expected"), [(None, 0), (3, 3), ("text", 1)])
+@pytest.mark.parametrize("handler", ["fork_and_exit", "fork_and_exit_in_loop"])
+def test_a_child_that_a_handler_forks_can_exit(command, handler, status, expected):
+    runner = command.start("--threads", "1", settings="app.handlers_with_threads")
+    peer = command.connect(runner.port)
+    peer.send(handler, status=status)
+    assert peer.receive().result == expected
+    assert peer.ask("kind") == "rrq_fastwire"
+    assert ("text" in runner.errors()) == (status == "text")
+
+
 SERVE_TWICE = """
 import asyncio, sys
 from app import handlers
