@@ -75,11 +75,17 @@ class Redaction:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         keys = "|".join(re.escape(key) for key in sorted(self.keys, key=len, reverse=True))
-        # A key, in quotes or not, that is not part of a longer word; then a value in quotes, in
-        # brackets, or up to a character that usually ends a value.
-        quote = r"""(?:\\*["'])?"""
-        value = r"""\\*"(?:[^"\\]|\\.)*"|\\*'(?:[^'\\]|\\.)*'|\{[^{}]*\}|\[[^][]*\]|[^\s,;&)}\]]+"""
-        return re.compile(rf"((?<![\w-]){quote}(?:{keys}){quote}\s*[:=]\s*)(?:{value})")
+        # A key that is not part of a longer word. A quote in front of it is not searched for, so
+        # that a long run of backslashes or quotes is not searched again from each of them.
+        key = rf"""(?<!\w)(?<!\w-)(?:{keys})(?:\\*["'])?\s*[:=]\s*"""
+        # A value in quotes, in brackets, or up to a character that usually ends a value. An escaped
+        # quote ends at a quote with as many backslashes. A quote without an end hides the rest.
+        value = (
+            r""""(?:[^"\\]|\\.?)*+(?:"|\Z)|'(?:[^'\\]|\\.?)*+(?:'|\Z)"""
+            r"""|(?P<quote>\\+["']).*?(?:(?<!\\)(?P=quote)|\Z)"""
+            r"""|\{[^{}]*\}|\[[^][]*\]|[^\s,;&)}\]]+"""
+        )
+        return re.compile(rf"({key})(?:{value})", re.DOTALL)
 
 
 def _after_value(found: list[str], at: int) -> int:
