@@ -19,9 +19,25 @@ def main(argv: list[str] | None = None) -> int:
     Arguments:
         argv: the arguments without the program's name; None takes those of the process.
     """
-    if sys.stdout is None:  # it was closed before the process started
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-    arguments = sys.argv[1:] if argv is None else argv
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before the process started
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
+    try:
+        try:
+            return _run(sys.argv[1:] if argv is None else argv)
+        finally:
+            # Also after an error, so that it does not discard what was printed before.
+            sys.stdout.flush()
+    except OSError as error:  # such as a full disk
+        # Python flushes stdout again at its end, which must not fail.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"rrq-fastwire: {error}", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: list[str]) -> int:
+    """Run one command and return its exit status. Raises OSError."""
     if arguments[:1] == ["ping"]:
         # Health checks run ping every few seconds, and where the extra may not be installed.
         from . import ping
@@ -43,8 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"rrq-fastwire: {error}: pip install 'rrq-fastwire[cli]'", file=sys.stderr)
         return 2
     try:
-        status = commands.main(argv, prog_name="rrq-fastwire", standalone_mode=False)
-        sys.stdout.flush()
+        status = commands.main(arguments, prog_name="rrq-fastwire", standalone_mode=False)
     except click.ClickException as error:
         message = error.format_message()
         # Without a command, the message is the help.
@@ -53,12 +68,4 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
     except click.Abort:
         return 130
-    except BrokenPipeError:
-        # Python flushes stdout again at its end, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except OSError as error:  # such as a full disk
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        print(f"rrq-fastwire: {error}", file=sys.stderr)
-        return 1
     return int(status or 0)
