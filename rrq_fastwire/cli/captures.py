@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
+
+import click
 
 from .. import FRAME_HEADER_LEN, FrameDecoder, FrameError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from typing import BinaryIO
+    from typing import Any, BinaryIO
 
 _READ_SIZE = 256 * 1024
+
+
+class InputFile(click.File):
+    """The type of an argument: a file to read bytes from; - is stdin."""
+
+    def __init__(self) -> None:
+        super().__init__("rb")
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-" and sys.stdin is None:
+            self.fail("standard input is closed.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Frame(NamedTuple):
@@ -38,7 +53,7 @@ def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None)
     Arguments:
         advance: called with the number of bytes of each read.
 
-    Raises BrokenStreamError after the last good frame.
+    Raises BrokenStreamError after the last good frame, also if the file cannot be read further.
     """
     decoder = FrameDecoder()
     number = offset = 0
@@ -55,3 +70,5 @@ def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None)
         if not number:
             reason += "; is this a file of tap --record?"
         raise BrokenStreamError(reason) from None
+    except OSError as error:
+        raise BrokenStreamError(f"cannot be read: {error.strerror}") from None

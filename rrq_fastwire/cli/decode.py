@@ -19,7 +19,7 @@ from .. import (
     MessageError,
     decode_payload,
 )
-from .captures import BrokenStreamError, frames
+from .captures import BrokenStreamError, InputFile, frames
 from .formatting import duration
 from .json_text import members, on_one_line
 from .message_lines import (
@@ -74,7 +74,7 @@ def decoded(frame: Frame) -> Decoded:
 
 
 @click.command
-@click.argument("files", nargs=-1, required=True, type=click.File("rb"), metavar="FILE...")
+@click.argument("files", nargs=-1, required=True, type=InputFile(), metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for `encode` and jq.")
 @click.option("--verbose", is_flag=True, help="Also show offsets and whole payloads, indented.")
 @click.option(

@@ -8,11 +8,16 @@ from typing import BinaryIO
 import click
 
 from .. import EncodeError, pack_frame
+from .captures import InputFile
 from .json_text import members
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 
 @click.command
-@click.argument("file", type=click.File("rb"), default="-")
+@click.argument("file", type=InputFile(), default="-")
 def command(file: BinaryIO) -> int:
     """Turn the lines of `decode --json` into frames, on stdout.
 
@@ -21,7 +26,7 @@ def command(file: BinaryIO) -> int:
 
     Example: rrq-fastwire decode --json capture.bin | rrq-fastwire encode > copy.bin
     """
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(_lines(file), 1):
         if not line.strip():
             continue
         try:
@@ -36,5 +41,15 @@ def command(file: BinaryIO) -> int:
         except (EncodeError, ValueError) as error:
             click.echo(f"line {number}: {error}", err=True)
             return 1
+        except RecursionError:
+            click.echo(f"line {number}: nested too deep to read", err=True)
+            return 1
         sys.stdout.buffer.write(frame)
     return 0
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    try:
+        yield from file
+    except OSError as error:
+        raise click.ClickException(f"{file.name}: cannot be read: {error.strerror}") from None

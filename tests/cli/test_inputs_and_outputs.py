@@ -44,6 +44,24 @@ def shell(arguments: list[str], redirection: str, **options) -> subprocess.Compl
     )
 
 
+@needs_unreadable
+@pytest.mark.usefixtures("buffered")
+def test_a_file_that_cannot_be_read_is_named_after_the_messages_before_it():
+    done = shell(["decode", "--json", CAPTURE, UNREADABLE, CAPTURE], "2>&1")
+    *lines, last = done.stdout.splitlines()
+    middle = len(lines) // 2
+    assert lines.pop(middle) == f"{UNREADABLE}: cannot be read: Input/output error"
+    assert [line[:9] for line in (*lines, last)] == ['{"offset"'] * (2 * middle)
+    assert done.returncode == 1
+
+
+@needs_unreadable
+def test_lines_that_cannot_be_read_get_a_sentence_that_names_the_file():
+    done = shell(["encode", UNREADABLE], "")
+    assert done.stderr == f"rrq-fastwire: {UNREADABLE}: cannot be read: Input/output error\n"
+    assert (done.returncode, done.stdout) == (1, "")
+
+
 @pytest.mark.usefixtures("buffered")
 def test_an_error_of_the_system_does_not_discard_what_was_printed_before():
     code = (
@@ -56,6 +74,15 @@ def test_an_error_of_the_system_does_not_discard_what_was_printed_before():
     )
     assert (done.returncode, done.stdout) == (1, "before\n")
     assert done.stderr == "rrq-fastwire: [Errno 5] broken\n"
+
+
+@needs_shell
+@pytest.mark.parametrize("arguments", [["decode", "-"], ["encode"]])
+def test_a_closed_stdin_gets_one_sentence(arguments):
+    done = shell(arguments, "<&-")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "standard input is closed" in done.stderr
+    assert done.stderr.count("\n") == 1
 
 
 @needs_shell
@@ -93,3 +120,16 @@ def test_ping_says_that_its_output_cannot_be_written():
         assert ping_on_full_disk(f"127.0.0.1:{server.getsockname()[1]}") == full
         thread.join()
     assert ping_on_full_disk("--help") == full
+
+
+def test_a_line_that_is_nested_too_deep_gets_a_sentence():
+    deep = b'{"type":"cancel","payload":' + b"[" * 2000 + b"]" * 2000 + b"}"
+    done = subprocess.run(
+        [*COMMAND, "encode"],
+        input=LINE + b"\n" + deep,
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, b"line 2: nested too deep to read\n")
+    assert b'"job_id":"j"' in done.stdout
