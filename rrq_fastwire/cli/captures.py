@@ -57,8 +57,10 @@ def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None)
     """
     decoder = FrameDecoder()
     number = offset = 0
+    # On a pipe, read() would wait until all the bytes have arrived.
+    read = getattr(file, "read1", file.read)
     try:
-        while data := file.read(_READ_SIZE):
+        while data := read(_READ_SIZE):
             for payload in decoder.feed(data):
                 number += 1
                 yield Frame(number, offset, payload)

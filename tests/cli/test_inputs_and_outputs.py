@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rrq_fastwire import ExecutionOutcome, encode_frame
+from rrq_fastwire import CancelRequest, ExecutionOutcome, encode_frame
 
 for extra in ("click", "rich"):
     pytest.importorskip(extra, reason="the command line is an extra")
@@ -120,6 +120,20 @@ def test_ping_says_that_its_output_cannot_be_written():
         assert ping_on_full_disk(f"127.0.0.1:{server.getsockname()[1]}") == full
         thread.join()
     assert ping_on_full_disk("--help") == full
+
+
+def test_a_message_is_shown_as_soon_as_it_has_arrived():
+    with subprocess.Popen(
+        [*COMMAND, "decode", "--json", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    ) as process:
+        process.stdin.write(encode_frame(CancelRequest(job_id="j")))
+        process.stdin.flush()
+        assert b'"type":"cancel"' in process.stdout.readline()
+        process.stdin.close()
+    assert process.returncode == 0
 
 
 def test_a_line_that_is_nested_too_deep_gets_a_sentence():
