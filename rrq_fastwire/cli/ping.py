@@ -80,10 +80,8 @@ class _Parser(argparse.ArgumentParser):
 def _address(text: str) -> tuple[str, int]:
     try:
         return split_address(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"expected HOST:PORT with a port from 1 to 65535, got {text!r}"
-        ) from None
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main(argv: list[str]) -> int:

@@ -71,14 +71,16 @@ async def running_target(
             yield Target("127.0.0.1", process.port, process)
 
 
-def parse_address(text: str) -> Target:
-    """Return the runner at "HOST:PORT" or "[IPv6]:PORT". Raises UsageError."""
+def parse_address(text: str, alternative: str = "") -> Target:
+    """Return the runner at "HOST:PORT" or "[IPv6]:PORT". Raises UsageError.
+
+    Arguments:
+        alternative: see split_address().
+    """
     try:
-        return Target(*split_address(text), None)
-    except ValueError:
-        raise click.UsageError(
-            f"expected HOST:PORT with a port from 1 to 65535, or --runner, got {text!r}"
-        ) from None
+        return Target(*split_address(text, alternative), None)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def parse_command(text: str) -> list[str]:
@@ -110,7 +112,7 @@ def split_target(
         return parse_command(runner), list(arguments)
     if not arguments:
         raise click.UsageError("no runner given; use HOST:PORT, or --runner and its command")
-    return parse_address(arguments[0]), list(arguments[1:])
+    return parse_address(arguments[0], ", or --runner"), list(arguments[1:])
 
 
 class Number(click.types.FloatParamType):
