@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.highlighter import JSONHighlighter
 
 from .. import ExecutionOutcome, OutcomeStatus, _json
-from .formatting import printable
+from .formatting import json_for_stdout, printable
 from .runner_process import RunnerError
 from .target import Number, Target, run, runner_option, running_target, split_target
 
@@ -94,10 +94,11 @@ def command(
         click.echo(failure(outcome), err=True)
         return 1
     if sys.stdout.isatty():
-        text = json.dumps(outcome.result, ensure_ascii=False, indent=2)
+        text = json_for_stdout(json.dumps(outcome.result, ensure_ascii=False, indent=2))
         Console(highlight=False, soft_wrap=True).print(JSONHighlighter()(text))
     else:
-        print(json.dumps(outcome.result, ensure_ascii=False, separators=(",", ":")))
+        text = json.dumps(outcome.result, ensure_ascii=False, separators=(",", ":"))
+        print(json_for_stdout(text))
     return 0
 
 

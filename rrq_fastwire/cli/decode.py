@@ -20,7 +20,7 @@ from .. import (
     decode_payload,
 )
 from .captures import BrokenStreamError, InputFile, frames
-from .formatting import duration
+from .formatting import duration, json_for_stdout
 from .json_text import members, on_one_line
 from .message_lines import (
     TOO_DEEP,
@@ -127,7 +127,7 @@ def command(
                     if not _is_wanted(item, kind, job, function):
                         continue
                     if as_json:
-                        print(_json_line(item, redact))
+                        print(json_for_stdout(_json_line(item, redact)))
                     else:
                         printer.print_message(item)
         except BrokenStreamError as error:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+import re
+import sys
+
 from rich.filesize import decimal
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
@@ -12,6 +17,22 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+
+
+def json_for_stdout(document: str) -> str:
+    r"""Return JSON with \u escapes for characters that stdout cannot encode or should not get.
+
+    A terminal gets no control characters. A file or pipe gets JSON as it is written.
+    """
+    is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
+    if is_utf8 and not sys.stdout.isatty():
+        return document
+
+    def shown(found: re.Match[str]) -> str:
+        return found[0] if is_utf8 and found[0].isprintable() else json.dumps(found[0])[1:-1]
+
+    # Outside its strings, JSON has only characters before the first of these.
+    return re.sub("[^\0-~]", shown, document)
 
 
 def duration(seconds: float) -> str:

@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 
 from ... import _json
+from ..formatting import json_for_stdout
 from ..target import Number, Target, parse_command, run, runner_option, split_target
 from .measurement import Plan, measure
 from .report import compared_figures, comparison, report
@@ -167,7 +168,7 @@ def command(
     else:
         shown, figures = comparison(plan, compare, turns), compared_figures(turns)
     if as_json:
-        print(json.dumps(figures, ensure_ascii=False))
+        print(json_for_stdout(json.dumps(figures, ensure_ascii=False)))
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, highlight=False, file=nowhere if as_json else None)
         console.print(shown)

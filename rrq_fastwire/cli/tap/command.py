@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import io
 import os
 import sys
 from contextlib import asynccontextmanager, suppress
@@ -132,9 +131,6 @@ def command(
         except OSError as error:
             raise click.UsageError(f"cannot make {str(record)!r}: {reason(error)}") from None
 
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Characters that the locale cannot encode must not end the printing.
-        sys.stdout.reconfigure(errors="backslashreplace")
     printer = Printer(Console(highlight=False, soft_wrap=True), redact, verbose=verbose)
     traffic = Traffic(
         printer.put,
