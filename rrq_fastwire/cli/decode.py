@@ -10,7 +10,7 @@ from typing import BinaryIO, NamedTuple
 
 import click
 from rich.console import Console
-from rich.progress import DownloadColumn, Progress
+from rich.progress import DownloadColumn
 from rich.text import Text
 
 from .. import (
@@ -20,7 +20,7 @@ from .. import (
     decode_payload,
 )
 from .captures import BrokenStreamError, InputFile, frames
-from .formatting import duration, json_for_stdout
+from .formatting import duration, json_for_stdout, printable
 from .json_text import members, on_one_line
 from .message_lines import (
     TOO_DEEP,
@@ -31,7 +31,7 @@ from .message_lines import (
     request_row,
     response_row,
 )
-from .progress import progress_bar
+from .progress import default_columns, progress_bar
 from .redaction import HIDDEN, Redaction, redact_option
 
 TYPE_CHECKING = False
@@ -116,8 +116,9 @@ def command(
     printer = _Printer(redact, verbose=verbose)
     status = 0
     for file in files:
+        name = printable(file.name)
         if len(files) > 1 and not as_json:
-            printer.print_file_name(file.name)
+            printer.print_file_name(name)
         is_empty = True
         try:
             with _progress(file) as advance:
@@ -132,11 +133,11 @@ def command(
                         printer.print_message(item)
         except BrokenStreamError as error:
             sys.stdout.flush()
-            click.echo(f"{file.name}: {error}", err=True)
+            click.echo(f"{name}: {error}", err=True)
             status = 1
         else:
             if is_empty:
-                click.echo(f"{file.name}: the capture is empty", err=True)
+                click.echo(f"{name}: the capture is empty", err=True)
     return status
 
 
@@ -226,7 +227,6 @@ def _progress(file: BinaryIO) -> Generator[Callable[[int], object]]:
     if not size or sys.stdout.isatty():
         yield lambda _: None
         return
-    columns = *Progress.get_default_columns(), DownloadColumn()
-    with progress_bar(*columns, transient=False) as progress:
-        task = progress.add_task(file.name, total=size)
+    with progress_bar(*default_columns(), DownloadColumn(), transient=False) as progress:
+        task = progress.add_task(printable(file.name), total=size)
         yield lambda count: progress.advance(task, count)

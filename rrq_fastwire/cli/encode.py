@@ -9,6 +9,7 @@ import click
 
 from .. import EncodeError, pack_frame
 from .captures import InputFile
+from .formatting import printable
 from .json_text import members
 
 TYPE_CHECKING = False
@@ -52,4 +53,5 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
     try:
         yield from file
     except OSError as error:
-        raise click.ClickException(f"{file.name}: cannot be read: {error.strerror}") from None
+        reason = f"{printable(file.name)}: cannot be read: {error.strerror}"
+        raise click.ClickException(reason) from None

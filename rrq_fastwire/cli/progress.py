@@ -5,11 +5,17 @@ from __future__ import annotations
 import sys
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TextColumn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from rich.progress import ProgressColumn
+
+
+def default_columns() -> list[ProgressColumn]:
+    """Return rich's columns, but names of tasks are not read as markup."""
+    name = TextColumn("{task.description}", style="progress.description", markup=False)
+    return [name, *Progress.get_default_columns()[1:]]
 
 
 def progress_bar(*columns: ProgressColumn, transient: bool = True) -> Progress:
@@ -19,7 +25,7 @@ def progress_bar(*columns: ProgressColumn, transient: bool = True) -> Progress:
     output for a file or pipe would end up on the terminal.
     """
     return Progress(
-        *(columns or Progress.get_default_columns()),
+        *(columns or default_columns()),
         console=Console(stderr=True),
         transient=transient,
         redirect_stdout=False,

@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any, NamedTuple
 
 from ... import FastwireError
+from ..formatting import printable
 from ..progress import progress_bar
 from ..target import Target, running_target
 from ..workload import drive, percentile
@@ -107,7 +108,7 @@ async def measure(
             for number in range(rounds if rounds == 1 else rounds + 1):
                 turns.append([])
                 for index, target in enumerate(targets):
-                    name = plan.function_name
+                    name = printable(plan.function_name)
                     if rounds > 1:
                         name = f"{'AB'[index]}, round {number} of {rounds}"
                     await _take_turn(target, clients[index], plan, progress, name, turns[-1])

@@ -31,7 +31,7 @@ _FAILURES_SHOWN = 10
 
 def _title(plan: Plan) -> str:
     size = len(_json_text(plan.params))
-    text = f"{plan.function_name}, params of {size:,} B, {plan.in_flight} in flight"
+    text = f"{printable(plan.function_name)}, params of {size:,} B, {plan.in_flight} in flight"
     if plan.connections > 1:
         text += f" on {plan.connections} connections"
     if plan.rate is not None:
@@ -146,7 +146,8 @@ def comparison(
     plan: Plan, commands: tuple[str, str], turns: list[list[Measured]]
 ) -> RenderableType:
     """Return the medians of two runners, their ratios and their failures."""
-    table = Table("", "A", "B", "B to A", title=_title(plan), title_justify="left")
+    title = Text(_title(plan), "table.title")  # rich would read markup in a str
+    table = Table("", "A", "B", "B to A", title=title, title_justify="left")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, read, shown in _COMPARED:
