@@ -12,6 +12,7 @@ from rich.highlighter import JSONHighlighter
 
 from .. import ExecutionOutcome, OutcomeStatus, _json
 from .formatting import json_for_stdout, printable
+from .message_lines import TOO_DEEP
 from .runner_process import RunnerError
 from .target import Number, Target, run, runner_option, running_target, split_target
 
@@ -93,12 +94,16 @@ def command(
     if outcome.status is not OutcomeStatus.SUCCESS:
         click.echo(failure(outcome), err=True)
         return 1
-    if sys.stdout.isatty():
-        text = json_for_stdout(json.dumps(outcome.result, ensure_ascii=False, indent=2))
+    on_terminal = sys.stdout.isatty()
+    layout: dict[str, Any] = {"indent": 2} if on_terminal else {"separators": (",", ":")}
+    try:
+        text = json_for_stdout(json.dumps(outcome.result, ensure_ascii=False, **layout))
+    except RecursionError:
+        raise click.ClickException(f"the job has succeeded, but its result is {TOO_DEEP}") from None
+    if on_terminal:
         Console(highlight=False, soft_wrap=True).print(JSONHighlighter()(text))
     else:
-        text = json.dumps(outcome.result, ensure_ascii=False, separators=(",", ":"))
-        print(json_for_stdout(text))
+        print(text)
     return 0
 
 
@@ -124,7 +129,14 @@ def failure(outcome: ExecutionOutcome) -> str:
             text += f" ({', '.join(names)})"
         text += f": {error.message}"
         if error.details is not None:
-            text += f"  details: {json.dumps(error.details, ensure_ascii=False)}"
+            text += f"  details: {_details(error.details)}"
     if outcome.retry_after_seconds is not None:
         text += f"  retry after {outcome.retry_after_seconds:g} s"
     return printable(text)
+
+
+def _details(details: Any) -> str:
+    try:
+        return json.dumps(details, ensure_ascii=False)
+    except RecursionError:
+        return TOO_DEEP

@@ -20,6 +20,7 @@ from rrq_fastwire import (
     MessageDecoder,
     OutcomeStatus,
     encode_frame,
+    pack_frame,
 )
 
 from ..stock import needs_rrq
@@ -266,6 +267,42 @@ def test_output_of_the_runner_does_not_mix_with_the_result(tmp_path):
     command = [sys.executable, "-u", "-m", "rrq_fastwire.runner", "--settings", "loud.handlers"]
     runner = shlex.join(["env", f"PYTHONPATH={tmp_path}", *command])
     assert call("--runner", runner, "shout") == (0, "1\n", "loud\n")
+
+
+def answering_with(payload: str):
+    """An on_message that answers each request with the JSON of a response, without its ids."""
+
+    def on_message(connection, request):
+        ids = f'"job_id":"{request.job_id}","request_id":"{request.request_id}"'
+        envelope = f'{{"type":"response","payload":{{{ids},{payload}}}}}'
+        connection.sendall(pack_frame(envelope.encode()))
+
+    return on_message
+
+
+DEEP = "[" * 1000 + "]" * 1000
+
+
+@pytest.mark.parametrize("in_terminal", [True, False])
+def test_a_result_that_is_nested_too_deep_is_one_sentence(on_a_terminal, in_terminal):
+    with FalseRunner(answering_with(f'"status":"success","result":{DEEP}')) as runner:
+        command = [*COMMAND, runner.address, "f"]
+        if in_terminal:
+            status, text = on_a_terminal(command, "stdout", "stderr")
+        else:
+            status, printed, said = call(runner.address, "f")
+            text = printed + said
+    said = "rrq-fastwire: the job has succeeded, but its result is nested too deep to show"
+    # Newer versions of Python can write it if it is not indented.
+    assert (status, text.strip()) in [(1, said), (0, DEEP)][: 1 if in_terminal else 2]
+
+
+def test_details_that_are_nested_too_deep_are_left_out():
+    error = f'{{"message":"no","details":{DEEP}}}'
+    with FalseRunner(answering_with(f'"status":"error","error":{error}')) as runner:
+        status, printed, said = call(runner.address, "f")
+    assert (status, printed) == (1, "")
+    assert said in [f"error: no  details: {each}\n" for each in ("nested too deep to show", DEEP)]
 
 
 def test_help_has_an_example():
