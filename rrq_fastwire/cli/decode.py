@@ -143,7 +143,7 @@ def command(
 
 def _is_wanted(item: Decoded, kind: str | None, job: str | None, function: str | None) -> bool:
     return (
-        (kind is None or item.kind == f'"{kind}"')
+        (kind is None or json.loads(item.kind) == kind)
         and (job is None or item.message.job_id == job)
         and (function is None or getattr(item.message, "function_name", None) == function)
     )

@@ -160,6 +160,12 @@ def test_only_messages_that_match_every_filter_are_shown(arguments, shown):
     assert [line["type"] for line in lines(*arguments, "-", input=stream)] == shown
 
 
+def test_a_type_is_found_if_it_is_written_with_escapes():
+    stream = pack_frame(REQUEST.replace(b'"request"', b'"\\u0072equest"')) + pack_frame(WRONG)
+    (line,) = lines("--type", "request", "-", input=stream)
+    assert line["payload"]["function_name"] == "charge"
+
+
 @pytest.mark.parametrize("arguments", [["--verbose"], ["--json"]])
 def test_redacted_values_are_shown_nowhere(arguments):
     done = run("decode", *arguments, "--redact", "card,tenant", "-", input=pack_frame(REQUEST))
