@@ -26,6 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Characters that the locale cannot encode must not end the printing.
         sys.stdout.reconfigure(errors="backslashreplace")
+    if not os.environ.get("COLUMNS", "").strip("0"):
+        # The width is not known. In a width of 0, rich would print nothing.
+        os.environ.pop("COLUMNS", None)
     try:
         try:
             return _run(sys.argv[1:] if argv is None else argv)

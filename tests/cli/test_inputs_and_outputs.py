@@ -147,3 +147,17 @@ def test_a_line_that_is_nested_too_deep_gets_a_sentence():
     )
     assert (done.returncode, done.stderr) == (1, b"line 2: nested too deep to read\n")
     assert b'"job_id":"j"' in done.stdout
+
+
+@pytest.mark.parametrize("width", ["0", "00", ""])
+def test_a_width_of_0_columns_is_taken_as_not_known(width):
+    def decode(**environment: str) -> bytes:
+        return subprocess.run(
+            [*COMMAND, "decode", CAPTURE],
+            capture_output=True,
+            env=os.environ | environment,
+            timeout=60,
+            check=True,
+        ).stdout
+
+    assert decode(COLUMNS=width) == decode(COLUMNS="80") != b""
