@@ -214,7 +214,7 @@ def _time_allowed(request: ExecutionRequest) -> str:
     if deadline is None:
         return ""
     seconds = (deadline - request.context.enqueue_time).total_seconds()
-    return f"{'+' if seconds >= 0 else '-'}{duration(abs(seconds))}"
+    return f"{'+' if seconds >= 0 else ''}{duration(seconds)}"
 
 
 @contextmanager

@@ -11,6 +11,9 @@ from rich.filesize import decimal
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
+# Longer times are shown in seconds, because days would have too many digits.
+_LONGEST = 1e12
+
 
 def printable(text: str) -> str:
     """Return text on one line, with control characters as escapes."""
@@ -36,7 +39,11 @@ def json_for_stdout(document: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in one or two units: "3 h 5 min", "12.3 ms"."""
+    """Return a time in one or two units: "3 h 5 min", "12.3 ms", "-5.0 s"."""
+    if seconds < 0:
+        return f"-{duration(-seconds)}"
+    if seconds >= _LONGEST:
+        return f"{seconds:g} s"
     if seconds < 1:
         return f"{seconds * 1000:.1f} ms"
     if seconds < 60:
