@@ -139,6 +139,7 @@ def test_live_shows_a_table_and_no_messages(start, monkeypatch):
         (["--wrap", "--", "rrq-runner", "--tcp-socket", "1.2.3.4:5"], "loopback-only"),
         (["--wrap", "--to", "127.0.0.1:1", "--", "x", "--tcp-socket", "127.0.0.1:1"], "--wrap takes"),
         (["--slow", "-1"], "--slow"),
+        (["--slow", "nan"], "is not from 0 to 10,000,000"),
         (["--record", "/dev/null/x", "--listen", "127.0.0.1:1", "--to", "127.0.0.1:1"], "cannot make"),
     ],
 )  # fmt: skip

@@ -17,7 +17,7 @@ from rich.live import Live
 from ...runner.process import ending_signals
 from ...runner.server import parse_tcp_socket
 from ..redaction import Redaction, redact_option
-from ..target import Target, parse_address, reason
+from ..target import Number, Target, parse_address, reason
 from .printer import Printer
 from .proxy import Proxy
 from .statistics import function_table
@@ -70,7 +70,7 @@ def _loopback(text: str) -> Target:
 @click.option(
     "--slow",
     metavar="MS",
-    type=click.FloatRange(min=0),
+    type=Number(),
     help="Show only requests whose answer takes longer.",
 )
 @click.option("--only-errors", is_flag=True, help="Show only requests that do not succeed.")
