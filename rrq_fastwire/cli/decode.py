@@ -203,9 +203,11 @@ class _Printer:
         if isinstance(message, ExecutionRequest):
             return request_row(message, payload, _time_allowed(message))
         if isinstance(message, ExecutionOutcome):
-            return response_row(message, payload, self._redaction)
-        what = "request" if message.request_id is not None else "whole job"
-        return cancel_row(message, f"cancels the {what} {message.request_id or ''}".rstrip())
+            return response_row(message, payload)
+        what = "whole job"
+        if message.request_id is not None:
+            what = f"request {self._redaction.field('request_id', message.request_id)}".rstrip()
+        return cancel_row(message, f"cancels the {what}", self._redaction)
 
 
 def _time_allowed(request: ExecutionRequest) -> str:

@@ -76,8 +76,8 @@ class Payload:
     """
 
     def __init__(self, frame: bytes, redaction: Redaction) -> None:
+        self.redaction = redaction
         self._frame = frame
-        self._redaction = redaction
 
     def whole(self) -> str | None:
         """Return the payload as JSON, or None if it is too long or nested too deep to show."""
@@ -85,7 +85,7 @@ class Payload:
             return None
         try:
             document = members(self._frame.decode())["payload"]
-            return self._redaction.document(on_one_line(document))
+            return self.redaction.document(on_one_line(document))
         except RecursionError:
             return None
 
@@ -95,9 +95,9 @@ class Payload:
             return f"{byte_count(len(self._frame))}, too long to show"
         try:
             text = members(members(self._frame.decode())["payload"]).get(name, default)
-            if name in self._redaction.keys:
+            if name in self.redaction.keys:
                 return f'"{HIDDEN}"'
-            return self._redaction.document(on_one_line(text))
+            return self.redaction.document(on_one_line(text))
         except RecursionError:
             return TOO_DEEP
 
@@ -106,9 +106,9 @@ def request_row(request: ExecutionRequest, payload: Payload, name: str = "") -> 
     """Return the row of a request, with `name` in the column of a response's function."""
     return Row(
         TO_RUNNER,
-        request.function_name,
+        payload.redaction.field("function_name", request.function_name),
         "bold blue",
-        request.job_id,
+        payload.redaction.field("job_id", request.job_id),
         f"attempt {request.context.attempt}",
         name,
         payload.member("params", "{}"),
@@ -119,7 +119,6 @@ def request_row(request: ExecutionRequest, payload: Payload, name: str = "") -> 
 def response_row(
     outcome: ExecutionOutcome,
     payload: Payload,
-    redaction: Redaction,
     request: ExecutionRequest | None = None,
     seconds: float | None = None,
 ) -> Row:
@@ -129,15 +128,16 @@ def response_row(
         request: the request that it answers, if that is known.
         seconds: the time between the two, if that is known.
     """
-    status = str(outcome.status)
+    status, redaction = str(outcome.status), payload.redaction
     succeeded = outcome.status is OutcomeStatus.SUCCESS
+    job = outcome.job_id or (request.job_id if request is not None else "-")
     return Row(
         FROM_RUNNER,
         status,
         _STATUS_STYLES[status],
-        outcome.job_id or (request.job_id if request is not None else "-"),
+        redaction.field("job_id", job),
         "" if seconds is None else duration(seconds),
-        "" if request is None else request.function_name,
+        "" if request is None else redaction.field("function_name", request.function_name),
         payload.member("result", "null") if succeeded else _reason(outcome, redaction),
         is_json=succeeded,
     )
@@ -152,12 +152,17 @@ def _reason(outcome: ExecutionOutcome, redaction: Redaction) -> str:
     if error is not None and "error" in redaction.keys:
         parts.append(HIDDEN)
     elif error is not None:
-        kinds = [kind for kind in (error.type, error.code) if kind and kind != outcome.status]
+        named = {"type": error.type, "code": error.code}
+        kinds = [
+            redaction.field(name, kind)
+            for name, kind in named.items()
+            if kind and kind != outcome.status
+        ]
         if kinds:
             parts.append(f"({', '.join(kinds)})")
-        parts.append(HIDDEN if "message" in redaction.keys else redaction.text(error.message))
+        parts.append(redaction.field("message", redaction.text(error.message)))
         if error.details is not None:
-            parts.append(HIDDEN if "details" in redaction.keys else _details(error, redaction))
+            parts.append(redaction.field("details", _details(error, redaction)))
     return " ".join(parts).removesuffix(":")
 
 
@@ -169,16 +174,18 @@ def _details(error: ExecutionError, redaction: Redaction) -> str:
     return redaction.document(document)
 
 
-def cancel_row(cancel: CancelRequest, content: str) -> Row:
+def cancel_row(cancel: CancelRequest, content: str, redaction: Redaction) -> Row:
     """Return the row of a cancel; `content` says what it cancels."""
-    return Row(TO_RUNNER, "cancel", "bold yellow", cancel.job_id, content=content)
+    job = redaction.field("job_id", cancel.job_id)
+    return Row(TO_RUNNER, "cancel", "bold yellow", job, content=content)
 
 
 def invalid_row(arrow: str, error: MessageError, redaction: Redaction) -> Row:
     """Return the row of a payload that is not a valid message."""
     # The reason may quote a value.
     reason = (error.path or "the document") if redaction else str(error)
-    return Row(arrow, "invalid", "bold red", error.job_id or "-", content=reason)
+    job = redaction.field("job_id", error.job_id or "-")
+    return Row(arrow, "invalid", "bold red", job, content=reason)
 
 
 class MessageLines:

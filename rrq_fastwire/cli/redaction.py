@@ -22,7 +22,8 @@ class Redaction:
     """Hide the values of some keys.
 
     A value is hidden at any depth, in JSON within a string, and in text such as `card=4111` or
-    `{'card': '4111'}`.
+    `{'card': '4111'}`. In text, not all values can be recognised: `the card 4111` stays, and so do
+    the later words of a value without quotes, except after an authentication scheme.
     """
 
     def __init__(self, keys: frozenset[str] = frozenset()) -> None:
@@ -30,6 +31,10 @@ class Redaction:
 
     def __bool__(self) -> bool:
         return bool(self.keys)
+
+    def field(self, name: str, text: str) -> str:
+        """Return the text of a message's field, or HIDDEN if its name is one of the keys."""
+        return HIDDEN if name in self.keys else text
 
     def document(self, document: str) -> str:
         """Return JSON without the values of the keys. Everything else stays as it is written."""
@@ -77,13 +82,16 @@ class Redaction:
         keys = "|".join(re.escape(key) for key in sorted(self.keys, key=len, reverse=True))
         # A key that is not part of a longer word. A quote in front of it is not searched for, so
         # that a long run of backslashes or quotes is not searched again from each of them.
-        key = rf"""(?<!\w)(?<!\w-)(?:{keys})(?:\\*["'])?\s*[:=]\s*"""
+        start = r"""(?:(?<!\w)(?<!\w-)|(?<=\\[nrt]))"""
+        key = rf"""{start}(?:{keys})(?:\\*["'])?\s*[:=]\s*"""
         # A value in quotes, in brackets, or up to a character that usually ends a value. An escaped
-        # quote ends at a quote with as many backslashes. A quote without an end hides the rest.
+        # quote ends at a quote with as many backslashes. A quote without an end hides the rest, and
+        # so do brackets within brackets.
         value = (
-            r""""(?:[^"\\]|\\.?)*+(?:"|\Z)|'(?:[^'\\]|\\.?)*+(?:'|\Z)"""
+            r"""b?"(?:[^"\\]|\\.?)*+(?:"|\Z)|b?'(?:[^'\\]|\\.?)*+(?:'|\Z)"""
             r"""|(?P<quote>\\+["']).*?(?:(?<!\\)(?P=quote)|\Z)"""
-            r"""|\{[^{}]*\}|\[[^][]*\]|[^\s,;&)}\]]+"""
+            r"""|\{[^{}]*\}|\[[^][]*\]|\([^()]*\)|[{[(].*"""
+            r"""|(?:(?i:basic|bearer|token)\s+)?[^\s,;&)}\]]+"""
         )
         return re.compile(rf"({key})(?:{value})", re.DOTALL)
 
@@ -105,7 +113,8 @@ def redact_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="KEY,...",
         default="",
         callback=_split_keys,
-        help="Hide the values of these keys, also within strings.",
+        help="Hide the values of these keys. Within strings, they are hidden as far as they can be"
+        " recognised. Upper and lower case differ. Times, attempts and statuses of messages stay.",
     )(command)
 
 

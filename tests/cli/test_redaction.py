@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
+
 import pytest
 
 pytest.importorskip("click", reason="the command line is an extra")
 
+from rrq_fastwire import (
+    CancelRequest,
+    ExecutionContext,
+    ExecutionOutcome,
+    ExecutionRequest,
+    encode_frame,
+    pack_frame,
+)
 from rrq_fastwire.cli.redaction import Redaction
 
 PASSWORD = Redaction(frozenset({"password"}))
@@ -19,6 +29,8 @@ PASSWORD = Redaction(frozenset({"password"}))
         "password=" + "\\" * 10**6,
         "password=\\' " * 10**5,
         "password=' \\" * 10**5,
+        "password={ " * 10**5,
+        "password=bearer" + " " * 10**6,
     ],
     ids=lambda text: text[:12],
 )
@@ -38,7 +50,51 @@ def test_a_long_run_of_quotes_or_backslashes_is_searched_once(text):
         ('password=\\"a \\\\\\" SECRET\\" fine', "password=*** fine"),
         ('password="a SECRET', "password=***"),
         ('password="a SECRET\\', "password=***"),
+        ("password: Bearer SECRET, fine", "password: ***, fine"),
+        ("password: basic  SECRET fine", "password: *** fine"),
+        ("a line\\npassword=SECRET fine", "a line\\npassword=*** fine"),
+        ("{'password': b'a SECRET', 'fine': 1}", "{'password': ***, 'fine': 1}"),
+        ("{'password': ('a', 'SECRET'), 'fine': 1}", "{'password': ***, 'fine': 1}"),
+        ("{'password': {'a': {'b': 1}, 'c': 'SECRET'}}", "{'password': ***"),
     ],
 )
 def test_a_value_is_hidden_in_all_forms_of_text(text, redacted):
     assert PASSWORD.text(text) == redacted
+
+
+TIME = datetime(2026, 1, 1, tzinfo=timezone.utc)
+MESSAGES = {
+    "request": encode_frame(
+        ExecutionRequest(
+            protocol_version="2",
+            request_id="SECRET",
+            job_id="SECRET",
+            function_name="SECRET",
+            params={},
+            context=ExecutionContext(
+                job_id="SECRET", attempt=1, enqueue_time=TIME, queue_name="SECRET"
+            ),
+        )
+    ),
+    "outcome": encode_frame(
+        ExecutionOutcome.failure("SECRET", "SECRET", "no", type="SECRET", code="SECRET")
+    ),
+    "cancel": encode_frame(CancelRequest(job_id="SECRET", request_id="SECRET")),
+    "invalid": pack_frame(b'{"type":"cancel","payload":{"job_id":"SECRET","request_id":7}}'),
+}
+KEYS = "request_id,job_id,function_name,queue_name,type,code"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--verbose"], ["--json"]])
+@pytest.mark.parametrize("name", MESSAGES)
+def test_ids_and_names_of_a_message_are_hidden_by_the_names_of_their_fields(
+    refused, tmp_path, name, arguments
+):
+    capture = tmp_path / "capture"
+    capture.write_bytes(MESSAGES[name])
+    status, printed, _ = refused("decode", *arguments, "--redact", KEYS, str(capture))
+    assert status == 0
+    assert "SECRET" not in printed
+    assert "***" in printed
+    _, printed, _ = refused("decode", *arguments, "--redact", "other", str(capture))
+    assert ("SECRET" in printed) == (name != "invalid" or arguments != ["--json"])

@@ -300,6 +300,27 @@ def test_values_are_redacted_everywhere(start):
     assert "secret" not in tap.output
 
 
+def test_ids_and_functions_are_redacted_in_all_lines_and_in_the_table(start):
+    tap = start("--redact", "job_id,function_name")
+    orchestrator, runner = tap.connection()
+    with orchestrator, runner:
+        answer, stray = (
+            encode_frame(ExecutionOutcome.success("secret_id", request_id, "fine"))
+            for request_id in ("r", "stray")
+        )
+        passes(orchestrator, runner, request("secret_function", job_id="secret_id"))
+        passes(runner, orchestrator, answer + stray)
+        tap.says("<- success", "answers no request")
+        passes(orchestrator, runner, request("secret_function", job_id="secret_id"))
+        passes(orchestrator, runner, encode_frame(CancelRequest(job_id="secret_id")))
+        tap.says("-> cancel", "cancels *** after")
+    tap.ends(signal.SIGTERM)
+    assert re.search(r"-> \*\*\* +\*\*\* +attempt 1", tap.output)
+    assert re.search(r"waiting +\*\*\* .* \*\*\* +never answered", tap.output)
+    assert re.search(r"^ \*\*\* +2 +0 +1 ", tap.output, re.MULTILINE)
+    assert "secret" not in tap.output
+
+
 def test_names_cannot_contain_escapes_or_line_breaks(start):
     tap = start()
     orchestrator, runner = tap.connection()

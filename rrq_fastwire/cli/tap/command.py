@@ -141,7 +141,7 @@ def command(
         # With --wrap, several of these processes may print to the orchestrator's terminal.
         process=os.getpid() if wrap else None,
     )
-    table = partial(function_table, traffic.functions)
+    table = partial(function_table, traffic.functions, redact)
     if live:
         printer.view = Live(get_renderable=table, console=printer.console)
     if listen is None or to is None:

@@ -11,6 +11,10 @@ from rich.text import Text
 
 from ..formatting import byte_count, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..redaction import Redaction
+
 # Latencies are counted in buckets, each one percent larger than the one before.
 _STEP = math.log(1.01)
 
@@ -50,7 +54,7 @@ class FunctionCounts:
         self.latencies = Latencies()
 
 
-def function_table(functions: dict[str, FunctionCounts]) -> Table:
+def function_table(functions: dict[str, FunctionCounts], redaction: Redaction) -> Table:
     """Return the table of all functions, sorted by name."""
     table = Table(
         *("function", "requests", "failed", "no\nanswer"),
@@ -63,7 +67,7 @@ def function_table(functions: dict[str, FunctionCounts]) -> Table:
         column.no_wrap = True
     for name, function in sorted(functions.items()):
         table.add_row(
-            Text(printable(name)),
+            Text(printable(redaction.field("function_name", name))),
             f"{function.requests:,}",
             f"{function.failures:,}",
             f"{function.requests - function.answers:,}",

@@ -69,14 +69,17 @@ class Pending:
     remind: float
     line: Line | None
 
-    def row(self, *parts: str) -> Row:
-        """Return a row about the missing answer, with some remarks."""
-        request = self.message
+    def row(self, *parts: str) -> Callable[[Payload, Redaction], Row]:
+        """Return what gives a row about the missing answer, with some remarks."""
         waited = duration(time.monotonic() - self.start)
         content = ", ".join(filter(None, parts))
-        return Row(
-            "  ", "waiting", "bold red", request.job_id, waited, request.function_name, content
-        )
+
+        def row(_payload: Payload, redaction: Redaction) -> Row:
+            job = redaction.field("job_id", self.message.job_id)
+            name = redaction.field("function_name", self.message.function_name)
+            return Row("  ", "waiting", "bold red", job, waited, name, content)
+
+        return row
 
     def deadline(self) -> str:
         """Return how far away the deadline is, or "" if there is none."""
@@ -161,9 +164,9 @@ class Traffic:
         """Print a remark, even if no messages are printed."""
         self._put(Line(time.time(), self._prefix, Text(text, style)))
 
-    def say_row(self, row: Row) -> None:
+    def say_row(self, row: Callable[[Payload, Redaction], Row]) -> None:
         """Print a row about a missing message, even if no messages are printed."""
-        self._put(self.line(partial(_row_of, row)))
+        self._put(self.line(row))
 
     def remind(self) -> None:
         """Print the requests whose answer is overdue, once each."""
@@ -176,11 +179,7 @@ class Traffic:
                 if now >= request.remind and late:
                     request.remind = math.inf
                     self.show_request(request)
-                    self.show(
-                        self.line(
-                            partial(_row_of, request.row(request.deadline(), "no answer yet"))
-                        )
-                    )
+                    self.show(self.line(request.row(request.deadline(), "no answer yet")))
 
     def show_request(self, request: Pending) -> None:
         """Print the line of a request, if that has not been done yet."""
@@ -192,10 +191,6 @@ class Traffic:
         """Print the requests that have no answer at the end."""
         for connection in list(self._connections):
             connection.over()
-
-
-def _row_of(row: Row, _payload: Payload, _redaction: Redaction) -> Row:
-    return row
 
 
 class Side:
@@ -268,8 +263,7 @@ class Connection:
         elif isinstance(message, ExecutionOutcome):
             self._answered(message, payload, now)
         elif self._traffic.slow is None:
-            row = cancel_row(message, self._cancels(message))
-            self._traffic.show(self._traffic.line(partial(_row_of, row), payload, now))
+            self._traffic.show(self._traffic.line(self._cancelled(message), payload, now))
 
     def _requested(self, request: ExecutionRequest, frame: bytes, now: float) -> None:
         traffic = self._traffic
@@ -309,21 +303,25 @@ class Connection:
         answered = request.message
         traffic.show(
             traffic.line(
-                lambda payload, redaction: response_row(
-                    outcome, payload, redaction, answered, seconds
-                ),
+                lambda payload, _: response_row(outcome, payload, answered, seconds),
                 frame,
                 now,
             )
         )
 
-    def _cancels(self, cancel: CancelRequest) -> str:
+    def _cancelled(self, cancel: CancelRequest) -> Callable[[Payload, Redaction], Row]:
         now = time.monotonic()
         cancelled = [
-            f"{request.message.function_name} after {duration(now - request.start)}"
+            (request.message.function_name, duration(now - request.start))
             for request in self._traffic.cancelled_by(cancel)
         ]
-        return f"cancels {', '.join(cancelled) or 'nothing in flight'}"
+
+        def row(_payload: Payload, redaction: Redaction) -> Row:
+            each = [f"{redaction.field('function_name', name)} after {t}" for name, t in cancelled]
+            content = f"cancels {', '.join(each) or 'nothing in flight'}"
+            return cancel_row(cancel, content, redaction)
+
+        return row
 
     def _never_answered(self, request: Pending) -> None:
         self._traffic.show_request(request)
@@ -360,6 +358,6 @@ def _invalid(arrow: str, error: MessageError) -> Callable[[Payload, Redaction], 
     return lambda _payload, redaction: invalid_row(arrow, error, redaction)
 
 
-def _stray_row(outcome: ExecutionOutcome, payload: Payload, redaction: Redaction) -> Row:
-    row = response_row(outcome, payload, redaction)
+def _stray_row(outcome: ExecutionOutcome, payload: Payload, _redaction: Redaction) -> Row:
+    row = response_row(outcome, payload)
     return row._replace(content=f"answers no request: {row.content}", is_json=False)
