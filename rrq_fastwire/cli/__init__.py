@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
         finally:
             # Also after an error, so that it does not discard what was printed before.
             sys.stdout.flush()
+    except KeyboardInterrupt:
+        return 130
     except OSError as error:  # such as a full disk
         # Python flushes stdout again at its end, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 
@@ -57,6 +58,23 @@ def test_ctrl_c_ends_a_command_that_waits_for_input_and_prints_nothing(tmp_path)
         assert b'"type":"cancel"' in process.stdout.readline()
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=60) == (b"", b"")
+    assert process.returncode == 130
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Ctrl-C works differently on Windows")
+def test_ctrl_c_ends_a_ping_that_waits_for_its_answer_and_prints_nothing():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with subprocess.Popen(
+            [*COMMAND, "ping", address, "--timeout", "60"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            connection, _ = server.accept()
+            with connection:
+                assert connection.recv(1)
+                process.send_signal(signal.SIGINT)
+                assert process.communicate(timeout=60) == (b"", b"")
     assert process.returncode == 130
 
 
