@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 import pytest
 
 pytest.importorskip("click", reason="the command line is an extra")
+pytest.importorskip("rich", reason="the command line is an extra")
 
 from rrq_fastwire import (
     CancelRequest,
