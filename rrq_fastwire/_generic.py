@@ -70,6 +70,9 @@ def _format_date_time(value: Any) -> str:
     Raises ValueError if `value` is not an aware datetime, or its time in UTC is out of range.
     """
     moment = _check_datetime(value)
+    if type(moment) is not datetime:
+        # astimezone() would create its result by calling the subclass.
+        moment = datetime.combine(datetime.date(moment), datetime.timetz(moment))
     try:
         offset = datetime.utcoffset(moment)
         text = datetime.isoformat(datetime.astimezone(moment, timezone.utc)).removesuffix("+00:00")

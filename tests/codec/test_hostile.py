@@ -9,7 +9,7 @@ import json
 import signal
 import threading
 import uuid
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone, tzinfo
 
 import pytest
 
@@ -246,6 +246,9 @@ def test_overridden_methods_of_numbers_and_strings_are_not_called(wire):
 
 
 class LyingMoment(datetime):
+    def __new__(cls, text):
+        return datetime.__new__(cls, 1999, 1, 1)
+
     def isoformat(self, *_):
         return "garbage"
 
@@ -253,15 +256,29 @@ class LyingMoment(datetime):
         return None
 
 
-def test_overridden_methods_of_a_datetime_are_not_called(wire):
-    context = wire.ExecutionContext(
-        job_id="j",
-        attempt=1,
-        enqueue_time=LyingMoment(2025, 1, 2, 12, tzinfo=timezone.utc),
-        queue_name="q",
-    )
-    request = wire.ExecutionRequest(request_id="r", job_id="j", function_name="f", context=context)
-    assert b'"enqueue_time":"2025-01-02T12:00:00Z"' in wire.encode_frame(request)
+class Repeated(tzinfo):
+    """The hour before a clock is put back is in summer time, the one after it in winter time."""
+
+    def utcoffset(self, moment):
+        return timedelta(hours=1 if moment.fold else 2)
+
+    def dst(self, moment):
+        return None
+
+
+@pytest.mark.parametrize(
+    ("zone", "fold", "hour"),
+    [
+        (timezone.utc, 0, 12),
+        (timezone(timedelta(hours=-3)), 0, 15),
+        (Repeated(), 0, 10),
+        (Repeated(), 1, 11),
+    ],
+)
+def test_overridden_methods_of_a_datetime_are_not_called(wire, zone, fold, hour):
+    moment = datetime.__new__(LyingMoment, 2025, 1, 2, 12, tzinfo=zone, fold=fold)
+    frame = wire.encode_frame(request_with(enqueue_time=moment))
+    assert b'"enqueue_time":"2025-01-02T%d:00:00Z"' % hour in frame
 
 
 def test_overridden_methods_of_a_size_are_not_called(wire):
