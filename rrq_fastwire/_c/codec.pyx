@@ -10,11 +10,10 @@ lists match exactly, so a new field in `messages` turns them off.
 """
 
 from dataclasses import fields
-from datetime import timezone
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.datetime cimport datetime_new, import_datetime
+from cpython.datetime cimport datetime_new, get_utc, import_datetime
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_INCREF, Py_XDECREF
 from cpython.unicode cimport PyUnicode_1BYTE_DATA, PyUnicode_GET_LENGTH
@@ -58,7 +57,6 @@ cdef enum: SMALL_JSON = 2 * (1024 - 2)
 cdef object loads = _json.loads
 # Without a GIL, other threads can change a value between the check and the writing.
 cdef object dumps = None if FREE_THREADED else _json.dumps
-cdef object UTC = timezone.utc
 cdef object VERSION = PROTOCOL_VERSION
 cdef object DEFAULT_LIMIT = MAX_FRAME_SIZE
 cdef int RESULT_LEVELS = MAX_NESTING - 2
@@ -162,7 +160,7 @@ cdef str common_text(PyObject** last, Span span):
 cdef inline object date_time(Moment* at):
     """Return the datetime. Raises ValueError if a number is out of range."""
     return datetime_new(
-        at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond, UTC
+        at.year, at.month, at.day, at.hour, at.minute, at.second, at.microsecond, get_utc()
     )
 
 
