@@ -60,7 +60,8 @@ cdef object dumps = None if FREE_THREADED else _json.dumps
 cdef object VERSION = PROTOCOL_VERSION
 cdef object DEFAULT_LIMIT = MAX_FRAME_SIZE
 cdef int RESULT_LEVELS = MAX_NESTING - 2
-cdef Py_ssize_t MAX_ITEMS = _json.MAX_ITEMS
+# The envelope and its payload have 6 members together, which count as items.
+cdef Py_ssize_t MAX_ITEMS = _json.MAX_ITEMS, RESULT_ITEMS = MAX_ITEMS - 6
 cdef object SUCCESS = OutcomeStatus.SUCCESS
 
 cdef type REQUEST = ExecutionRequest, CONTEXT = ExecutionContext, OUTCOME = ExecutionOutcome
@@ -343,7 +344,7 @@ cdef bytes encode_success(object outcome, uint32_t limit):
             or plain_end(second, second + second_size) != second + second_size):
         return None
     result = get(outcome, OUTCOME_SLOTS[3])
-    if not is_plain(<PyObject*>result, RESULT_LEVELS, MAX_ITEMS):
+    if not is_plain(<PyObject*>result, RESULT_LEVELS, RESULT_ITEMS):
         return None
     cdef bytes body = dumps(result)
     size = TEMPLATE_SIZE + first_size + second_size + PyBytes_GET_SIZE(body)

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rrq_fastwire import EncodeError, ExecutionOutcome, MessageError, _py
+from rrq_fastwire import (
+    JSON_BACKEND,
+    EncodeError,
+    ExecutionOutcome,
+    MessageError,
+    _json,
+    _py,
+)
 
 REQUEST = (
     b'{"type":"request","payload":{"protocol_version":"2","request_id":"r-1","job_id":"j-1",'
@@ -156,6 +163,20 @@ def test_the_limit_of_nesting_counts_the_levels_around_a_value(wire, depth, layo
         isinstance(verdict(wire, start + payload), wire.RunnerMessage) for start in (b"", b" ")
     ]
     assert taken[0] == taken[1] == (depth + {0: 3, 5: 2, 6: 3}[layout] <= 1024)
+
+
+@pytest.mark.skipif(JSON_BACKEND != "orjson", reason="without orjson, encoding has no fast path")
+def test_the_limit_of_items_counts_the_members_around_a_result(wire):
+    # Two members of the envelope, and four of the payload.
+    items = [1] * (_json.MAX_ITEMS - 6)
+    outcome = ExecutionOutcome.success("j", "r", items)
+    frame = wire.encode_frame(outcome, max_frame_size=2**31)
+    assert frame[4:] == wire.encode_payload(outcome)
+    items.append(1)
+    with pytest.raises(EncodeError, match="more than 8388608 items"):
+        wire.encode_payload(outcome)
+    with pytest.raises(EncodeError, match="more than 8388608 items"):
+        wire.encode_frame(outcome, max_frame_size=2**31)
 
 
 def test_a_string_kept_from_the_last_request_is_not_used_for_a_different_one(wire):
