@@ -124,8 +124,8 @@ def _write_attempt(value: Any) -> int:
 
 
 def _write_number(value: Any) -> int | float:
-    number: int | float = _check_number(value)
-    return int.__index__(number) if isinstance(number, int) else float.__float__(number)
+    number = _check_number(value)
+    return int.__index__(number) if issubclass(type(number), int) else float.__float__(number)
 
 
 def _read_strings(value: dict[str, Any]) -> dict[str, str]:

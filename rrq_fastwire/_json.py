@@ -14,7 +14,7 @@ from .errors import EncodeError, type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
     loads: Callable[[bytes | memoryview], Any]
@@ -90,29 +90,31 @@ def _plain_copy(value: Any, levels: int, left: list[int]) -> Any:
     """
     if value is None or value is True or value is False:
         return value
-    if isinstance(value, Enum):
+    # Not isinstance(), because an object's `__class__` can name another class.
+    kind = type(value)
+    if issubclass(kind, Enum):
         return _plain_copy(value.value, levels, left)
-    if isinstance(value, str):
+    if issubclass(kind, str):
         return _text(value)
-    if isinstance(value, int):
+    if issubclass(kind, int):
         number = int.__index__(value)
         if -(2**63) <= number < 2**64:
             return number
         if -_INTEGER_LIMIT < number < _INTEGER_LIMIT:
             return _large_integer(number)
         raise _NoJsonError("int of more than 308 digits, which no double can hold")
-    if isinstance(value, float):
+    if issubclass(kind, float):
         real = float.__float__(value)
         return real if real - real == 0.0 else None  # NaN and infinities become null
-    if isinstance(value, UUID):
+    if issubclass(kind, UUID):
         return _text(UUID.__str__(value))
-    if not isinstance(value, (dict, list, tuple)):
+    if not issubclass(kind, (dict, list, tuple)):
         raise _NoJsonError(f"object of type {type_name(value)!r} has no JSON form")
     if not levels:
         raise _NoJsonError("nested too deep for the orchestrator")
     step = ""
     try:
-        if isinstance(value, dict):
+        if issubclass(kind, dict):
             _count(dict.__len__(value), left)
             plain = {}
             for key, item in dict.items(value):
@@ -121,9 +123,10 @@ def _plain_copy(value: Any, levels: int, left: list[int]) -> Any:
                 step = f".{name}"
                 plain[name] = _plain_copy(item, levels - 1, left)
             return plain
-        _count(list.__len__(value) if isinstance(value, list) else tuple.__len__(value), left)
+        sequence: Any = list if issubclass(kind, list) else tuple
+        _count(sequence.__len__(value), left)
         items: list[Any] = []
-        for item in _items(value):
+        for item in sequence.__iter__(value):  # not a subclass's own `__iter__`
             step = f"[{len(items)}]"
             items.append(_plain_copy(item, levels - 1, left))
         return items
@@ -138,11 +141,6 @@ def _count(items: int, left: list[int]) -> None:
         raise _NoJsonError(f"more than {MAX_ITEMS} items")
 
 
-def _items(value: list[Any] | tuple[Any, ...]) -> Iterator[Any]:
-    """Iterate over the stored items, without calling a subclass's own `__iter__`."""
-    return list.__iter__(value) if isinstance(value, list) else tuple.__iter__(value)
-
-
 def _text(value: str) -> str:
     try:
         return str.encode(value).decode()
@@ -152,7 +150,7 @@ def _text(value: str) -> str:
 
 
 def _key(key: Any) -> str:
-    if isinstance(key, str):
+    if issubclass(type(key), str):
         return _text(key)
     raise _NoJsonError(f"object keys must be str, not {type_name(key)}")
 

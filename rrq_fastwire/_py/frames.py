@@ -43,14 +43,15 @@ def octets(data: bytes | bytearray | memoryview) -> bytes:
     """Return `data` as bytes that no other code can change. Raises TypeError."""
     if type(data) is bytes:
         return data
-    if isinstance(data, (bytes, bytearray, memoryview)):
+    # Here and below not isinstance(), because an object's `__class__` can name another class.
+    if issubclass(type(data), (bytes, bytearray, memoryview)):
         return memoryview(data).tobytes()  # bytes(data) would call a subclass's __bytes__
     raise TypeError(f"expected bytes, bytearray or memoryview, got {type_name(data)}")
 
 
 def checked_limit(max_frame_size: int) -> int:
     """Return `max_frame_size` if four bytes can hold it. Raises TypeError and ValueError."""
-    if not isinstance(max_frame_size, int):
+    if not issubclass(type(max_frame_size), int):
         raise TypeError(f"max_frame_size must be an int, got {type_name(max_frame_size)}")
     limit = int.__index__(max_frame_size)
     if not 0 < limit < 2**32:
@@ -152,7 +153,7 @@ class StreamDecoder:
 
         Raises FrameError and RuntimeError as feed() does.
         """
-        if not isinstance(hint, int):
+        if not issubclass(type(hint), int):
             raise TypeError(f"hint must be an int, got {type_name(hint)}")
         with self._lock():
             self._check()
@@ -169,7 +170,7 @@ class StreamDecoder:
             FrameError: an earlier error ended the stream.
             ValueError: get_buffer() did not return that many bytes.
         """
-        if not isinstance(nbytes, int):
+        if not issubclass(type(nbytes), int):
             raise TypeError(f"nbytes must be an int, got {type_name(nbytes)}")
         count = int.__index__(nbytes)
         with self._lock():

@@ -524,6 +524,40 @@ def test_a_field_that_only_claims_to_be_of_its_class_is_an_encode_error(wire, cl
         wire.encode_frame(message)
 
 
+class PretendedInt(float):
+    __class__ = int
+
+
+@pytest.mark.parametrize("cls", [enum.Enum, str, int, float, uuid.UUID, dict, list, tuple, None])
+def test_a_result_that_only_claims_to_be_of_a_class_has_no_json_form(wire, cls):
+    with pytest.raises(EncodeError, match="object of type 'Pretender' has no JSON form"):
+        wire.encode_frame(success(wire, [Pretender(cls)]))
+    with pytest.raises(EncodeError, match="object keys must be str, not Pretender"):
+        wire.encode_frame(success(wire, {Pretender(cls): 1}))
+
+
+def test_a_number_or_container_is_sent_as_what_it_is_and_not_what_it_claims_to_be(wire):
+    claims = type("Claims", (list,), {"__class__": dict})
+    assert sent(wire, [PretendedInt(1.5), claims([1])]) == "[1.5,[1]]"
+    outcome = wire.ExecutionOutcome.retry_after("j", "r", "m", PretendedInt(1.5))
+    assert b'"retry_after_seconds":1.5}' in wire.encode_frame(outcome)
+
+
+def test_a_size_that_only_claims_to_be_an_int_is_a_type_error(wire):
+    decoder = wire.FrameDecoder()
+    size = PretendedInt(5.0)
+    for call in (
+        lambda: wire.FrameDecoder(size),
+        lambda: wire.encode_frame(success(wire, None), max_frame_size=size),
+        lambda: decoder.get_buffer(size),
+        lambda: decoder.buffer_updated(size),
+    ):
+        with pytest.raises(TypeError, match="must be an int, got PretendedInt"):
+            call()
+    with pytest.raises(TypeError, match="expected bytes, bytearray or memoryview, got Pretender"):
+        decoder.feed(Pretender(bytes))
+
+
 def test_a_class_with_its_own_equality_is_not_a_message(wire):
     class Equal(type):
         def __eq__(cls, other):
