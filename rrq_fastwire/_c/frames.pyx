@@ -104,7 +104,9 @@ cdef class StreamDecoder:
         self.limit = MAX_PAYLOAD
 
     def __init__(self, max_frame_size=MAX_FRAME_SIZE):
-        self.limit = checked_limit(max_frame_size)
+        with cython.critical_section(self):
+            self.limit = checked_limit(max_frame_size)
+            self.rest = self.chunk = self.again = self.space = self.failure = None
 
     def feed(self, data):
         """Add the next bytes of the stream, cut anywhere, and return the decoder for iteration.
@@ -256,8 +258,7 @@ cdef class StreamDecoder:
 
     cdef int add(self, bytes data) except -1:
         """Append `data` to the stream. A MemoryError leaves the decoder as it was."""
-        if self.chunk is not None:
-            self.move(PY_SSIZE_T_MAX)
+        self.move(PY_SSIZE_T_MAX)
         self.space = None
         if PyBytes_GET_SIZE(data):
             self.chunk = data

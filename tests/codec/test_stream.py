@@ -179,6 +179,26 @@ def test_the_error_that_ends_a_stream_comes_again_at_every_later_call(wire, of):
             call()
 
 
+@pytest.mark.parametrize("of", ["FrameDecoder", "MessageDecoder"])
+@pytest.mark.parametrize("earlier", [cancel("a") + b"\0\0", b"\0\0\0\x02x", b"\0\0\0\0"])
+@pytest.mark.parametrize("eager", [False, True])
+def test_a_decoder_that_is_initialized_again_is_like_a_new_one(wire, earlier, eager, of):
+    decoder = getattr(wire, of)()
+    decoder.feed(earlier[:3]).feed(earlier[3:])
+    decoder.get_buffer(-1)
+    if eager:
+        items(decoder)
+    held = decoder.buffered
+    with pytest.raises(ValueError, match="max_frame_size"):
+        decoder.__init__(0)
+    assert decoder.buffered == held
+    decoder.__init__(LIMIT)
+    with pytest.raises(ValueError, match="nbytes must be from 0 to 0"):
+        decoder.buffer_updated(1)
+    stream = cancel("b") + b"\0\0\x02\0"
+    assert items(decoder.feed(stream)) == expected(wire, stream, of)
+
+
 def test_iteration_goes_on_after_a_payload_that_is_not_a_message(wire):
     stream = cancel("a") + b"\0\0\0\x02no" + cancel("b") + cancel("c")
     decoder = wire.MessageDecoder().feed(stream)
