@@ -45,10 +45,14 @@ def encode_message(message_type: RunnerMessageType, payload: dict[str, Any]) -> 
     document = {"type": message_type, "payload": payload}
     try:
         body = _json.encode(document, MAX_NESTING, "", dump_plain)
-    except EncodeError:
+    except EncodeError as error:
         # The json module writes some values that `_json` rejects, such as keys that are not str.
         # For the others it raises the exceptions that callers of rrq.protocol expect.
-        body = _json.encode(json.loads(json.dumps(document)), MAX_NESTING, "", dump_plain)
+        try:
+            document = json.loads(json.dumps(document))
+        except RecursionError:
+            raise error from None
+        body = _json.encode(document, MAX_NESTING, "", dump_plain)
     return pack_frame(body)
 
 

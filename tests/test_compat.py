@@ -62,9 +62,16 @@ def test_a_payload_that_contains_itself_raises_value_error():
         compat.encode_message("response", loop)
 
 
+def nested(levels):
+    value = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(
     "result",
-    ["\ud800", 10**400, "x" * 17_000_000, json.loads("[" * 126 + "]" * 126)],
+    ["\ud800", 10**400, "x" * 17_000_000, nested(126), nested(50_000)],
     ids=lambda _: "",
 )
 def test_values_that_would_end_the_connection_raise_value_error(result):
