@@ -106,7 +106,11 @@ class RunnerClient:
         now = datetime.now(timezone.utc)
         deadline = None if timeout is None else _deadline(now, timeout)
         job_id = str(uuid.uuid4()) if job_id is None else job_id
-        request_id = str(uuid.uuid4()) if request_id is None else request_id
+        if request_id is None:
+            request_id = str(uuid.uuid4())
+        elif issubclass(type(request_id), str):
+            # A subclass's own __hash__() or __eq__() would not find the answer.
+            request_id = str.__str__(request_id)
         request = ExecutionRequest(
             request_id=request_id,
             job_id=job_id,
@@ -128,7 +132,7 @@ class RunnerClient:
                 raise _copy(self._lost)
             await self.stream.drain()
             # send_nowait() refuses a request_id of another type.
-            if isinstance(request_id, str) and request_id in self._waiting:
+            if type(request_id) is str and request_id in self._waiting:
                 raise ValueError(f"a request with the id {request_id!r} is in flight already")
             self.stream.send_nowait(request)
             answer: asyncio.Future[ExecutionOutcome] = asyncio.get_running_loop().create_future()

@@ -197,6 +197,29 @@ def test_a_request_id_cannot_be_in_flight_twice(run, meet):
     run(scenario())
 
 
+class OwnEquality(str):
+    """A str that is equal only to itself."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+
+def test_a_request_id_is_matched_by_its_text(run, meet):
+    async def scenario():
+        async with asyncio.timeout(10), meet() as (client, runner):
+            (call,) = start(client, request_id=OwnEquality("r"))
+            (request,) = await requests(runner, 1)
+            with pytest.raises(ValueError, match="'r' is in flight already"):
+                await client.execute("f", request_id=OwnEquality("r"))
+            runner.send_nowait(success(request, "answer"))
+            assert (await call).result == "answer"
+
+    run(scenario())
+
+
 def test_a_request_that_cannot_be_sent_leaves_the_client_as_it_was(run, meet):
     async def scenario():
         async with meet() as (client, runner):
