@@ -106,6 +106,7 @@ def test_each_job_has_one_record_with_its_connection_function_and_end(run, caplo
         [record] = (each for each in own if each.getMessage().startswith(start))
         assert record.name == "rrq_fastwire.runner"
         assert record.levelno == level
+        assert record.funcName != "log"  # where the runner logs it
         assert record.getMessage().startswith(start + text)
         assert bool(record.exc_info) == (level == logging.ERROR)
     assert len(own) == len(RECORDS)
@@ -143,11 +144,13 @@ def configured_logging():
 @needs_rrq
 @pytest.mark.usefixtures("configured_logging")
 @pytest.mark.parametrize("name", ["rrq", "rrq.runner"])
-def test_the_level_and_the_handlers_of_the_stock_runners_logger_apply(run, name):
+@pytest.mark.parametrize("disables_others", [True, False])
+def test_the_level_and_the_handlers_of_the_stock_runners_logger_apply(run, name, disables_others):
     stream = io.StringIO()
-    logging.config.dictConfig(  # which disables the loggers that it does not name
+    logging.config.dictConfig(
         {
             "version": 1,
+            "disable_existing_loggers": disables_others,
             "handlers": {"h": {"class": "logging.StreamHandler", "stream": stream}},
             "loggers": {name: {"handlers": ["h"], "level": "INFO", "propagate": False}},
         }

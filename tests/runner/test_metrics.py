@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import select
 import socket
 import urllib.request
 from contextlib import suppress
@@ -124,6 +125,24 @@ def test_jobs_are_counted_by_function_and_outcome(command, settings, accept):
     assert samples["rrq_fastwire_jobs_in_flight",] == 0
     assert samples["app_emails_total",] == 1  # a metric of the handlers
     assert samples["process_resident_memory_bytes",] > 1e6
+
+
+def test_the_duration_of_a_job_does_not_depend_on_later_requests(command):
+    runner = start(command)
+    peer, other = command.connect(runner.port), command.connect(runner.port)
+    peer.send("sleep")
+    while not select.select([peer.socket], [], [], 0)[0]:
+        other.ask("kind")
+    peer.receive()
+    assert 0.19 < scrape(runner)["rrq_fastwire_job_duration_seconds_sum", "sleep"] < 10
+
+
+def test_what_a_handler_raises_is_logged_with_its_traceback(command):
+    runner = start(command)
+    peer = command.connect(runner.port)
+    peer.send("fail")
+    peer.receive()
+    until(lambda: "RuntimeError: broken" in runner.errors(), "the traceback is written")
 
 
 def test_jobs_in_flight_are_counted_until_they_are_answered(command):
