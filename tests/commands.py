@@ -99,7 +99,7 @@ async def stop_child(request):
     return codes
 
 async def stop_child_with_another_handler(request):
-    """The same for a child that has inherited a signal handler of the job's, which calls the previous one."""
+    """The exit code of a child that inherits a signal handler which calls the previous one."""
     previous = signal.getsignal(signal.SIGTERM)
     signal.signal(signal.SIGTERM, lambda number, frame: previous(number, frame))
     child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))

@@ -27,13 +27,13 @@ def main(argv: list[str] | None = None) -> int:
         # Characters that the locale cannot encode must not end the printing.
         sys.stdout.reconfigure(errors="backslashreplace")
     if not os.environ.get("COLUMNS", "").strip("0"):
-        # The width is not known. In a width of 0, rich would print nothing.
+        # 0 stands for an unknown width, but rich would print nothing.
         os.environ.pop("COLUMNS", None)
     try:
         try:
             return _run(sys.argv[1:] if argv is None else argv)
         finally:
-            # Also after an error, so that it does not discard what was printed before.
+            # Also after an error. Otherwise what was printed before would be lost.
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130

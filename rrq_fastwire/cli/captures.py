@@ -44,7 +44,7 @@ class Frame(NamedTuple):
 
 
 class BrokenStreamError(Exception):
-    """A stream cannot be read further. The text gives the offset and the reason."""
+    """A stream cannot be read further. The text gives the reason, and the offset if it has one."""
 
 
 def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None) -> Iterator[Frame]:
@@ -53,7 +53,7 @@ def frames(file: BinaryIO, advance: Callable[[int], object] = lambda size: None)
     Arguments:
         advance: called with the number of bytes of each read.
 
-    Raises BrokenStreamError after the last good frame, also if the file cannot be read further.
+    Raises BrokenStreamError after the last good frame if the stream is broken or reading fails.
     """
     decoder = FrameDecoder()
     number = offset = 0

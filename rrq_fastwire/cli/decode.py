@@ -109,7 +109,7 @@ def command(
     precede the frame and how many its payload has, and "type" and "payload" of the envelope,
     unknown fields included. An invalid payload is shown as {"error", "path"}.
 
-    Exits with 1 if a capture is broken or ends within a frame.
+    Exits with 1 if a capture is broken, ends within a frame, or cannot be read.
 
     Example: rrq-fastwire decode --type request --function send_email capture.bin
     """

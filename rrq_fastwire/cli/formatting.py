@@ -23,9 +23,10 @@ def printable(text: str) -> str:
 
 
 def json_for_stdout(document: str) -> str:
-    r"""Return JSON with \u escapes for characters that stdout cannot encode or should not get.
+    r"""Return JSON with \u escapes for what stdout should not get.
 
-    A terminal gets no control characters. A file or pipe gets JSON as it is written.
+    If stdout is not UTF-8, all characters beyond ASCII are escaped. On a terminal, those that are
+    not printable are. A UTF-8 file or pipe gets the document unchanged.
     """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     if is_utf8 and not sys.stdout.isatty():
@@ -34,7 +35,7 @@ def json_for_stdout(document: str) -> str:
     def shown(found: re.Match[str]) -> str:
         return found[0] if is_utf8 and found[0].isprintable() else json.dumps(found[0])[1:-1]
 
-    # Outside its strings, JSON has only characters before the first of these.
+    # These characters occur only within strings.
     return re.sub("[^\0-~]", shown, document)
 
 

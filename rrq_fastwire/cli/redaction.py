@@ -22,8 +22,9 @@ class Redaction:
     """Hide the values of some keys.
 
     A value is hidden at any depth, in JSON within a string, and in text such as `card=4111` or
-    `{'card': '4111'}`. In text, not all values can be recognised: `the card 4111` stays, and so do
-    the later words of a value without quotes, except after an authentication scheme.
+    `{'card': '4111'}`. In text, some values cannot be recognised. In `the card 4111`, nothing is
+    hidden. Of a value without quotes, only the first word is hidden, and the word after `Basic`,
+    `Bearer` or `Token`.
     """
 
     def __init__(self, keys: frozenset[str] = frozenset()) -> None:
@@ -80,13 +81,14 @@ class Redaction:
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
         keys = "|".join(re.escape(key) for key in sorted(self.keys, key=len, reverse=True))
-        # A key that is not part of a longer word. A quote in front of it is not searched for, so
-        # that a long run of backslashes or quotes is not searched again from each of them.
+        # A key that is not part of a longer word, or that follows an escaped line break or tab. The
+        # pattern does not begin with the optional quote. Otherwise the search would start again at
+        # each character of a long run of quotes or backslashes, in quadratic time.
         start = r"""(?:(?<!\w)(?<!\w-)|(?<=\\[nrt]))"""
         key = rf"""{start}(?:{keys})(?:\\*["'])?\s*[:=]\s*"""
-        # A value in quotes, in brackets, or up to a character that usually ends a value. An escaped
-        # quote ends at a quote with as many backslashes. A quote without an end hides the rest, and
-        # so do brackets within brackets.
+        # A value in quotes, in brackets, or up to a character that usually ends a value. A value
+        # that begins with an escaped quote ends at a quote with as many backslashes. If a closing
+        # quote is missing, or brackets are nested, the rest of the text is hidden.
         value = (
             r"""b?"(?:[^"\\]|\\.?)*+(?:"|\Z)|b?'(?:[^'\\]|\\.?)*+(?:'|\Z)"""
             r"""|(?P<quote>\\+["']).*?(?:(?<!\\)(?P=quote)|\Z)"""
@@ -113,8 +115,9 @@ def redact_option(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="KEY,...",
         default="",
         callback=_split_keys,
-        help="Hide the values of these keys. Within strings, they are hidden as far as they can be"
-        " recognised. Upper and lower case differ. Times, attempts and statuses of messages stay.",
+        help="Hide the values of these keys, which are case-sensitive. Values within other text are"
+        " hidden only if their form is recognised. The columns of times, attempts and statuses are"
+        " always shown.",
     )(command)
 
 

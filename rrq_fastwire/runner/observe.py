@@ -43,7 +43,7 @@ class ObservedRunner(Runner):
         """Return whether the function has a handler."""
         try:
             return self._find(function_name) is not None
-        except BaseException:  # raised by the user's mapping, which _run() reports
+        except BaseException:  # of the user's mapping; _run() has answered with it
             return False
 
     def _take(self, connection: Connection, message: RunnerMessage) -> None:

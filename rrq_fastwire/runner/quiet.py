@@ -73,7 +73,7 @@ async def come_to_rest(runner: Runner, seconds: float) -> bool:
 
 
 def read_again(runner: Runner) -> None:
-    """Undo come_to_rest()."""
+    """Read from all connections again, after come_to_rest()."""
     for connection in runner.connections:
         connection.stream.resume_reading()
 

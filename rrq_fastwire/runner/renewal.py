@@ -57,7 +57,8 @@ class Renewal:
         """Return when the runner can be stopped, because it is idle and accepts nothing.
 
         Requests and connections that arrive in the meantime wait in the kernel. If a running job
-        takes longer than a second, they are accepted, and the next attempt is made later.
+        takes longer than a second, or no file descriptor is free, they are accepted, and the next
+        attempt is made later.
         """
         done, _ = await asyncio.wait(self._due, return_when=asyncio.FIRST_COMPLETED)
         verb = "ending" if self._handover is None else "restarting"
@@ -70,7 +71,7 @@ class Renewal:
             await asyncio.sleep(_RETRY_SECONDS)
 
     async def _try(self, runner: Runner, admission: Admission) -> bool:
-        """Return whether the runner accepts nothing, is idle, and has kept its sockets."""
+        """Stop accepting, wait until the runner is idle, and keep its sockets; return success."""
         admission.is_held = True
         try:
             await self._stop_accepting()
@@ -78,7 +79,8 @@ class Renewal:
                 return False
             self._keep_sockets(runner)
         except OSError as error:  # no file descriptor is left, perhaps because a handler leaks them
-            log(logging.WARNING, "cannot end or restart now: %s", error)
+            text = "cannot end or restart now: %s; trying again in %g s"
+            log(logging.WARNING, text, error, _RETRY_SECONDS)
             read_again(runner)
             return False
         return True

@@ -57,7 +57,8 @@ else:
         """Start coroutines under a task in reserve, which takes over a coroutine that waits.
 
         This replaces eager tasks, which Python 3.11 does not have. The difference: coroutines that
-        do not wait see the same task, one after another, until one of them keeps it.
+        do not wait see the same task, one after another, until one of them keeps a reference to it
+        or adds a callback to it. Weak references do not count.
         """
 
         def __init__(self) -> None:
@@ -85,7 +86,7 @@ else:
             except StopIteration:
                 if _count_references(task) == references and not task._callbacks:
                     self._reserve = relay
-                else:  # the handler has kept the task, so this must end with the handler
+                else:  # a reference or a callback is left, so the task must end now
                     relay.take_over(context, _nothing(), None)
                 return None
             finally:
@@ -105,7 +106,8 @@ else:
     class _Relay:
         """The coroutine of a task in reserve: it waits, and then runs the rest of another one.
 
-        Then it has the attributes of that coroutine, so that tools see where a handler waits.
+        Then it passes on the attributes of that coroutine, such as `cr_frame`, so that tools see
+        where a handler waits.
         """
 
         def __init__(self, loop: asyncio.AbstractEventLoop) -> None:

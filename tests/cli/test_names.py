@@ -27,7 +27,7 @@ def printable(name: str) -> str:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not allow such names of files")
 @pytest.mark.parametrize("name", NAMES)
 class TestFiles:
-    def test_a_name_is_shown_unchanged_at_the_progress_bar(self, tmp_path, on_a_terminal, name):
+    def test_a_name_is_not_read_as_markup_at_the_progress_bar(self, tmp_path, on_a_terminal, name):
         capture = tmp_path.joinpath(*name.split("/"))
         capture.parent.mkdir(exist_ok=True)
         capture.write_bytes(CAPTURE.read_bytes())
@@ -49,7 +49,7 @@ class TestFiles:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_function_is_shown_unchanged_at_the_title_of_load(name):
+def test_a_function_name_is_not_read_as_markup_in_the_title_of_load(name):
     plan = measurement.Plan(name, {}, 1, 1, 2, None, None)
     measured = measurement.Measured(2.0, [0.25, 0.5], None, Counter())
     for shown in (
@@ -67,7 +67,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("name", ["a[/x]", "a[bold]b"])
-def test_a_name_is_shown_unchanged_at_a_progress_bar(monkeypatch, name):
+def test_the_name_of_a_task_is_not_read_as_markup(monkeypatch, name):
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     with progress_bar() as progress:

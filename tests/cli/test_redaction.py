@@ -59,7 +59,7 @@ def test_a_long_run_of_quotes_or_backslashes_is_searched_once(text):
         ("{'password': {'a': {'b': 1}, 'c': 'SECRET'}}", "{'password': ***"),
     ],
 )
-def test_a_value_is_hidden_in_all_forms_of_text(text, redacted):
+def test_values_in_these_forms_of_text_are_hidden(text, redacted):
     assert PASSWORD.text(text) == redacted
 
 

@@ -257,7 +257,7 @@ class LyingMoment(datetime):
 
 
 class Repeated(tzinfo):
-    """The hour before a clock is put back is in summer time, the one after it in winter time."""
+    """A clock that is put back: with fold 0 it is ahead of UTC by 2 hours, with fold 1 by 1 hour."""
 
     def utcoffset(self, moment):
         return timedelta(hours=1 if moment.fold else 2)

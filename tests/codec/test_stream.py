@@ -151,7 +151,7 @@ def test_cuts_and_types_make_no_difference(wire, frames, cuts, hows, eager, of):
     ],
 )
 @pytest.mark.parametrize("eager", [True, False])
-def test_where_payloads_and_errors_are(wire, pieces, found, eager):
+def test_payloads_and_errors_are_found_at_any_cut(wire, pieces, found, eager):
     decoder = wire.FrameDecoder(max_frame_size=5)
     taken = []
     for piece in pieces:

@@ -36,8 +36,8 @@ RUN_SECONDS = 120
 # may be too short although nothing hangs, so the tests that run with this default ignore the line.
 ENDED_BY_FORCE = "rrq-fastwire-runner: ended by force"
 
-# The ports that no other worker has. A worker passes over ports in use. Two that start runners on the
-# same port at once would both use the runner that is first.
+# How many ports each worker has to itself. A worker skips ports in use. If two workers started runners
+# on the same port at once, both would send jobs to the one that listens first.
 PORTS = 50
 
 # The setting with the runner's address, which has another name in each version.

@@ -239,7 +239,7 @@ def test_objects_of_a_failed_handler_are_freed_at_once(run):
         gc.enable()
 
 
-def test_a_task_that_a_job_keeps_is_that_of_no_other_job(run):
+def test_a_job_that_keeps_its_task_shares_it_with_no_later_job(run):
     kept, release = [], asyncio.Event()
 
     async def keep(request):

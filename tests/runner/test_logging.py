@@ -106,7 +106,7 @@ def test_each_job_has_one_record_with_its_connection_function_and_end(run, caplo
         [record] = (each for each in own if each.getMessage().startswith(start))
         assert record.name == "rrq_fastwire.runner"
         assert record.levelno == level
-        assert record.funcName != "log"  # where the runner logs it
+        assert record.funcName != "log"  # but the caller of log()
         assert record.getMessage().startswith(start + text)
         assert bool(record.exc_info) == (level == logging.ERROR)
     assert len(own) == len(RECORDS)

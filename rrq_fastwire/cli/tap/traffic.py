@@ -70,7 +70,7 @@ class Pending:
     line: Line | None
 
     def row(self, *parts: str) -> Callable[[Payload, Redaction], Row]:
-        """Return what gives a row about the missing answer, with some remarks."""
+        """Return a function that makes the row about the missing answer, with some remarks."""
         waited = duration(time.monotonic() - self.start)
         content = ", ".join(filter(None, parts))
 
