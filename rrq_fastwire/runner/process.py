@@ -22,7 +22,8 @@ __all__ = ["ending_signals", "exit_forked_child"]
 
 _NUMBERS = int(signal.SIGTERM), int(signal.SIGINT)
 
-# The signal handlers that _on_signal() replaces, or has replaced last, by number.
+# The signal handlers that _on_signal() has replaced, by number. They stay here after the end of the
+# runner, because a signal handler of a job may still call _on_signal().
 _before: dict[int, SignalHandler] = {}
 
 # Called with a signal's number, and with what the user's own signal handler raised, or None.
@@ -76,10 +77,11 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
 
 
 def exit_forked_child(error: BaseException, runners_pid: int) -> None:
-    """End this process if a handler has forked it, and it is about to exit with SystemExit.
+    """Exit with the status of a SystemExit if this is a child that a handler has forked.
 
-    Its parent answers the job. If the child's event loop went on, the child would answer, too, and
-    would be a second runner on the same sockets.
+    Otherwise, do nothing. Functions of atexit are not called. The parent answers the job. If the
+    child's event loop went on, the child would answer, too, and would be a second runner on the
+    same sockets.
     """
     if not isinstance(error, SystemExit) or os.getpid() == runners_pid:
         return
@@ -111,6 +113,7 @@ def _give_signals_back() -> None:
 
 def _on_signal(received: int, frame: FrameType | None) -> None:
     before = _before[received]
+    # A second signal, or one after the end of the runner that nobody else handles.
     if _received or not (_listeners or callable(before)):
         signal.signal(received, signal.SIG_DFL)
         os.kill(os.getpid(), received)
@@ -167,8 +170,9 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    _give_signals_back()
-    _listeners.clear()
+    if _listeners:
+        _give_signals_back()
+        _listeners.clear()
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
 
 

@@ -300,6 +300,27 @@ def test_a_signal_handler_that_a_job_sets_stays(run):
         signal.signal(signal.SIGTERM, before)
 
 
+@posix
+def test_a_process_forked_after_serve_keeps_its_signal_handlers(run):
+    async def scenario():
+        serving, client = await start_serve({}, free_port())
+        async with client:
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        run(scenario())
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL else 1)
+        assert os.waitpid(child, 0)[1] == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # Signal handlers that the settings set
 
 
