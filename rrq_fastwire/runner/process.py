@@ -9,6 +9,7 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from functools import partial
+from typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -83,15 +84,21 @@ def exit_forked_child(error: BaseException, runners_pid: int) -> None:
     child's event loop went on, the child would answer, too, and would be a second runner on the
     same sockets.
     """
-    if not isinstance(error, SystemExit) or os.getpid() == runners_pid:
+    # Not isinstance(), because it reads `__class__`, which can be the handler's own code.
+    if not issubclass(type(error), SystemExit) or os.getpid() == runners_pid:
         return
-    status = error.code if isinstance(error.code, int) else int(error.code is not None)
-    with suppress(OSError, ValueError, AttributeError):
-        if error.code is not None and not isinstance(error.code, int):
-            print(error.code, file=sys.stderr)
+    status = 1
+    with suppress(BaseException):  # of the handler's code
+        code = cast("SystemExit", error).code
+        if isinstance(code, int):
+            status = code & 0xFF
+        elif code is None:
+            status = 0
+        else:
+            print(code, file=sys.stderr)
         sys.stdout.flush()
         sys.stderr.flush()
-    os._exit(status & 0xFF)
+    os._exit(status)
 
 
 def _take_signals() -> None:
