@@ -23,8 +23,8 @@ __all__ = ["ending_signals", "exit_forked_child"]
 
 _NUMBERS = int(signal.SIGTERM), int(signal.SIGINT)
 
-# The signal handlers that _on_signal() has replaced, by number. They stay here after the end of the
-# runner, because a signal handler of a job may still call _on_signal().
+# The signal handlers that _on_signal() has replaced, by number. If a job has replaced _on_signal(),
+# the handler before that stays here, because the job's handler may call _on_signal() later.
 _before: dict[int, SignalHandler] = {}
 
 # Called with a signal's number, and with what the user's own signal handler raised, or None.
@@ -91,7 +91,7 @@ def exit_forked_child(error: BaseException, runners_pid: int) -> None:
     with suppress(BaseException):  # of the handler's code
         code = cast("SystemExit", error).code
         if isinstance(code, int):
-            status = code & 0xFF
+            status = code & 0xFF if -(2**63) <= code < 2**63 else 255  # as Python does
         elif code is None:
             status = 0
         else:
@@ -112,14 +112,15 @@ def _take_signals() -> None:
 
 
 def _give_signals_back() -> None:
-    for number, before in _before.items():
+    for number, before in list(_before.items()):
         if signal.getsignal(number) in (_on_signal, signal.SIG_DFL):  # else a job has replaced it
             signal.signal(number, before)
+            del _before[number]
     _received.clear()
 
 
 def _on_signal(received: int, frame: FrameType | None) -> None:
-    before = _before[received]
+    before = _before.get(received, signal.SIG_DFL)
     # A second signal, or one after the end of the runner that nobody else handles.
     if _received or not (_listeners or callable(before)):
         signal.signal(received, signal.SIG_DFL)
@@ -130,12 +131,15 @@ def _on_signal(received: int, frame: FrameType | None) -> None:
         return
     raised: BaseException | None = None
     if callable(before) and not _is_pythons_own(before):
+        _before[received] = signal.SIG_DFL  # in case it calls this function
         try:
             before(received, frame)
         except (SystemExit, KeyboardInterrupt) as error:
             raised = error
         else:
             return
+        finally:
+            _before[received] = before
     # SIG_DFL is set later, by _let_the_system_kill(). If a second signal has arrived already,
     # Python is about to call this function for it. If it found SIG_DFL instead, it would ignore the
     # signal and print a message to stderr.

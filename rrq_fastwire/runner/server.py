@@ -378,7 +378,9 @@ async def _listen(
         server = await loop.create_server(make_stream, sock=listener, backlog=backlog)
     else:
         server = await loop.create_server(make_stream, host, port, backlog=backlog)
-    if accepts_many:
+    if accepts_many and listener is not None:
+        listener.listen(_BACKLOG)  # not as below, because perhaps no file descriptor is free
+    elif accepts_many:
         for each in server.sockets:
             with each.dup() as copy:
                 copy.listen(_BACKLOG)

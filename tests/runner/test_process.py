@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import weakref
 from contextlib import suppress
 
 import pytest
@@ -298,6 +299,51 @@ def test_a_signal_handler_that_a_job_sets_stays(run):
         assert signal.getsignal(signal.SIGTERM) is mine
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@posix
+def test_a_signal_handler_that_a_job_of_an_earlier_serve_has_set_may_call_the_runners(run):
+    def chained(number, frame):
+        nonlocal previous
+        calls.append(number)
+        previous(number, frame)
+
+    async def replace(request):
+        nonlocal previous
+        previous = signal.signal(signal.SIGTERM, chained)
+
+    async def scenario():
+        serving, client = await start_serve({"replace": replace}, free_port())
+        async with client:
+            assert (await client.execute("replace")).status == "success"
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+        serving, client = await start_serve({}, free_port())
+        async with client:
+            signal.raise_signal(signal.SIGTERM)
+            await serving
+
+    before, previous, calls = signal.getsignal(signal.SIGTERM), None, []
+    try:
+        run(scenario())
+        assert calls == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_serve_keeps_nothing_of_a_program_alive():
+    async def scenario():
+        serving, client = await start_serve({}, free_port())
+        async with client:
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+        return weakref.ref(asyncio.get_running_loop())
+
+    loop = asyncio.run(scenario())
+    gc.collect()
+    assert loop() is None
 
 
 @posix

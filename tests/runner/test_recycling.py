@@ -61,13 +61,20 @@ async def exhaust(request):
             left.append(os.open("/dev/null", os.O_RDONLY))
     return me
 
+async def exhaust_when_told(request):
+    await until_told(request)
+    await exhaust(request)
+    while not Path(__file__).with_name("released").exists():
+        await asyncio.sleep(0.005)
+    return me
+
 async def grow(request):
     left.append(bytearray(200_000_000))
     return me
 
 handlers |= {
     "who": who, "change": change, "until_told": until_told, "note": note, "grow": grow,
-    "exhaust": exhaust,
+    "exhaust": exhaust, "exhaust_when_told": exhaust_when_told,
 }
 settings = register(handlers)
 """
@@ -220,6 +227,19 @@ def test_without_a_file_descriptor_the_runner_goes_on(command):
     (command.folder / "told").touch()
     assert running.receive().result == me
     assert peer.ask("who")[0] == me
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
+def test_without_a_file_descriptor_the_runner_listens_again(command):
+    runner = command.start("--max-jobs", "1", settings="renewed.handlers")
+    running = command.begin(runner.port, "exhaust_when_told")
+    peer = command.connect(runner.port)
+    me = peer.ask("who")[0]
+    until(lambda: "restarting once idle" in runner.errors(), "the server is closed")
+    (command.folder / "told").touch()
+    assert peer.ask("who")[0] == me  # after a second at most
+    (command.folder / "released").touch()
+    assert running.receive().result == me
 
 
 def test_the_runner_exits_if_its_settings_fail_at_the_restart(command):
