@@ -137,7 +137,7 @@ def test_a_message_is_shown_as_soon_as_it_has_arrived():
 
 
 def test_a_line_that_is_nested_too_deep_gets_a_sentence():
-    deep = b'{"type":"cancel","payload":' + b"[" * 2000 + b"]" * 2000 + b"}"
+    deep = b'{"type":"cancel","payload":' + b"[" * 10**6 + b"]" * 10**6 + b"}"
     done = subprocess.run(
         [*COMMAND, "encode"],
         input=LINE + b"\n" + deep,
