@@ -412,7 +412,8 @@ def test_a_request_with_an_id_too_long_for_an_answer_is_logged_and_harms_no_othe
         async with serving({"report": long_reason, "echo": echo}) as connect:
             peer = await connect()
             empty = len(request("report", id="", job_id="j")) - 4
-            peer.send(request("report", id="r" * (MAX_FRAME_SIZE - empty), job_id="j"))
+            size = MAX_FRAME_SIZE - empty - 9  # the time of this one may have more digits
+            peer.send(request("report", id="r" * size, job_id="j"))
             peer.send(request("echo", {"a": 1}, id="next"))
             assert (await peer.answer()).result == {"a": 1}
             return peer.name
