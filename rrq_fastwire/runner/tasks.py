@@ -50,8 +50,11 @@ else:
     from contextvars import copy_context
     from typing import Any, cast
 
+    def _unlike_others(_: object) -> object:
+        return object()
+
     # PyPy does not count references. There, each job gets a task of its own.
-    _count_references = getattr(sys, "getrefcount", lambda task: object())
+    _count_references = getattr(sys, "getrefcount", _unlike_others)
 
     class TaskStarter:
         """Start coroutines under a task in reserve, which takes over a coroutine that waits.
