@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before the process started
+            # Not in a `with` block, because it stays open until the process ends.
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Characters that the locale cannot encode must not end the printing.

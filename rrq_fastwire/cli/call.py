@@ -97,7 +97,7 @@ def command(
     on_terminal = sys.stdout.isatty()
     layout: dict[str, Any] = {"indent": 2} if on_terminal else {"separators": (",", ":")}
     try:
-        text = json_for_stdout(json.dumps(outcome.result, ensure_ascii=False, **layout))
+        text = json_for_stdout()(json.dumps(outcome.result, ensure_ascii=False, **layout))
     except RecursionError:
         raise click.ClickException(f"the job has succeeded, but its result is {TOO_DEEP}") from None
     if on_terminal:

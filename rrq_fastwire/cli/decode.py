@@ -114,6 +114,7 @@ def command(
     Example: rrq-fastwire decode --type request --function send_email capture.bin
     """
     printer = _Printer(redact, verbose=verbose)
+    as_written = json_for_stdout()
     status = 0
     for file in files:
         name = printable(file.name)
@@ -128,7 +129,7 @@ def command(
                     if not _is_wanted(item, kind, job, function):
                         continue
                     if as_json:
-                        print(json_for_stdout(_json_line(item, redact)))
+                        print(as_written(_json_line(item, redact)))
                     else:
                         printer.print_message(item)
         except BrokenStreamError as error:

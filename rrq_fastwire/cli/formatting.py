@@ -6,8 +6,13 @@ import codecs
 import json
 import re
 import sys
+from functools import partial
 
 from rich.filesize import decimal
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _UNITS = (("d", 86_400), ("h", 3600), ("min", 60), ("s", 1))
 
@@ -22,21 +27,21 @@ def printable(text: str) -> str:
     return "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
 
 
-def json_for_stdout(document: str) -> str:
-    r"""Return JSON with \u escapes for what stdout should not get.
+def json_for_stdout() -> Callable[[str], str]:
+    r"""Return a function that writes JSON with \u escapes for what stdout should not get.
 
     If stdout is not UTF-8, all characters beyond ASCII are escaped. On a terminal, those that are
     not printable are. A UTF-8 file or pipe gets the document unchanged.
     """
     is_utf8 = codecs.lookup(sys.stdout.encoding or "utf-8").name == "utf-8"
     if is_utf8 and not sys.stdout.isatty():
-        return document
+        return str
 
     def shown(found: re.Match[str]) -> str:
         return found[0] if is_utf8 and found[0].isprintable() else json.dumps(found[0])[1:-1]
 
     # These characters occur only within strings.
-    return re.sub("[^\0-~]", shown, document)
+    return partial(re.compile("[^\0-~]").sub, shown)
 
 
 def duration(seconds: float) -> str:

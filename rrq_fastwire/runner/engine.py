@@ -165,7 +165,7 @@ class Runner:
             else:
                 log(logging.WARNING, "%s: sent a response, which a runner ignores", connection.name)
             return
-        # On a closed connection, nobody gets the answer, and the orchestrator repeats the job.
+        # Nobody would get the answer. The orchestrator runs the job again.
         if connection.hung_up or connection.stream.is_closing():
             return
         jobs = connection.jobs

@@ -43,7 +43,7 @@ class ObservedRunner(Runner):
         """Return whether the function has a handler."""
         try:
             return self._find(function_name) is not None
-        except BaseException:  # of the user's mapping; _run() has answered with it
+        except BaseException:  # raised by the user's mapping; the job got it as its answer
             return False
 
     def _take(self, connection: Connection, message: RunnerMessage) -> None:

@@ -121,7 +121,7 @@ def _give_signals_back() -> None:
 
 def _on_signal(received: int, frame: FrameType | None) -> None:
     before = _before.get(received, signal.SIG_DFL)
-    # A second signal, or one after the end of the runner that nobody else handles.
+    # This is the second signal, or the runner has ended and there is no handler to call.
     if _received or not (_listeners or callable(before)):
         signal.signal(received, signal.SIG_DFL)
         os.kill(os.getpid(), received)
@@ -131,15 +131,12 @@ def _on_signal(received: int, frame: FrameType | None) -> None:
         return
     raised: BaseException | None = None
     if callable(before) and not _is_pythons_own(before):
-        _before[received] = signal.SIG_DFL  # in case it calls this function
         try:
             before(received, frame)
         except (SystemExit, KeyboardInterrupt) as error:
             raised = error
         else:
             return
-        finally:
-            _before[received] = before
     # SIG_DFL is set later, by _let_the_system_kill(). If a second signal has arrived already,
     # Python is about to call this function for it. If it found SIG_DFL instead, it would ignore the
     # signal and print a message to stderr.

@@ -70,11 +70,13 @@ class Recycling:
             self._set_due("the maximum number of jobs is reached")
 
     def _check_memory(self) -> None:
-        self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._check_memory)
+        now = 0
         with suppress(OSError):  # if no file can be opened now, a later check may succeed
             now = resident_bytes()
-            if self._max_rss is not None and now >= self._max_rss:
-                self._set_due(f"{now} bytes of memory exceed the maximum")
+        if self._max_rss is not None and now >= self._max_rss:
+            self._set_due(f"{now} bytes of memory exceed the maximum")
+        else:
+            self._timer = asyncio.get_running_loop().call_later(_POLL_SECONDS, self._check_memory)
 
     def _set_due(self, reason: str) -> None:
         if not self.due.done():

@@ -34,6 +34,7 @@ class ThreadPool:
     def __init__(self, size: int) -> None:
         check_count("threads", size)
         self._size = size
+        self._pid = os.getpid()
         self._places = asyncio.Semaphore(size)
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         # Only the event loop's thread changes these two.
@@ -50,14 +51,14 @@ class ThreadPool:
         await self._places.acquire()
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
-        context, pid = copy_context(), os.getpid()
+        context = copy_context()
 
         def call() -> None:
             result = error = None
             try:
                 result = context.run(function, request)
             except BaseException as raised:
-                exit_forked_child(raised, pid)
+                exit_forked_child(raised, self._pid)
                 error = raised
             with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(self._end, ended, result, error, job_id, name)

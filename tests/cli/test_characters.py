@@ -34,14 +34,14 @@ handlers = {{"give": give, "fail": fail}}
 
 
 @pytest.fixture
-def commands(tmp_path):
+def commands(tmp_path, monkeypatch):
     """The commands that print text from a runner, by name; the first three print JSON."""
     (tmp_path / "hostile_app.py").write_text(HANDLERS)
     capture = tmp_path / "capture"
     capture.write_bytes(encode_frame(ExecutionOutcome.success("j", "r", HOSTILE)))
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     runner = [sys.executable, "-m", "rrq_fastwire.runner", "--settings", "hostile_app.handlers"]
-    started = ["--runner", shlex.join(["env", f"PYTHONPATH={path}", *runner])]
+    started = ["--runner", shlex.join(runner)]
     return {
         "decode --json": ["decode", "--json", str(capture)],
         "call": ["call", *started, "give"],
@@ -63,7 +63,6 @@ def text_in(document: str) -> str:
     return message.removeprefix("error: ")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs the command env")
 class TestJson:
     @pytest.mark.parametrize("name", ["decode --json", "call", "load --json"])
     def test_a_terminal_gets_no_control_characters(self, commands, on_a_terminal, name):
@@ -84,7 +83,6 @@ class TestJson:
         assert text_in(document.decode()) == HOSTILE
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs the command env")
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 @pytest.mark.parametrize("name", ["decode", "load", "check"])
 def test_text_for_other_encodings_is_printed_without_an_error(commands, name, encoding):

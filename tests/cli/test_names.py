@@ -20,7 +20,7 @@ COMMAND = [sys.executable, "-m", "rrq_fastwire"]
 NAMES = ["a[/x]", "a[bold]b", "a\x1b[31mb"]
 
 
-def printable(name: str) -> str:
+def escaped(name: str) -> str:
     return name.replace("\x1b", "\\x1b")
 
 
@@ -36,14 +36,14 @@ class TestFiles:
                 [*COMMAND, "decode", str(capture)], "stderr", stdout=out, COLUMNS="300"
             )
         assert status == 0
-        assert printable(name) in shown
+        assert escaped(name) in shown
 
     def test_a_name_is_printable_above_its_messages_and_in_remarks(self, tmp_path, refused, name):
         capture = tmp_path.joinpath(*name.split("/"))
         capture.parent.mkdir(exist_ok=True)
         capture.write_bytes(b"")
         status, printed, said = refused("decode", str(capture), str(capture))
-        expected = str(tmp_path / printable(name))
+        expected = str(tmp_path / escaped(name))
         assert (status, printed.split("\n")) == (0, [expected, expected, ""])
         assert said == f"{expected}: the capture is empty\n" * 2
 
@@ -58,7 +58,7 @@ def test_a_function_name_is_not_read_as_markup_in_the_title_of_load(name):
     ):
         text = io.StringIO()
         Console(file=text, width=100).print(shown)
-        assert text.getvalue().startswith(f"{printable(name)}, params of 2 B")
+        assert text.getvalue().startswith(f"{escaped(name)}, params of 2 B")
 
 
 class Terminal(io.StringIO):

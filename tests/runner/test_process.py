@@ -277,6 +277,17 @@ def test_serve_works_outside_the_main_thread(command):
     assert not thread.is_alive()
 
 
+async def serve_and_cancel(handlers, *names):
+    """Runs serve() until these jobs have ended, and cancels it."""
+    serving, client = await start_serve(handlers, free_port())
+    async with client:
+        for name in names:
+            assert (await client.execute(name)).status == "success"
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
+
+
 @posix
 def test_a_signal_handler_that_a_job_sets_stays(run):
     def mine(number, frame):
@@ -285,60 +296,17 @@ def test_a_signal_handler_that_a_job_sets_stays(run):
     async def replace(request):
         signal.signal(signal.SIGTERM, mine)
 
-    async def scenario():
-        serving, client = await start_serve({"replace": replace}, free_port())
-        async with client:
-            assert (await client.execute("replace")).status == "success"
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
-
     before = signal.getsignal(signal.SIGTERM)
     try:
-        run(scenario())
+        run(serve_and_cancel({"replace": replace}, "replace"))
         assert signal.getsignal(signal.SIGTERM) is mine
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-@posix
-def test_a_signal_handler_that_a_job_of_an_earlier_serve_has_set_may_call_the_runners(run):
-    def chained(number, frame):
-        nonlocal previous
-        calls.append(number)
-        previous(number, frame)
-
-    async def replace(request):
-        nonlocal previous
-        previous = signal.signal(signal.SIGTERM, chained)
-
-    async def scenario():
-        serving, client = await start_serve({"replace": replace}, free_port())
-        async with client:
-            assert (await client.execute("replace")).status == "success"
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
-        serving, client = await start_serve({}, free_port())
-        async with client:
-            signal.raise_signal(signal.SIGTERM)
-            await serving
-
-    before, previous, calls = signal.getsignal(signal.SIGTERM), None, []
-    try:
-        run(scenario())
-        assert calls == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
 def test_serve_keeps_nothing_of_a_program_alive():
     async def scenario():
-        serving, client = await start_serve({}, free_port())
-        async with client:
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
+        await serve_and_cancel({})
         return weakref.ref(asyncio.get_running_loop())
 
     loop = asyncio.run(scenario())
@@ -348,16 +316,9 @@ def test_serve_keeps_nothing_of_a_program_alive():
 
 @posix
 def test_a_process_forked_after_serve_keeps_its_signal_handlers(run):
-    async def scenario():
-        serving, client = await start_serve({}, free_port())
-        async with client:
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
-
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
-        run(scenario())
+        run(serve_and_cancel({}))
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         child = os.fork()
         if child == 0:

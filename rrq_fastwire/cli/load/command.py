@@ -168,7 +168,7 @@ def command(
     else:
         shown, figures = comparison(plan, compare, turns), compared_figures(turns)
     if as_json:
-        print(json_for_stdout(json.dumps(figures, ensure_ascii=False)))
+        print(json_for_stdout()(json.dumps(figures, ensure_ascii=False)))
     with open(os.devnull, "w") as nowhere:
         console = Console(record=True, highlight=False, file=nowhere if as_json else None)
         console.print(shown)
