@@ -21,7 +21,7 @@ import tomllib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, TemporaryFile
 from xml.etree import ElementTree
 
 import findpython
@@ -39,6 +39,7 @@ LARGEST = 400_000  # bytes of a wheel
 SLOWEST = 1.5  # time to import the package, as a multiple of the time to import NEEDED
 NEEDED = "import orjson, datetime, enum"
 TIMES = 21
+LONGEST = "30m"  # time for one command
 
 # Together these tests use every part of the package: both implementations, streams, the client, the
 # runner and the command line.
@@ -77,16 +78,24 @@ ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PA
 
 
 def execute(*command, cwd=ROOT, umask=-1, **environment):
-    return subprocess.run(
-        [str(word) for word in command],
-        cwd=cwd,
-        umask=umask,
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    """Run a command for at most LONGEST, and return it with its output.
+
+    The output goes to a file. A pipe would be waited for as long as any process that a test has
+    left behind keeps it open.
+    """
+    with TemporaryFile("w+") as output:
+        done = subprocess.run(
+            ["timeout", "--verbose", LONGEST, *(str(word) for word in command)],
+            cwd=cwd,
+            umask=umask,
+            env=ENVIRONMENT | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        output.seek(0)
+        done.stdout = output.read()
+    return done
 
 
 def run(*command, **environment):
