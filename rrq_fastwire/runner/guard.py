@@ -34,8 +34,8 @@ _GRACE_PARTS = 5
 # How long threads and atexit functions may take once the event loop is closed.
 _EXIT_SECONDS = 0.1
 
-# How long writing the last line may take: stderr may be a full pipe.
-_LAST_LINE_SECONDS = 0.01
+# How long writing the last line may take: stderr may be a full pipe, or the machine may be busy.
+_LAST_LINE_SECONDS = 0.1
 
 _LAST_LINE = (
     b"rrq-fastwire-runner: ended by force: a handler, or what it left running, did not end\n"
@@ -57,7 +57,7 @@ class Guard:
     """A thread that ends the process by force if it takes too long to end by itself.
 
     The thread runs from the start, because a signal handler, which may interrupt any code, cannot
-    safely start one. It takes no lock, because handlers may hold any lock.
+    safely start one. It takes no lock that a handler could hold.
 
     Arguments:
         grace: seconds from begin_end() until the event loop must be closed.
@@ -105,9 +105,7 @@ class Guard:
             signal.pthread_kill(self._starter, signal.SIGTERM)
         if any(self._receives(_CLOSED, grace / _GRACE_PARTS) for _ in range(_GRACE_PARTS)):
             time.sleep(_EXIT_SECONDS if self._handover is None else _RENEWAL_SECONDS)
-        with suppress(RuntimeError):  # CPython 3.12 starts no threads during its own end
-            _thread.start_new_thread(os.write, (2, _LAST_LINE))
-        time.sleep(_LAST_LINE_SECONDS)
+        _write_last_line()
         if self._handover is not None:
             self._handover.replace_process()
         os._exit(0)
@@ -130,6 +128,21 @@ class Guard:
             if self._reader.recv(1) == message:
                 return True
         return False
+
+
+def _write_last_line() -> None:
+    """Write to stderr in another thread, because this one has to end the process in any case."""
+    written = _thread.allocate_lock()
+    written.acquire()
+
+    def write() -> None:
+        with suppress(OSError):
+            os.write(2, _LAST_LINE)
+        written.release()
+
+    with suppress(RuntimeError):  # CPython 3.12 starts no threads during its own end
+        _thread.start_new_thread(write, ())
+        written.acquire(timeout=_LAST_LINE_SECONDS)
 
 
 def _was_adopted_by(parent: int) -> bool:
