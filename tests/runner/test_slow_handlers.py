@@ -23,8 +23,29 @@ LIMIT = 0.05  # seconds, for --slow-callback
 LONG = 0.4
 
 
+until_warned = threading.Lock()
+
+
+@pytest.fixture(autouse=True)
+def blocking(caplog):
+    """The first handler that blocks does so until the warning about it is logged."""
+
+    def release(record):
+        if "has blocked" in record.getMessage() and until_warned.locked():
+            until_warned.release()
+        return True
+
+    with until_warned:
+        caplog.handler.addFilter(release)
+        yield
+        caplog.handler.removeFilter(release)
+        until_warned.acquire(blocking=False)
+
+
 def block():
-    time.sleep(4 * LIMIT)  # here it blocks
+    with until_warned:  # here it blocks
+        pass
+    time.sleep(2 * LIMIT)  # handlers that are not the first block here
 
 
 async def at_once(request):
@@ -91,7 +112,7 @@ def test_a_handler_that_blocks_is_named_with_its_lines(run, caplog, handler, opt
     assert stack[-4].endswith(f"in {handler.__name__}")
     assert stack[-3] == "    block()"
     assert stack[-2].endswith("in block")
-    assert stack[-1] == "    time.sleep(4 * LIMIT)  # here it blocks"
+    assert stack[-1] == "    with until_warned:  # here it blocks"
     assert not any("rrq_fastwire" in line for line in stack)
 
 
@@ -183,6 +204,7 @@ def test_the_watching_thread_ends_with_the_runner(run):
 
 
 def test_without_slow_callback_no_handler_is_named(run, caplog):
+    until_warned.release()
     run(run_job(at_once))
     assert warnings(caplog) == []
 
