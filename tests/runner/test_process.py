@@ -71,7 +71,7 @@ def test_a_signal_answers_requests_that_wait_for_handlers_that_block(command):
         "    time.sleep(0.02)\n"
         "handlers['block'] = block\n"
     )
-    runner = command.start(settings="blocks.handlers")
+    runner = command.start("--grace", "600", settings="blocks.handlers")
     peer = command.connect(runner.port)
     peer.socket.sendall(b"".join(peer.request("block", id=str(n)) for n in range(40)))
     answers = {answer.request_id: answer for answer in [peer.receive() for _ in range(40)]}
