@@ -57,7 +57,9 @@ async def clean_up(request):
 
 async def block(request):
     begun(request)
-    time.sleep(600)
+    # Not one long sleep: Python would notice a signal that arrives just before it only afterwards.
+    while True:
+        time.sleep(0.1)
 
 async def leave_task(request):
     left.append(asyncio.create_task(wait(request)))
@@ -284,6 +286,15 @@ class Peer:
 
     def send(self, function_name, **params):
         self.socket.sendall(self.request(function_name, **params))
+
+    def wait_until_arrived(self):
+        """Waits until all bytes sent are in the runner's receive buffer. Does so on Linux only."""
+        if sys.platform != "linux":
+            return
+        from fcntl import ioctl
+        from termios import TIOCOUTQ
+
+        until(lambda: ioctl(self.socket, TIOCOUTQ, bytes(4)) == bytes(4), "the bytes have arrived")
 
     def receive(self):
         """The next answer; None if the runner has closed the connection."""

@@ -114,6 +114,8 @@ def test_requests_of_many_connections_that_arrived_before_the_drain_are_run(comm
     sent = command.folder / "sent"
     for peer in peers:
         peer.send("end_the_runner", sent=str(sent), text="x" * size)
+    for peer in peers:
+        peer.wait_until_arrived()
     sent.touch()
     assert [peer.receive().result for peer in peers] == ["ended"] * 8
     assert command.wait(runner) == 0
