@@ -119,7 +119,7 @@ def test_verbose_prints_whole_payloads(start):
     tap = start("--verbose", "--redact", "card")
     orchestrator, runner = tap.connection()
     with orchestrator, runner:
-        passes(orchestrator, runner, request(params={"card": "4111", "list": [1, {}]}))
+        passes(orchestrator, runner, request(params={"card": "secret", "list": [1, {}]}))
         tap.says('        "queue_name": "q"')
         passes(runner, orchestrator, ANSWER)
         tap.says('        "done": true')
@@ -132,7 +132,7 @@ def test_verbose_prints_whole_payloads(start):
         "          {}",
         "        ]",
     ]
-    assert "4111" not in tap.output
+    assert "secret" not in tap.output
 
 
 def test_an_overdue_answer_is_announced_once_before_the_deadline(start):
