@@ -325,11 +325,11 @@ def test_requests_that_are_held_back_do_not_run_when_their_connection_is_lost(ru
             address = server.sockets[0].getsockname()
             _, writer = await asyncio.open_connection(*address)
             writer.transport.pause_reading()
-            writer.write(b"".join(request("blob", id=str(number)) for number in range(60)))
-            await until(lambda: streams and streams[0].congested)
-            held = streams[0].buffered
-            writer.write(b"".join(request("note", id=f"n{number}") for number in range(9)))
-            await until(lambda: streams[0].buffered > held)
+            requests = b"".join(request("blob", id=str(number)) for number in range(60))
+            requests += b"".join(request("note", id=f"n{number}") for number in range(9))
+            last = request("note", {"text": "x" * len(requests)}, id="last")
+            writer.write(requests + last)
+            await until(lambda: streams and streams[0].buffered > len(requests))
             writer.transport.abort()
             await until(lambda: not runner.connections)
         assert ran == []
