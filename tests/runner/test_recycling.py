@@ -208,7 +208,7 @@ def test_a_limit_below_what_an_idle_runner_has_gets_one_line_and_status_1(comman
 
 
 def test_sigterm_ends_a_runner_that_waits_for_a_job_before_its_restart(command):
-    runner = command.start("--max-jobs", "1", settings="renewed.handlers")
+    runner = command.start("--max-jobs", "1", "--grace", "600", settings="renewed.handlers")
     peer = command.begin(runner.port, "until_told")
     command.connect(runner.port).ask("kind")
     until(lambda: "restarting" in runner.errors(), "the limit is noticed")
