@@ -153,6 +153,7 @@ def test_a_failure_carries_the_applications_own_type_code_and_details(wire):
         (defaultdict(int, a=1), '{"a":1}'),
         (enum.IntEnum("Level", "LOW")(1), "1"),
         (enum.Enum("Colour", {"RED": "red"})("red"), '"red"'),
+        (enum.Enum("Path", {"UP": [1, {"a": 2}]}).UP, '[1,{"a":2}]'),
         (uuid.UUID(int=1), '"00000000-0000-0000-0000-000000000001"'),
         (type("Text", (str,), {})("x"), '"x"'),
         ({type("Text", (str,), {})("x"): 1}, '{"x":1}'),
