@@ -163,6 +163,7 @@ fuzz: build/fuzz/ready  ## fuzz with each of HARNESSES for SECONDS=60, under the
 	done
 
 # This Python has CPython's assertions and the checks of its allocator. orjson has no wheels for it.
+# The thread that faulthandler starts for a timeout would break an assertion in tests of tracemalloc.
 test-debug: PYTHON := /usr/bin/python3-dbg
 test-debug:  ## run the codec's tests with Debian's debug build of CPython, in development mode
 	$(call fresh,debug)
@@ -170,7 +171,7 @@ test-debug:  ## run the codec's tests with Debian's debug build of CPython, in d
 	RRQ_FASTWIRE_PURE=0 build/debug/bin/python -m pip install --quiet --no-deps --no-build-isolation .
 	cp -r tests pyproject.toml README.md build/debug
 	cd build/debug && PYTHONMALLOC=debug RRQ_FASTWIRE_PURE=0 \
-	    bin/python -X dev -m pytest --no-orjson --timeout=900 $(CODEC)
+	    bin/python -X dev -m pytest --no-orjson --timeout=900 -o faulthandler_timeout=0 $(CODEC)
 
 valgrind: $(READY)  ## run many calls of the compiled codec under valgrind's memcheck
 	PYTHONMALLOC=malloc RRQ_FASTWIRE_PURE=0 valgrind --quiet --error-exitcode=1 --num-callers=30 \
