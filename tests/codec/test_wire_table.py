@@ -235,6 +235,22 @@ def test_a_date_time_with_digits_of_another_script_is_refused(wire, end):
         wire.decode_frame(wire.pack_frame(text.encode()))
 
 
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ("", "nothing"),
+        ('"job_id":null', "null"),
+        ('"job_id":1', "1"),
+        ('"job_id":[1]', "an array"),
+    ],
+)
+def test_an_error_says_what_a_field_has_instead(wire, fields, found):
+    payload = b'{"type":"cancel","payload":{%b}}' % fields.encode()
+    with pytest.raises(MessageError) as caught:
+        wire.decode_payload(payload)
+    assert str(caught.value) == f"payload.job_id: expected a string, got {found}"
+
+
 KINDS = "expected one of request, response, cancel, got "
 IDS = '{"job_id": "j", "request_id": "r"}'
 
