@@ -251,6 +251,12 @@ def test_an_error_says_what_a_field_has_instead(wire, fields, found):
     assert str(caught.value) == f"payload.job_id: expected a string, got {found}"
 
 
+def test_an_error_says_what_a_date_time_is_instead(wire):
+    payload = REQUEST.replace("TIME", "noon").encode()
+    with pytest.raises(MessageError, match=r"enqueue_time: expected a date-time .*, got 'noon'$"):
+        wire.decode_payload(payload)
+
+
 KINDS = "expected one of request, response, cancel, got "
 IDS = '{"job_id": "j", "request_id": "r"}'
 
