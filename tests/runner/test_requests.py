@@ -305,7 +305,9 @@ def test_requests_held_back_by_unread_answers_are_not_run_at_the_shutdown(run):
     assert began == []
 
 
-def test_requests_that_are_held_back_do_not_run_when_their_connection_is_lost(run):
+def test_requests_that_are_held_back_do_not_run_when_their_connection_is_lost(run, monkeypatch):
+    # Otherwise requests that arrive after 5 ms of handlers would be taken, to be run later.
+    monkeypatch.setattr("rrq_fastwire.runner.engine._ITERATION_SECONDS", 600)
     ran, streams = [], []
 
     async def blob(request):
@@ -325,11 +327,13 @@ def test_requests_that_are_held_back_do_not_run_when_their_connection_is_lost(ru
             address = server.sockets[0].getsockname()
             _, writer = await asyncio.open_connection(*address)
             writer.transport.pause_reading()
-            requests = b"".join(request("blob", id=str(number)) for number in range(60))
-            requests += b"".join(request("note", id=f"n{number}") for number in range(9))
-            last = request("note", {"text": "x" * len(requests)}, id="last")
-            writer.write(requests + last)
-            await until(lambda: streams and streams[0].buffered > len(requests))
+            blobs = b"".join(request("blob", id=str(number)) for number in range(60))
+            writer.write(blobs)
+            await until(lambda: streams and streams[0].congested)
+            notes = b"".join(request("note", id=f"n{number}") for number in range(9))
+            before_last = len(blobs + notes)
+            writer.write(notes + request("note", {"text": "x" * before_last}, id="last"))
+            await until(lambda: streams[0].buffered > before_last)  # so all notes have arrived
             writer.transport.abort()
             await until(lambda: not runner.connections)
         assert ran == []
