@@ -28,8 +28,8 @@ SLOW := cli/test_check cli/test_decode cli/test_load cli/test_progress cli/test_
 
 RUN := $(VENV)/bin
 PYTEST := RRQ_FASTWIRE_PURE=0 $(RUN)/python -m pytest
-# Many tests wait for other processes and timers, so there may be more workers than CPUs. A worker in
-# which a test hangs for ever ends, and another one runs the remaining tests.
+# Many tests wait for other processes and timers, so there may be more workers than CPUs. If a test
+# hangs, its worker ends, and another one runs the remaining tests.
 WORKERS ?= 3
 IN_PARALLEL := --numprocesses=$(WORKERS) --dist=worksteal -o faulthandler_exit_on_timeout=true
 READY := $(VENV)/ready

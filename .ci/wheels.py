@@ -80,8 +80,8 @@ ENVIRONMENT["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PA
 def execute(*command, cwd=ROOT, umask=-1, **environment):
     """Run a command for at most LONGEST, and return it with its output.
 
-    The output goes to a file. A pipe would be waited for as long as any process that a test has
-    left behind keeps it open.
+    The output goes to a file. A pipe could stay open in a process that a test has left behind, and
+    then waiting for its end would not end either.
     """
     with TemporaryFile("w+") as output:
         done = subprocess.run(

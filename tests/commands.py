@@ -57,7 +57,7 @@ async def clean_up(request):
 
 async def block(request):
     begun(request)
-    # Not one long sleep: Python would notice a signal that arrives just before it only afterwards.
+    # Sleeps are short, because Python notices a signal that arrives just before one only after it.
     while True:
         time.sleep(0.1)
 
