@@ -6,8 +6,9 @@ import importlib.util
 import os
 import threading
 from concurrent.futures import Future
+from pathlib import Path
 
-from watchfiles import PythonFilter, watch
+from watchfiles import Change, DefaultFilter, watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Watcher:
         self.changed: Future[str] = Future()
         changes = watch(
             _folder_of(module_name.partition(".")[0]),
-            watch_filter=PythonFilter(),
+            watch_filter=_PythonFiles(),
             rust_timeout=_TICK_MILLISECONDS,
             yield_on_timeout=True,
         )
@@ -46,6 +47,17 @@ class Watcher:
     def _watch(self, changes: Iterator[set[tuple[object, str]]]) -> None:
         changed = next(filter(None, changes))
         self.changed.set_result(sorted(path for _, path in changed)[0])
+
+
+class _PythonFiles(DefaultFilter):
+    """Python files, and new folders with Python files: watchfiles reports only the folder if it
+    was moved, or if its files were written before it was watched.
+    """
+
+    def __call__(self, change: Change, path: str) -> bool:
+        return super().__call__(change, path) and (
+            path.endswith(".py") or (change == Change.added and any(Path(path).rglob("*.py")))
+        )
 
 
 def _folder_of(package: str) -> str:

@@ -125,6 +125,7 @@ def test_a_runner_that_starts_with_a_syntax_error_runs_after_the_correction(comm
 
 
 def test_a_runner_that_starts_without_its_settings_runs_once_they_exist(command):
+    (command.folder / "source" / "app.py").write_text(APP.replace("source", "later"))
     port, errors = free_port(), command.folder / "errors"
     line = command.line("--reload", settings="later.app.handlers", tcp_socket=f"127.0.0.1:{port}")
     with errors.open("w") as file:
@@ -132,7 +133,6 @@ def test_a_runner_that_starts_without_its_settings_runs_once_they_exist(command)
     until(lambda: "waiting for a change" in errors.read_text(), "the mistake is shown")
     assert "No module named 'later'" in errors.read_text()
     (command.folder / "source").rename(command.folder / "later")
-    (command.folder / "later" / "app.py").write_text(APP.replace("source", "later"))
     command.serving(port, lambda: runner.poll() is None)
     assert command.connect(port).ask("ask") == "first"
 
