@@ -6,8 +6,6 @@ import contextlib
 import ctypes
 import enum
 import json
-import signal
-import threading
 import uuid
 from datetime import datetime, timedelta, timezone, tzinfo
 
@@ -382,37 +380,6 @@ def test_a_status_is_read_without_calling_its_own_comparison(wire, verdict):
 
     outcome = wire.ExecutionOutcome(job_id="j", request_id="r", status=Status("success"))
     assert b'"status":"success","result":null}}' in wire.encode_frame(outcome)
-
-
-@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that send signals here")
-def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
-    if threading.current_thread() is not threading.main_thread():
-        pytest.skip("signals go to another thread")
-
-    class AlarmError(Exception):
-        pass
-
-    def ring(number, frame):
-        raise AlarmError
-
-    decoder = wire.FrameDecoder()
-    stream = wire.pack_frame(b"x" * 10) * 3000
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        for _ in range(200):
-            with contextlib.suppress(AlarmError):
-                signal.setitimer(signal.ITIMER_REAL, 0.0005)
-                while True:
-                    assert decoder.buffered in (0, len(stream))
-                    decoder.feed(stream)
-                    list(decoder)
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            # The stream was added as a whole or not at all, and frames are taken as a whole.
-            assert decoder.buffered % 14 == 0
-            assert set(decoder) <= {b"x" * 10}
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 class LyingDict(dict):

@@ -7,6 +7,7 @@ crashed, and test_interpreters.py has those of subinterpreters.
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from contextlib import suppress
 from datetime import datetime, timezone
@@ -363,3 +364,36 @@ def test_other_code_runs_all_the_time(wire, case, meanwhile):
                     break
                 subject.call()
         subject.check()
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="no timers that send signals here")
+def test_an_exception_of_a_signal_handler_leaves_the_decoder_usable(wire):
+    class AlarmError(Exception):
+        pass
+
+    def ring(number, frame):
+        if armed:
+            armed.pop()
+            raise AlarmError
+
+    armed = []
+    decoder = wire.FrameDecoder()
+    stream = wire.pack_frame(b"x" * 10) * 3000
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        for _ in range(200):
+            armed.append(True)
+            with suppress(AlarmError):
+                # It rings again, because CPython 3.11 can overlook a signal until the next one.
+                signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+                while True:
+                    assert decoder.buffered in (0, len(stream))
+                    decoder.feed(stream)
+                    list(decoder)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            # The stream was added as a whole or not at all, and frames are taken as a whole.
+            assert decoder.buffered % 14 == 0
+            assert set(decoder) <= {b"x" * 10}
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
