@@ -17,13 +17,7 @@ from datetime import datetime, timezone
 
 from rrq_fastwire._json import dump_plain, encode, loads
 from rrq_fastwire.errors import MISSING, EncodeError, MessageError, describe, type_name
-from rrq_fastwire.messages import (
-    MAX_NESTING,
-    WIRE_TYPES,
-    ExecutionContext,
-    ExecutionError,
-    OutcomeStatus,
-)
+from rrq_fastwire.messages import WIRE_TYPES, ExecutionContext, ExecutionError, OutcomeStatus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -406,4 +400,4 @@ class Codec:
             _raise_if_no_memory(error)
             raise EncodeError(error.reason, f"payload.{error.path}") from None
         envelope = {"type": wire_type, "payload": document}
-        return encode(envelope, MAX_NESTING, "", self._dump_plain)
+        return encode(envelope, self._dump_plain)

@@ -11,6 +11,7 @@ from enum import Enum
 from uuid import UUID
 
 from .errors import EncodeError, type_name
+from .messages import MAX_NESTING
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -155,12 +156,12 @@ def _key(key: Any) -> str:
     raise _NoJsonError(f"object keys must be str, not {type_name(key)}")
 
 
-def _checked(value: Any, levels: int, path: str) -> Any:
+def _checked(value: Any) -> Any:
     """Call _plain_copy(), and raise EncodeError instead of whatever a value's own code raises."""
     try:
-        return _plain_copy(value, levels, [MAX_ITEMS])
+        return _plain_copy(value, MAX_NESTING, [MAX_ITEMS])
     except _NoJsonError as error:
-        where = (path + error.path).removeprefix(".")
+        where = error.path.removeprefix(".")
         # The path of a value a hundred levels deep is too long to read.
         raise EncodeError(
             error.reason, where if len(where) < 200 else f"{where[:200]}..."
@@ -169,7 +170,7 @@ def _checked(value: Any, levels: int, path: str) -> Any:
         raise
     except Exception as error:
         reason = f"its own code raised {type_name(error)} while it was encoded"
-        raise EncodeError(reason, path) from error
+        raise EncodeError(reason) from error
 
 
 try:
@@ -262,23 +263,16 @@ else:
         return orjson.Fragment(str(number))  # type: ignore[attr-defined,unused-ignore]
 
 
-def encode(
-    value: Any,
-    levels: int,
-    path: str,
-    dump_plain: Callable[[Any, int], bytes | None] = dump_plain,
-) -> bytes:
-    """Write `value` as compact JSON.
+def encode(value: Any, dump_plain: Callable[[Any, int], bytes | None]) -> bytes:
+    """Write `value` as compact JSON, nested at most MAX_NESTING deep.
 
     Arguments:
-        levels: how many containers may be nested in one another.
-        path: the place of `value` in the message, for the error.
         dump_plain: dump_plain(), or a compiled function that gives the same.
 
     Raises EncodeError.
     """
-    written = dump_plain(value, levels)
-    return _write(_checked(value, levels, path)) if written is None else written
+    written = dump_plain(value, MAX_NESTING)
+    return _write(_checked(value)) if written is None else written
 
 
 JSON_BACKEND: str = backend

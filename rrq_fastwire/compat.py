@@ -12,7 +12,7 @@ import asyncio
 import json
 import sys
 
-from . import FRAME_HEADER_LEN, MAX_FRAME_SIZE, MAX_NESTING, EncodeError, _json, pack_frame
+from . import FRAME_HEADER_LEN, MAX_FRAME_SIZE, EncodeError, _json, pack_frame
 from ._switch import dump_plain
 
 TYPE_CHECKING = False
@@ -44,7 +44,7 @@ def encode_message(message_type: RunnerMessageType, payload: dict[str, Any]) -> 
     """
     document = {"type": message_type, "payload": payload}
     try:
-        body = _json.encode(document, MAX_NESTING, "", dump_plain)
+        body = _json.encode(document, dump_plain)
     except EncodeError as error:
         # The json module writes some values that `_json` rejects, such as keys that are not str.
         # For the others it raises the exceptions that callers of rrq.protocol expect.
@@ -52,7 +52,7 @@ def encode_message(message_type: RunnerMessageType, payload: dict[str, Any]) -> 
             document = json.loads(json.dumps(document))
         except RecursionError:
             raise error from None
-        body = _json.encode(document, MAX_NESTING, "", dump_plain)
+        body = _json.encode(document, dump_plain)
     return pack_frame(body)
 
 
