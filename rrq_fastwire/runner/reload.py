@@ -6,7 +6,6 @@ import importlib.util
 import os
 import threading
 from concurrent.futures import Future
-from pathlib import Path
 
 from watchfiles import Change, DefaultFilter, watch
 
@@ -56,8 +55,16 @@ class _PythonFiles(DefaultFilter):
 
     def __call__(self, change: Change, path: str) -> bool:
         return super().__call__(change, path) and (
-            path.endswith(".py") or (change == Change.added and any(Path(path).rglob("*.py")))
+            path.endswith(".py") or (change == Change.added and self._holds_python(path))
         )
+
+    def _holds_python(self, folder: str) -> bool:
+        # Not Path.rglob(), which raises OSError for what it cannot read on CPython 3.11.
+        for _, folders, files in os.walk(folder):
+            if any(name.endswith(".py") for name in files):
+                return True
+            folders[:] = [name for name in folders if name not in self.ignore_dirs]
+        return False
 
 
 def _folder_of(package: str) -> str:

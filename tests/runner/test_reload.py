@@ -75,7 +75,7 @@ def test_either_of_two_reasons_restarts_the_runner(command, reason):
     until(lambda: peer.ask("process") != me, "the restart")
 
 
-def test_files_that_are_not_python_do_not_restart_the_runner(command):
+def test_other_files_and_those_of_ignored_folders_do_not_restart_the_runner(command):
     (command.folder / "source" / "logged.py").write_text(
         "import logging\nlogging.basicConfig(level=logging.INFO)\nfrom source.app import *\n"
     )
@@ -83,10 +83,15 @@ def test_files_that_are_not_python_do_not_restart_the_runner(command):
     peer = command.connect(runner.port)
     assert peer.ask("ask") == "first"
     (command.folder / "source" / "a note.txt").write_text("not a program")
+    modules = command.folder / "front" / "node_modules"
+    modules.mkdir(parents=True)
+    (modules / "build.py").touch()
+    modules.parent.rename(command.folder / "source" / "front")
     command.change("TEXT = 'second'")
     until(lambda: peer.ask("ask") == "second", "the change is served")
     assert "text.py" in runner.errors()
     assert "a note.txt" not in runner.errors()
+    assert "source/front" not in runner.errors()
 
 
 def test_a_running_job_ends_before_the_restart(command):
@@ -135,6 +140,14 @@ def test_a_runner_that_starts_without_its_settings_runs_once_they_exist(command)
     (command.folder / "source").rename(command.folder / "later")
     command.serving(port, lambda: runner.poll() is None)
     assert command.connect(port).ask("ask") == "first"
+
+
+def test_a_link_that_cannot_be_followed_does_not_hide_later_changes(command):
+    runner = start(command)
+    peer = command.connect(runner.port)
+    (command.folder / "source" / "link").symlink_to("x" * 300)
+    command.change("TEXT = 'second'")
+    until(lambda: peer.ask("ask") == "second", "the change is served")
 
 
 def test_sigterm_ends_a_runner_that_waits_for_a_correction(command):
