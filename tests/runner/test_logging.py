@@ -7,7 +7,9 @@ import io
 import json
 import logging
 import logging.config
+import os
 import socket
+from errno import ECONNRESET
 
 import pytest
 
@@ -19,6 +21,7 @@ from rrq_fastwire import (
 from rrq_fastwire.runner.engine import Runner
 from rrq_fastwire.streams import start_server, start_unix_server
 
+from ..bad_network import reset
 from ..commands import free_port
 from ..engine import (
     SOON,
@@ -220,6 +223,27 @@ def test_errors_of_a_peer_are_logged_with_its_connection(run, caplog):
     assert wrong == f"{name}: job 'j': payload.params: expected an object, got 1"
     assert response == f"{name}: sent a response, which a runner ignores"
     assert broken.startswith(f"{name}: closed, this is not RRQ's protocol: ")
+
+
+def test_a_connection_that_is_reset_is_logged_as_lost(run, caplog):
+    async def running():
+        runner = Runner({})
+        server = await start_server(runner.on_stream, "127.0.0.1", 0)
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        port = writer.get_extra_info("sockname")[1]
+        await until(lambda: runner.connections)
+        reset(writer)
+        await until(lambda: not runner.connections)
+        server.close()
+        return port
+
+    with caplog.at_level(logging.DEBUG, "rrq_fastwire"):
+        port = run(running())
+    assert caplog.messages == [
+        f"127.0.0.1:{port}: connected",
+        f"127.0.0.1:{port}: lost: {ConnectionResetError(ECONNRESET, os.strerror(ECONNRESET))}",
+    ]
+    assert {record.levelno for record in caplog.records} == {logging.DEBUG}
 
 
 def test_an_ipv6_address_is_logged_in_brackets(run, caplog):
