@@ -121,6 +121,13 @@ def fork_and_exit(request):
 async def fork_and_exit_in_loop(request):
     return fork_and_exit(request)
 
+async def fork_and_exit_in_task(request):
+    return await asyncio.wait_for(asyncio.ensure_future(fork_and_exit_in_loop(request)), 60)
+
+async def cancel_all_tasks(request):
+    for task in asyncio.all_tasks():
+        task.cancel()
+
 async def signal_twice(request):
     """Sends two signals, the second before Python has called the signal handler of the first."""
     both = signal.SIGINT, signal.SIGTERM
@@ -143,7 +150,7 @@ handlers = {
     for handler in (
         kind, wait, swallow, clean_up, block, leave_task, leave_stubborn_task, leave_thread, wait_for_thread,
         flood, outlive_parent, stop_child, stop_child_with_another_handler, fork_and_exit_in_loop,
-        signal_twice, loop,
+        fork_and_exit_in_task, cancel_all_tasks, signal_twice, loop,
     )
 }
 handlers_with_a_mistake = {"report": not_async}

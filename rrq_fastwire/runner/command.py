@@ -19,7 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
     from asyncio import AbstractEventLoop
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
+    from typing import Any
 
     from .engine import Runner
     from .handover import Handover
@@ -53,8 +54,6 @@ def main(argv: list[str] | None = None) -> None:
     atexit.register(_at_exit, handover)
 
     # Imported only here, because this takes long, and the guard now watches the parent.
-    import asyncio
-
     from .server import parse_tcp_socket
     from .settings import StartError, split_path
 
@@ -79,9 +78,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.exit(2, f"{parser.prog}: {error}\n")
     serving = _serve(options, module_name, attribute, host, port, guard, handover, watcher)
     try:
-        # The user's own signal handler may raise KeyboardInterrupt.
-        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as starter:
-            starter.run(serving)
+        _run(serving, loop_factory)
     except StartError as error:
         text = f"{error.details}{parser.prog}: {error}\n"
         if watcher is None or handover is None:
@@ -91,6 +88,24 @@ def main(argv: list[str] | None = None) -> None:
         handover.keep_inherited()
     finally:
         guard.loop_is_closed()
+
+
+def _run(
+    serving: Coroutine[Any, Any, None], loop_factory: Callable[[], AbstractEventLoop] | None
+) -> None:
+    import asyncio
+
+    from .process import exit_forked_child
+
+    pid = os.getpid()
+    # The user's own signal handler may raise KeyboardInterrupt, and a handler may cancel all tasks.
+    ends = suppress(KeyboardInterrupt, asyncio.CancelledError)
+    with ends, asyncio.Runner(loop_factory=loop_factory) as starter:
+        try:
+            starter.run(serving)
+        except SystemExit as error:
+            exit_forked_child(error, pid)  # before its tasks are cancelled
+            raise
 
 
 async def _serve(

@@ -153,6 +153,9 @@ class Runner:
             )
         except ConnectionError as error:
             log(logging.DEBUG, "%s: lost: %s", connection.name, error)
+        except asyncio.CancelledError as error:
+            exit_forked_child(error, self._pid)
+            raise
         finally:
             self.connections.discard(connection)
             self._hang_up(connection)

@@ -9,7 +9,6 @@ import sys
 import threading
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import cast
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -78,18 +77,24 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
 
 
 def exit_forked_child(error: BaseException, runners_pid: int) -> None:
-    """Exit with the status of a SystemExit if this is a child that a handler has forked.
+    """Exit if this is a child that a handler has forked, and `error` ends its event loop.
 
     Otherwise, do nothing. Functions of atexit are not called. The parent answers the job. If the
     child's event loop went on, the child would answer, too, and would be a second runner on the
     same sockets.
+
+    Arguments:
+        error: a SystemExit, which gives the exit status, or the CancelledError of a loop that a
+            SystemExit has ended.
+        runners_pid: the id of the process that the runner was made in.
     """
     # Not isinstance(), because it reads `__class__`, which can be the handler's own code.
-    if not issubclass(type(error), SystemExit) or os.getpid() == runners_pid:
+    ends = issubclass(type(error), (SystemExit, asyncio.CancelledError))
+    if not ends or os.getpid() == runners_pid:
         return
     status = 1
     with suppress(BaseException):  # of the handler's code
-        code = cast("SystemExit", error).code
+        code = getattr(error, "code", status)  # a CancelledError has none
         if isinstance(code, int):
             status = code & 0xFF if -(2**63) <= code < 2**63 else 255  # as Python does
         elif code is None:

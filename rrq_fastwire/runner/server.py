@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 from ipaddress import ip_address
 
 from .. import MAX_FRAME_SIZE
@@ -15,7 +16,7 @@ from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .engine import Runner
 from .guard import DEFAULT_GRACE
 from .log import log
-from .process import ending_signals
+from .process import ending_signals, exit_forked_child
 from .quiet import drain as drain_runner
 
 TYPE_CHECKING = False
@@ -255,6 +256,7 @@ async def run_server(
         changed: is done when the source has changed; its result is the name of the file.
     """
     told_to_end = has_ended = False
+    pid = os.getpid()
 
     def signalled(_: int) -> None:
         nonlocal told_to_end
@@ -289,6 +291,9 @@ async def run_server(
                     await ended.wait()
                 else:
                     await _wait_for_first(ended.wait(), renewal.wait(runner, admission))
+            except asyncio.CancelledError as error:
+                exit_forked_child(error, pid)
+                raise
             finally:
                 is_renewed = handover is not None and handover.is_due() and not told_to_end
                 if guard is not None and handover is not None and is_renewed:

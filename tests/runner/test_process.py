@@ -223,14 +223,46 @@ def test_a_signal_handler_of_a_job_may_call_the_one_that_it_has_replaced(command
 
 @posix
 @pytest.mark.parametrize(("status", "expected"), [(None, 0), (3, 3), ("text", 1)])
-@pytest.mark.parametrize("handler", ["fork_and_exit", "fork_and_exit_in_loop"])
+@pytest.mark.parametrize(
+    "handler", ["fork_and_exit", "fork_and_exit_in_loop", "fork_and_exit_in_task"]
+)
 def test_a_child_that_a_handler_forks_can_exit(command, handler, status, expected):
     runner = command.start("--threads", "1", settings="app.handlers_with_threads")
-    peer = command.connect(runner.port)
+    peer = command.begin(runner.port, "wait")
     peer.send(handler, status=status)
     assert peer.receive().result == expected
     assert peer.ask("kind") == "rrq_fastwire"
     assert ("text" in runner.errors()) == (status == "text")
+    if handler == "fork_and_exit_in_task" and peer.ask("loop") == "uvloop":
+        return  # the end of uvloop in the child has removed signals from the parent's epoll set
+    runner.terminate()
+    assert peer.receive().type == "cancelled"
+    assert peer.receive() is None
+    assert command.wait(runner) == 0
+
+
+@posix
+def test_a_child_that_a_handler_forks_leaves_the_jobs_of_serve_alone(command):
+    port = free_port()
+    line = [sys.executable, "-c", SERVE_TWICE, f"127.0.0.1:{port}"]
+    program = command.spawn(line, stdout=subprocess.PIPE)
+    command.serving(port, lambda: program.poll() is None)
+    peer = command.begin(port, "wait")
+    peer.send("fork_and_exit_in_task", status=3)
+    assert peer.receive().result == 1
+    assert peer.ask("kind") == "rrq_fastwire"
+    program.terminate()
+    assert peer.receive().type == "cancelled"
+    assert program.stdout.read() == "served\n"
+
+
+def test_a_handler_that_cancels_all_tasks_ends_the_runner(command):
+    runner = command.start()
+    peer = command.connect(runner.port)
+    peer.send("cancel_all_tasks")
+    assert peer.receive().type == "success"
+    assert command.wait(runner) == 0
+    assert runner.errors() == ""
 
 
 SERVE_TWICE = """
