@@ -252,6 +252,23 @@ MODULES = {
             ("ignores_it", "pass", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"),
         )
     },
+    "files.py": """
+        import gzip, random
+        from pathlib import Path
+        from app import register
+
+        me = random.random()
+        notes = Path(__file__).with_name("notes").open("a")
+        packed = gzip.open(Path(__file__).with_name("packed"), "at")
+
+        async def write(request):
+            for file in notes, packed:
+                file.write(request.params["text"])
+            return me
+
+        handlers = {"write": write}
+        settings = register(handlers)
+        """,
     "hangs.py": "import os, time; open(os.environ['BEGUN'], 'w').close(); time.sleep(600)",
 }
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from functools import partial
 from importlib import import_module
 
+from .files import write_buffers
 from .guard import Guard
 from .options import option_parser
 
@@ -239,10 +240,9 @@ def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
 
 
 def _at_exit(handover: Handover | None) -> None:
-    # Writing to stdout blocks if it is a full pipe. Python itself would flush it only when the
-    # guard's thread can no longer run.
-    with suppress(AttributeError, OSError, ValueError):  # stdout is missing or closed
-        sys.stdout.flush()
+    # This blocks if stdout is a full pipe. Python itself would flush it only when the guard's
+    # thread can no longer run.
+    write_buffers()
     if handover is not None:
         handover.replace_process()
     # Otherwise Python searches all imported objects for garbage, which takes most of the shutdown.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import os
 import signal
 import subprocess
@@ -202,6 +203,21 @@ def test_the_runner_exits_although_its_output_is_a_full_pipe(command, number, fu
         command.begin(runner.port, function_name)
         runner.send_signal(number)
         assert command.wait(runner) == 0
+
+
+@posix
+@pytest.mark.parametrize("module", [OURS, STOCK])
+def test_open_files_are_written_at_the_end(command, module):
+    pytest.importorskip("rrq", reason="rrq is not installed")
+    runner = command.start(settings="files.settings", module=module)
+    peer = command.connect(runner.port)
+    peer.send("write", text="one\n")
+    peer.receive()
+    runner.send_signal(signal.SIGINT)
+    assert command.wait(runner) == 0
+    assert (command.folder / "notes").read_text() == "one\n"
+    with gzip.open(command.folder / "packed", "rt") as packed:
+        assert packed.read() == "one\n"
 
 
 @posix

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import logging
 import os
 import signal
@@ -117,6 +118,25 @@ def test_the_runner_restarts_after_a_number_of_jobs_and_keeps_its_connections(co
     runner.terminate()
     assert command.wait(runner) == 0
     assert "restarting once idle: the maximum number of jobs is reached" in runner.errors()
+
+
+def test_open_files_are_written_at_each_restart(command):
+    runner = command.start("--max-jobs", "1", settings="files.handlers")
+    peer = command.connect(runner.port)
+    processes, texts = set(), []
+
+    def has_restarted_twice():
+        texts.append(f"{len(texts)}\n")
+        peer.send("write", text=texts[-1])
+        processes.add(peer.receive().result)
+        return len(processes) == 3
+
+    until(has_restarted_twice, "two restarts")
+    runner.terminate()
+    assert command.wait(runner) == 0
+    assert (command.folder / "notes").read_text() == "".join(texts)
+    with gzip.open(command.folder / "packed", "rt") as packed:
+        assert packed.read() == "".join(texts)
 
 
 def test_refused_requests_do_not_count_towards_max_jobs(command):

@@ -1,0 +1,49 @@
+"""Write what open files have buffered, before the process is replaced or ends."""
+
+from __future__ import annotations
+
+import gc
+import io
+from contextlib import suppress
+
+__all__ = ["write_buffers"]
+
+# Files whose flush() writes all that they have buffered. Others, such as GzipFile, must be closed.
+_FLUSHED = (
+    io.TextIOBase,
+    io.RawIOBase,
+    io.BytesIO,
+    io.BufferedReader,
+    io.BufferedWriter,
+    io.BufferedRandom,
+    io.BufferedRWPair,
+)
+
+
+def write_buffers() -> None:
+    """Flush or close all files that the process has open. Call this last.
+
+    Python closes a file that a module refers to when the garbage collector frees the module, which
+    does not happen if the process is replaced, or its objects are frozen.
+    """
+    with suppress(Exception):  # of a metaclass
+        gc.unfreeze()
+        objects = gc.get_objects()
+        kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, io.IOBase)}
+        files = [each for each in objects if type(each) in kinds]
+        # From the outside in: a text file writes to a compressed one, which writes to a buffer.
+        for each in files:
+            if issubclass(type(each), io.TextIOBase):
+                _flush(each)
+        for each in files:
+            if not issubclass(type(each), _FLUSHED):
+                with suppress(Exception):
+                    each.close()
+        for each in files:
+            if issubclass(type(each), _FLUSHED):
+                _flush(each)
+
+
+def _flush(file: io.IOBase) -> None:
+    with suppress(Exception):  # it is closed, or its device is full
+        file.flush()
