@@ -252,6 +252,14 @@ MODULES = {
             ("ignores_it", "pass", "signal.signal(signal.SIGTERM, signal.SIG_IGN)"),
         )
     },
+    # The kernel gives the signal to another thread, so it interrupts no wait of the main thread.
+    "masked.py": """
+        import signal
+        from app import handlers, register
+
+        signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+        settings = register(handlers)
+        """,
     "files.py": """
         import gzip, random
         from pathlib import Path

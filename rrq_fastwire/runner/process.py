@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sys
 import threading
 from contextlib import contextmanager, suppress
@@ -31,6 +32,9 @@ _listeners: list[Callable[[int, BaseException | None], None]] = []
 
 # The signal that began the shutdown, once it has arrived.
 _received: list[int] = []
+
+# The two ends of what wakes the event loop at a signal; nothing if the loop has its own.
+_wakers: list[socket.socket] = []
 
 
 @contextmanager
@@ -65,12 +69,14 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
 
     if not _listeners:
         _take_signals()
+        _wake_at_signals(loop)
     _listeners.append(listener)
     try:
         yield ended
     finally:
         _listeners.remove(listener)
         if not _listeners:
+            _stop_waking(loop)
             _give_signals_back()
     for error in raised:
         raise error
@@ -122,6 +128,38 @@ def _give_signals_back() -> None:
             signal.signal(number, before)
             del _before[number]
     _received.clear()
+
+
+def _wake_at_signals(loop: asyncio.AbstractEventLoop) -> None:
+    """Let signals wake the event loop, as loop.add_signal_handler() does.
+
+    Otherwise Python would call the signal handler only after the wait of the loop, if the signal
+    came just before it, or to another thread.
+    """
+    reader, writer = socket.socketpair()
+    reader.setblocking(False)
+    writer.setblocking(False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    if before == -1:
+        loop.add_reader(reader, reader.recv, 1024)
+        _wakers.extend((reader, writer))
+    else:  # uvloop, and asyncio on Windows, have one of their own
+        signal.set_wakeup_fd(before)
+        reader.close()
+        writer.close()
+
+
+def _stop_waking(loop: asyncio.AbstractEventLoop) -> None:
+    if _wakers:
+        reader, writer = _wakers
+        _wakers.clear()
+        if not loop.is_closed():
+            loop.remove_reader(reader)
+        current = signal.set_wakeup_fd(-1)
+        if current != writer.fileno():
+            signal.set_wakeup_fd(current)
+        reader.close()
+        writer.close()
 
 
 def _on_signal(received: int, frame: FrameType | None) -> None:
@@ -186,6 +224,11 @@ def _after_fork_in_child() -> None:
     if _listeners:
         _give_signals_back()
         _listeners.clear()
+    if _wakers:
+        signal.set_wakeup_fd(-1)
+        for each in _wakers:
+            each.close()
+        _wakers.clear()
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
 
 

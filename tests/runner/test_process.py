@@ -206,6 +206,15 @@ def test_the_runner_exits_although_its_output_is_a_full_pipe(command, number, fu
 
 
 @posix
+@pytest.mark.parametrize("number", ENDINGS)
+def test_a_signal_to_another_thread_ends_an_idle_runner(command, number):
+    runner = command.start(settings="masked.handlers")
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
+    runner.send_signal(number)
+    assert command.wait(runner) == 0
+
+
+@posix
 @pytest.mark.parametrize("module", [OURS, STOCK])
 def test_open_files_are_written_at_the_end(command, module):
     pytest.importorskip("rrq", reason="rrq is not installed")
