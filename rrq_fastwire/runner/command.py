@@ -62,8 +62,10 @@ def main(argv: list[str] | None = None) -> None:
     try:
         loop_factory = _loop_factory(options.loop)
         module_name, attribute = split_path(options.settings)
-        options.lifespan = options.lifespan and split_path(options.lifespan, "--lifespan")
-        options.on_error = options.on_error and split_path(options.on_error, "--on-error")
+        if options.lifespan is not None:
+            options.lifespan = split_path(options.lifespan, "--lifespan")
+        if options.on_error is not None:
+            options.on_error = split_path(options.on_error, "--on-error")
         options.middleware = [split_path(path, "--middleware") for path in options.middleware]
         try:
             host, port = parse_tcp_socket(options.tcp_socket, allow_remote=options.allow_remote)
