@@ -2,6 +2,7 @@
 
 The runner logs to `rrq_fastwire.runner`. The parent of `rrq_fastwire` is rrq's own logger
 `rrq.runner`, so levels and handlers that are configured for `rrq.runner` or `rrq` apply here, too.
+So do the filters of `rrq.runner`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def _place_below_rrq() -> None:
     package = logging.getLogger("rrq_fastwire")
     package.parent = _RRQ
     package.setLevel(package.level)  # clears the caches of which levels are enabled
+    LOGGER.addFilter(_RRQ.filter)  # Python does not apply those of parents
 
 
 _place_below_rrq()

@@ -170,6 +170,19 @@ def test_the_level_and_the_handlers_of_the_stock_runners_logger_apply(run, name,
     assert stream.getvalue() == ""
 
 
+def test_a_filter_of_the_stock_runners_logger_applies(run, caplog):
+    def without_tracebacks(record):
+        return record.exc_info is None
+
+    logger = logging.getLogger("rrq.runner")
+    logger.addFilter(without_tracebacks)
+    try:
+        call(run, EVERY_ENDING, request("fail"), request("odd", id="2"))
+    finally:
+        logger.removeFilter(without_tracebacks)
+    assert {record.levelno for record in caplog.records} == {logging.WARNING}
+
+
 def test_a_logging_filter_that_raises_does_not_end_serve(run, caplog, capsys):
     def rude(record):
         raise LookupError("filter")
