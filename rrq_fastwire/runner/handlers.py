@@ -131,12 +131,17 @@ def is_not_async(handler: object) -> bool:
 
     Callable objects and compiled functions may be async, so the answer for them is False.
     """
-    handler = inspect.unwrap(
-        handler,  # type: ignore[arg-type]
-        stop=lambda each: inspect.iscoroutinefunction(each) or not inspect.isfunction(each),
-    )
-    while isinstance(handler, partial):
-        handler = handler.func
-    if inspect.isfunction(handler) or inspect.ismethod(handler):
-        return not inspect.iscoroutinefunction(handler)
-    return not callable(handler)
+    while not inspect.iscoroutinefunction(handler):
+        if isinstance(handler, partial):
+            handler = handler.func
+        elif inspect.ismethod(handler):
+            handler = handler.__func__
+        elif inspect.isfunction(handler) and hasattr(handler, "__wrapped__"):
+            handler = inspect.unwrap(handler, stop=_is_no_wrapper)
+        else:
+            return inspect.isfunction(handler) or not callable(handler)
+    return False
+
+
+def _is_no_wrapper(function: object) -> bool:
+    return inspect.iscoroutinefunction(function) or not inspect.isfunction(function)

@@ -346,7 +346,34 @@ class Callable:
         return self.__wrapped__(request)
 
 
-@pytest.mark.parametrize("wrap", [decorated, Callable])
+def passing_on(function):
+    """A function that is not async, and returns what an async one returns."""
+
+    @functools.wraps(function)
+    def call(*arguments):
+        return function(*arguments)
+
+    return call
+
+
+def method(function):
+    class Handlers:
+        @passing_on
+        async def report(self, request):
+            return function(request)
+
+    return Handlers().report
+
+
+def bound(function):
+    @passing_on
+    async def report(_, request):
+        return function(request)
+
+    return functools.partial(report, None)
+
+
+@pytest.mark.parametrize("wrap", [decorated, Callable, method, bound])
 def test_an_async_handler_may_wrap_a_sync_function(run, wrap):
     answers = call(run, {"report": wrap(lambda request: 5)}, request("report", id="r"))
     assert answers["r"].result == 5
