@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from .. import EncodeError, ExecutionError, ExecutionOutcome, OutcomeStatus, PayloadTooLargeError
-from ..errors import describe
+from ..errors import describe, type_name
 from .log import log
 from .outcomes import is_cancellation, text_of
 from .stock import convert_values
@@ -67,7 +67,8 @@ def send_instead(
         except BaseException as error:
             reason = error
     subject = "result" if outcome.error is None else "error"
-    text = f"{subject} of {describe(name)} cannot be sent: {text_of(reason, name)}"
+    why = text_of(reason, name) or type_name(reason)  # a MemoryError has no text
+    text = f"{subject} of {describe(name)} cannot be sent: {why}"
     # The text of another library's exception may be long, or hold a lone surrogate.
     text = text[:_LONGEST_REASON].encode(errors="backslashreplace").decode()
     job_id = describe(outcome.job_id)

@@ -148,6 +148,11 @@ def generate_and_fail():
     raise LookupError("hostile")
 
 
+def generate_without_memory():
+    yield 1
+    raise MemoryError
+
+
 def generate_and_complain():
     yield 1
     raise LookupError("\ud800" + "x" * 20 * 2**20)
@@ -294,6 +299,7 @@ UNSENDABLE = {
     "a dict that holds itself": (holds_itself_in_a_set_and_more, "Circular|deep"),
     "an Enum whose value raises": (lambda: RudeEnum.ONE, "LookupError|hostile"),
     "a generator that raises": (generate_and_fail, "hostile"),
+    "a generator without memory": (generate_without_memory, "cannot be sent: MemoryError$"),
     "a generator that raises what cannot be sent": (generate_and_complain, r"\\ud800x"),
 }
 
