@@ -31,7 +31,8 @@ _ORPHAN_GRACE_SECONDS = 0.6
 # main thread gets more time.
 _GRACE_PARTS = 5
 
-# How long threads and atexit functions may take once the event loop is closed.
+# How long threads and atexit functions may take once the event loop is closed, if the rest of the
+# grace is shorter.
 _EXIT_SECONDS = 0.1
 
 # How long writing the last line may take: stderr may be a full pipe, or the machine may be busy.
@@ -104,8 +105,10 @@ class Guard:
             grace = min(self._grace, _ORPHAN_GRACE_SECONDS)
             # This wakes the main thread, which made this object and has to run signal handlers.
             signal.pthread_kill(self._starter, signal.SIGTERM)
+        end = time.monotonic() + grace
         if any(self._receives(_CLOSED, grace / _GRACE_PARTS) for _ in range(_GRACE_PARTS)):
-            time.sleep(_EXIT_SECONDS if self._handover is None else _RENEWAL_SECONDS)
+            exit_seconds = _EXIT_SECONDS if self._handover is None else _RENEWAL_SECONDS
+            time.sleep(max(exit_seconds, end - time.monotonic()))
         _write_last_line()
         if self._handover is not None:
             self._handover.replace_process()

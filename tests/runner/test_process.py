@@ -206,6 +206,20 @@ def test_the_runner_exits_although_its_output_is_a_full_pipe(command, number, fu
 
 
 @posix
+def test_functions_of_atexit_may_take_the_rest_of_the_grace(command):
+    (command.folder / "slow.py").write_text(
+        "from app import *\n"
+        "import atexit\n"
+        "atexit.register(print, 'left', flush=True)\n"
+        "atexit.register(time.sleep, 0.3)\n"
+    )
+    runner = command.start("--grace", "60", settings="slow.handlers", stdout=subprocess.PIPE)
+    runner.terminate()
+    assert command.wait(runner) == 0
+    assert runner.stdout.read() == "left\n"
+
+
+@posix
 @pytest.mark.parametrize("number", ENDINGS)
 def test_a_signal_to_another_thread_ends_an_idle_runner(command, number):
     runner = command.start(settings="masked.handlers")
@@ -218,10 +232,12 @@ def test_a_signal_to_another_thread_ends_an_idle_runner(command, number):
 @pytest.mark.parametrize("module", [OURS, STOCK])
 def test_open_files_are_written_at_the_end(command, module):
     pytest.importorskip("rrq", reason="rrq is not installed")
-    runner = command.start(settings="files.settings", module=module)
+    arguments = ["--grace", "60"] if module == OURS else []
+    runner = command.start(*arguments, settings="files.settings", module=module)
     peer = command.connect(runner.port)
     peer.send("write", text="one\n")
     peer.receive()
+    peer.socket.close()  # the stock runner waits for it with CPython 3.12 and later
     runner.send_signal(signal.SIGINT)
     assert command.wait(runner) == 0
     assert (command.folder / "notes").read_text() == "one\n"
@@ -252,7 +268,8 @@ def test_a_signal_handler_of_a_job_may_call_the_one_that_it_has_replaced(command
     "handler", ["fork_and_exit", "fork_and_exit_in_loop", "fork_and_exit_in_task"]
 )
 def test_a_child_that_a_handler_forks_can_exit(command, handler, status, expected):
-    runner = command.start("--threads", "1", settings="app.handlers_with_threads")
+    options = "--threads", "1", "--grace", "60"
+    runner = command.start(*options, settings="app.handlers_with_threads")
     peer = command.begin(runner.port, "wait")
     peer.send(handler, status=status)
     assert peer.receive().result == expected
