@@ -89,7 +89,8 @@ def test_as_many_handlers_run_at_the_same_time_as_there_are_threads(run):
         return threading.current_thread().name
 
     async def calling():
-        async with running({"meet": meet}, threads=3) as client:
+        async with running({"meet": meet, "where": where}, threads=3) as client:
+            await client.execute("where")  # a thread that is free again counts, too
             calls = [client.execute("meet") for _ in range(12)]
             return {answer.result for answer in await asyncio.gather(*calls)}
 

@@ -121,7 +121,7 @@ def test_the_runner_restarts_after_a_number_of_jobs_and_keeps_its_connections(co
 
 
 def test_open_files_are_written_at_each_restart(command):
-    runner = command.start("--max-jobs", "1", settings="files.handlers")
+    runner = command.start("--max-jobs", "1", "--grace", "60", settings="files.handlers")
     peer = command.connect(runner.port)
     processes, texts = set(), []
 
