@@ -8,6 +8,9 @@ from contextlib import suppress
 
 __all__ = ["write_buffers"]
 
+# The base of all files. Unlike io.IOBase, it is no abstract class, which would run Python code.
+_FILE = io.IOBase.__mro__[1]
+
 # Files whose flush() writes all that they have buffered. Others, such as GzipFile, must be closed.
 _FLUSHED = (
     io.TextIOBase,
@@ -26,24 +29,22 @@ def write_buffers() -> None:
     Python closes a file that a module refers to when the garbage collector frees the module, which
     does not happen if the process is replaced, or its objects are frozen.
     """
-    with suppress(Exception):  # of a metaclass
-        gc.unfreeze()
-        objects = gc.get_objects()
-        kinds = {kind for kind in set(map(type, objects)) if issubclass(kind, io.IOBase)}
-        files = [each for each in objects if type(each) in kinds]
-        # From the outside in: a text file writes to a compressed one, which writes to a buffer.
-        for each in files:
-            if issubclass(type(each), io.TextIOBase):
-                _flush(each)
-        for each in files:
-            if not issubclass(type(each), _FLUSHED):
-                with suppress(Exception):
-                    each.close()
-        for each in files:
-            if issubclass(type(each), _FLUSHED):
-                _flush(each)
+    gc.unfreeze()
+    # Not isinstance(), because it reads `__class__`, which can be the object's own code.
+    files = [each for each in gc.get_objects() if issubclass(type(each), _FILE)]
+    # From the outside in: a text file writes to a compressed one, which writes to a buffer.
+    for each in files:
+        if issubclass(type(each), io.TextIOBase):
+            _flush(each)
+    for each in files:
+        if not issubclass(type(each), _FLUSHED):
+            with suppress(BaseException):
+                each.close()
+    for each in files:
+        if issubclass(type(each), _FLUSHED):
+            _flush(each)
 
 
 def _flush(file: io.IOBase) -> None:
-    with suppress(Exception):  # it is closed, or its device is full
+    with suppress(BaseException):  # it is closed, its device is full, or its own code raises
         file.flush()
