@@ -261,17 +261,19 @@ MODULES = {
         settings = register(handlers)
         """,
     "files.py": """
-        import gzip, random
+        import gzip, io, random
         from pathlib import Path
         from app import register
 
         me = random.random()
         notes = Path(__file__).with_name("notes").open("a")
         packed = gzip.open(Path(__file__).with_name("packed"), "at")
+        blocks = io.BufferedWriter(gzip.open(Path(__file__).with_name("packed in blocks"), "ab"))
 
         async def write(request):
             for file in notes, packed:
                 file.write(request.params["text"])
+            blocks.write(request.params["text"].encode())
             return me
 
         handlers = {"write": write}

@@ -101,9 +101,8 @@ def _run(
     from .process import exit_forked_child
 
     pid = os.getpid()
-    # The user's own signal handler may raise KeyboardInterrupt, and a handler may cancel all tasks.
-    ends = suppress(KeyboardInterrupt, asyncio.CancelledError)
-    with ends, asyncio.Runner(loop_factory=loop_factory) as starter:
+    # The user's own signal handler may raise KeyboardInterrupt.
+    with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as starter:
         try:
             starter.run(serving)
         except SystemExit as error:
@@ -158,6 +157,8 @@ async def _listen(
     handover: Handover | None,
     watcher: Watcher | None,
 ) -> None:
+    from asyncio import CancelledError
+
     from .admission import Admission
     from .defaults import LimitError
     from .server import MetricsSocketError, run_server
@@ -184,6 +185,8 @@ async def _listen(
             handover=handover,
             changed=None if watcher is None else watcher.changed,
         )
+    except CancelledError:
+        pass  # a handler has cancelled all tasks; the runner has answered its jobs
     except LimitError as error:
         raise StartError(f"--{str(error).replace('_', '-', 1)}") from error
     except MetricsSocketError as error:
@@ -242,8 +245,10 @@ def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
 
 
 def _at_exit(handover: Handover | None) -> None:
-    # This blocks if stdout is a full pipe. Python itself would flush it only when the guard's
-    # thread can no longer run.
+    # Writing to stdout blocks if it is a full pipe. Python itself would flush it only when the
+    # guard's thread can no longer run.
+    with suppress(AttributeError, OSError, ValueError):  # stdout is missing or closed
+        sys.stdout.flush()
     write_buffers()
     if handover is not None:
         handover.replace_process()

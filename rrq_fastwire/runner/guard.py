@@ -19,7 +19,7 @@ from contextlib import suppress
 __all__ = ["DEFAULT_GRACE", "Guard"]
 
 # A worker has two seconds to end all its runner processes, one after another. With this grace, that
-# is enough for fifty processes that have to be ended by force, if their stderr is read.
+# is enough for fifty processes that have to be ended by force, if something reads their stderr.
 DEFAULT_GRACE = 0.02
 
 # How often the guard checks whether the parent is alive, and how long the handlers have to end if
@@ -58,8 +58,8 @@ class Guard:
     """A thread that ends the process by force if it takes too long to end by itself.
 
     The thread runs from the start, because a signal handler, which may interrupt any code, cannot
-    safely start one. It takes no lock that a handler could hold, but Python's garbage collector may
-    run in it, and with it a `__del__` that waits for such a lock.
+    safely start one. It takes no lock that a handler could hold. But Python's garbage collector can
+    run in it, and call a `__del__` that waits for such a lock. Then the guard is late.
 
     Arguments:
         grace: seconds from begin_end() until the event loop must be closed.

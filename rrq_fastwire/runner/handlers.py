@@ -137,11 +137,11 @@ def is_not_async(handler: object) -> bool:
         elif inspect.ismethod(handler):
             handler = handler.__func__
         elif inspect.isfunction(handler) and hasattr(handler, "__wrapped__"):
-            handler = inspect.unwrap(handler, stop=_is_no_wrapper)
+            handler = inspect.unwrap(handler, stop=_ends_unwrapping)
         else:
             return inspect.isfunction(handler) or not callable(handler)
     return False
 
 
-def _is_no_wrapper(function: object) -> bool:
+def _ends_unwrapping(function: object) -> bool:
     return inspect.iscoroutinefunction(function) or not inspect.isfunction(function)

@@ -22,7 +22,7 @@ def _place_below_rrq() -> None:
     package = logging.getLogger("rrq_fastwire")
     package.parent = _RRQ
     package.setLevel(package.level)  # clears the caches of which levels are enabled
-    LOGGER.addFilter(_RRQ.filter)  # Python does not apply those of parents
+    LOGGER.addFilter(_RRQ.filter)  # logging does not apply the filters of parent loggers
 
 
 _place_below_rrq()

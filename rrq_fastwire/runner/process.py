@@ -33,8 +33,9 @@ _listeners: list[Callable[[int, BaseException | None], None]] = []
 # The signal that began the shutdown, once it has arrived.
 _received: list[int] = []
 
-# The two ends of what wakes the event loop at a signal; nothing if the loop has its own.
-_wakers: list[socket.socket] = []
+# The socket pair that wakes the event loop when a signal arrives. Empty if the loop has a wakeup
+# descriptor of its own.
+_wakeup_sockets: list[socket.socket] = []
 
 
 @contextmanager
@@ -68,8 +69,8 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
         _let_the_system_kill()
 
     if not _listeners:
-        _take_signals()
         _wake_at_signals(loop)
+        _take_signals()
     _listeners.append(listener)
     try:
         yield ended
@@ -83,15 +84,15 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
 
 
 def exit_forked_child(error: BaseException, runners_pid: int) -> None:
-    """Exit if this is a child that a handler has forked, and `error` ends its event loop.
+    """End this process if it is a child that a handler has forked, and `error` ends its loop.
 
     Otherwise, do nothing. Functions of atexit are not called. The parent answers the job. If the
     child's event loop went on, the child would answer, too, and would be a second runner on the
     same sockets.
 
     Arguments:
-        error: a SystemExit, which gives the exit status, or the CancelledError of a loop that a
-            SystemExit has ended.
+        error: a SystemExit, which gives the exit status, or a CancelledError, with which asyncio
+            cancels all tasks after a SystemExit. Then the status is 1.
         runners_pid: the id of the process that the runner was made in.
     """
     # Not isinstance(), because it reads `__class__`, which can be the handler's own code.
@@ -133,31 +134,37 @@ def _give_signals_back() -> None:
 def _wake_at_signals(loop: asyncio.AbstractEventLoop) -> None:
     """Let signals wake the event loop, as loop.add_signal_handler() does.
 
-    Otherwise Python would call the signal handler only after the wait of the loop, if the signal
-    came just before it, or to another thread.
+    Otherwise a signal that arrives just before the loop waits, or that the kernel delivers to
+    another thread, does not interrupt the wait, and Python calls its handler only at the next
+    event. A job can undo this: loop.remove_signal_handler() removes all wakeup descriptors.
     """
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     if before == -1:
-        loop.add_reader(reader, reader.recv, 1024)
-        _wakers.extend((reader, writer))
+        try:
+            loop.add_reader(reader, reader.recv, 1024)
+        except NotImplementedError:  # asyncio on Windows, if another loop has removed its own
+            signal.set_wakeup_fd(-1)
+        else:
+            _wakeup_sockets.extend((reader, writer))
+            return
     else:  # uvloop, and asyncio on Windows, have one of their own
-        signal.set_wakeup_fd(before)
-        reader.close()
-        writer.close()
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+    reader.close()
+    writer.close()
 
 
 def _stop_waking(loop: asyncio.AbstractEventLoop) -> None:
-    if _wakers:
-        reader, writer = _wakers
-        _wakers.clear()
+    if _wakeup_sockets:
+        reader, writer = _wakeup_sockets
+        _wakeup_sockets.clear()
         if not loop.is_closed():
             loop.remove_reader(reader)
         current = signal.set_wakeup_fd(-1)
         if current != writer.fileno():
-            signal.set_wakeup_fd(current)
+            signal.set_wakeup_fd(current, warn_on_full_buffer=False)
         reader.close()
         writer.close()
 
@@ -224,11 +231,11 @@ def _after_fork_in_child() -> None:
     if _listeners:
         _give_signals_back()
         _listeners.clear()
-    if _wakers:
+    if _wakeup_sockets:
         signal.set_wakeup_fd(-1)
-        for each in _wakers:
+        for each in _wakeup_sockets:
             each.close()
-        _wakers.clear()
+        _wakeup_sockets.clear()
     signal.pthread_sigmask(signal.SIG_SETMASK, _mask.before)
 
 

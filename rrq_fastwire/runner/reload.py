@@ -49,8 +49,10 @@ class Watcher:
 
 
 class _PythonFiles(DefaultFilter):
-    """Python files, and new folders with Python files: watchfiles reports only the folder if it
-    was moved, or if its files were written before it was watched.
+    """Accept Python files, and new folders that contain some.
+
+    watchfiles reports only the folder if it was moved, or if its files were written before it was
+    watched.
     """
 
     def __call__(self, change: Change, path: str) -> bool:
