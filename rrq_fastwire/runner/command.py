@@ -245,8 +245,8 @@ def _loop_factory(name: str) -> Callable[[], AbstractEventLoop] | None:
 
 
 def _at_exit(handover: Handover | None) -> None:
-    # Writing to stdout blocks if it is a full pipe. Python itself would flush it only when the
-    # guard's thread can no longer run.
+    # First stdout, which may be an object of another kind. It blocks if it is a full pipe. Python
+    # itself would flush it only when the guard's thread can no longer run.
     with suppress(AttributeError, OSError, ValueError):  # stdout is missing or closed
         sys.stdout.flush()
     write_buffers()

@@ -138,22 +138,19 @@ def _wake_at_signals(loop: asyncio.AbstractEventLoop) -> None:
     another thread, does not interrupt the wait, and Python calls its handler only at the next
     event. A job can undo this: loop.remove_signal_handler() removes all wakeup descriptors.
     """
+    if not isinstance(loop, asyncio.SelectorEventLoop):
+        return  # uvloop, and asyncio on Windows, have a descriptor of their own
     reader, writer = socket.socketpair()
     reader.setblocking(False)
     writer.setblocking(False)
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     if before == -1:
-        try:
-            loop.add_reader(reader, reader.recv, 1024)
-        except NotImplementedError:  # asyncio on Windows, if another loop has removed its own
-            signal.set_wakeup_fd(-1)
-        else:
-            _wakeup_sockets.extend((reader, writer))
-            return
-    else:  # uvloop, and asyncio on Windows, have one of their own
+        loop.add_reader(reader, reader.recv, 1024)
+        _wakeup_sockets.extend((reader, writer))
+    else:  # of loop.add_signal_handler()
         signal.set_wakeup_fd(before, warn_on_full_buffer=False)
-    reader.close()
-    writer.close()
+        reader.close()
+        writer.close()
 
 
 def _stop_waking(loop: asyncio.AbstractEventLoop) -> None:
