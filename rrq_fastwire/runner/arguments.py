@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from ..errors import type_name
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     Network: TypeAlias = IPv4Network | IPv6Network
 
-__all__ = ["check_count", "check_seconds", "check_text", "parse_networks"]
+__all__ = ["check_count", "check_seconds", "check_text", "parse_networks", "parse_tcp_socket"]
 
 
 def check_count(name: str, value: object) -> None:
@@ -50,3 +50,42 @@ def parse_networks(texts: Iterable[str]) -> list[Network]:
         check_text("a network of allow_from", text)
         networks.append(ip_network(text.strip()))
     return networks
+
+
+def parse_tcp_socket(tcp_socket: str, *, allow_remote: bool = False) -> tuple[str, int]:
+    """Split "host:port" into host and port; an IPv6 address stands in brackets.
+
+    Arguments:
+        allow_remote: whether addresses other than loopback are accepted.
+
+    Raises ValueError, with rrq-runner's messages.
+    """
+    tcp_socket = tcp_socket.strip()
+    if not tcp_socket:
+        raise ValueError("TCP socket value cannot be empty")
+    if tcp_socket.startswith("["):
+        host, separator, port_text = tcp_socket.partition("]:")
+        host = host.lstrip("[")
+        if not separator:
+            raise ValueError("TCP socket must be in [host]:port format")
+    else:
+        host, separator, port_text = tcp_socket.rpartition(":")
+        if not separator:
+            raise ValueError("TCP socket must be in host:port format")
+        if not host:
+            raise ValueError("TCP socket host cannot be empty")
+    if host == "localhost":
+        host = "127.0.0.1"
+    try:
+        address = ip_address(host)
+    except ValueError as error:
+        raise ValueError(f"Invalid TCP socket host: {host}") from error
+    if not (address.is_loopback or allow_remote):
+        raise ValueError("TCP socket must bind to loopback-only interfaces")
+    try:
+        port = int(port_text)
+    except ValueError as error:
+        raise ValueError(f"Invalid TCP socket port: {port_text}") from error
+    if not 0 < port <= 65535:
+        raise ValueError(f"TCP socket port out of range: {port}")
+    return str(address), port

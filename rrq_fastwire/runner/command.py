@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     atexit.register(_at_exit, handover)
 
     # Imported only here, because this takes long, and the guard now watches the parent.
-    from .server import parse_tcp_socket
+    from .arguments import parse_tcp_socket
     from .settings import StartError, split_path
 
     watcher = None

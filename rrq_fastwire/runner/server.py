@@ -6,12 +6,11 @@ import asyncio
 import contextlib
 import logging
 import os
-from ipaddress import ip_address
 
 from .. import MAX_FRAME_SIZE
 from ..streams import MessageStream
 from .admission import Admission
-from .arguments import check_count, check_seconds, check_text, parse_networks
+from .arguments import check_count, check_seconds, check_text, parse_networks, parse_tcp_socket
 from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .engine import Runner
 from .guard import DEFAULT_GRACE
@@ -35,7 +34,6 @@ __all__ = [
     "MetricsSocketError",
     "make_runner",
     "parse_metrics_socket",
-    "parse_tcp_socket",
     "run_server",
     "serve",
 ]
@@ -48,45 +46,6 @@ _BACKLOG = 100
 
 class MetricsSocketError(OSError):
     """Metrics cannot be served at their address. The text says why."""
-
-
-def parse_tcp_socket(tcp_socket: str, *, allow_remote: bool = False) -> tuple[str, int]:
-    """Split "host:port" into host and port; an IPv6 address stands in brackets.
-
-    Arguments:
-        allow_remote: whether addresses other than loopback are accepted.
-
-    Raises ValueError, with rrq-runner's messages.
-    """
-    tcp_socket = tcp_socket.strip()
-    if not tcp_socket:
-        raise ValueError("TCP socket value cannot be empty")
-    if tcp_socket.startswith("["):
-        host, separator, port_text = tcp_socket.partition("]:")
-        host = host.lstrip("[")
-        if not separator:
-            raise ValueError("TCP socket must be in [host]:port format")
-    else:
-        host, separator, port_text = tcp_socket.rpartition(":")
-        if not separator:
-            raise ValueError("TCP socket must be in host:port format")
-        if not host:
-            raise ValueError("TCP socket host cannot be empty")
-    if host == "localhost":
-        host = "127.0.0.1"
-    try:
-        address = ip_address(host)
-    except ValueError as error:
-        raise ValueError(f"Invalid TCP socket host: {host}") from error
-    if not (address.is_loopback or allow_remote):
-        raise ValueError("TCP socket must bind to loopback-only interfaces")
-    try:
-        port = int(port_text)
-    except ValueError as error:
-        raise ValueError(f"Invalid TCP socket port: {port_text}") from error
-    if not 0 < port <= 65535:
-        raise ValueError(f"TCP socket port out of range: {port}")
-    return str(address), port
 
 
 def parse_metrics_socket(metrics: str, tcp_port: int) -> tuple[str, int]:

@@ -90,6 +90,19 @@ def test_the_runner_is_also_a_command():
     assert (done.returncode, done.stdout, done.stderr) == (0, b'{"a":1}\n', b"")
 
 
+def test_the_help_does_not_import_rrq_and_pydantic():
+    """They take more time than everything else that it imports."""
+    code = (
+        "import sys; from rrq_fastwire.cli import main; main(['--help'])\n"
+        "sys.exit(' '.join(sorted({'rrq', 'pydantic'} & sys.modules.keys())) or None)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.stderr == ""
+    assert "  tap " in done.stdout
+
+
 def test_the_help_of_the_runner_command_is_that_of_the_runner(refused):
     status, printed, said = refused("runner", "--help")
     assert (status, said) == (0, "")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import rrq_fastwire
 from rrq_fastwire import _json
-from rrq_fastwire.runner.server import parse_tcp_socket
+from rrq_fastwire.runner.arguments import parse_tcp_socket
 
 from ..commands import OURS, STOCK
 

@@ -14,8 +14,8 @@ import click
 from rich.console import Console
 from rich.live import Live
 
+from ...runner.arguments import parse_tcp_socket
 from ...runner.process import ending_signals
-from ...runner.server import parse_tcp_socket
 from ..redaction import Redaction, redact_option
 from ..target import Number, Target, parse_address, reason
 from .printer import Printer
