@@ -19,6 +19,8 @@ from rrq_fastwire import (
     pack_frame,
 )
 
+from .in_process import run
+
 pytest.importorskip("click", reason="the command line is an extra")
 cell_len = pytest.importorskip("rich.cells", reason="the command line is an extra").cell_len
 
@@ -47,17 +49,6 @@ REQUEST = json.dumps(
     separators=(",", ":"),
 ).encode()
 WRONG = b'{"type":"cancel","payload":{"job_id":7}}'
-
-
-def run(*arguments: str, input: bytes = b"", **environment: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [*COMMAND, *arguments],
-        input=input,
-        capture_output=True,
-        env={**os.environ, **environment},
-        timeout=60,
-        check=False,
-    )
 
 
 def lines(*arguments: str, input: bytes = b"") -> list[dict]:
