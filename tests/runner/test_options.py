@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rrq_fastwire.runner import main
 from rrq_fastwire.runner.options import option_parser
 
 OPTIONS = {
@@ -31,11 +32,14 @@ OPTIONS = {
 }
 
 
+def variable(name):
+    """The environment variable of an option."""
+    return "RRQ_FASTWIRE_RUNNER_" + name[2:].upper().replace("-", "_")
+
+
 def set_option(command, monkeypatch, name, value):
-    """Sets an option by its environment variable. Returns the name of the variable."""
-    variable = "RRQ_FASTWIRE_RUNNER_" + name[2:].upper().replace("-", "_")
-    monkeypatch.setitem(command.environment, variable, value)
-    return variable
+    """Sets an option by its environment variable."""
+    monkeypatch.setitem(command.environment, variable(name), value)
 
 
 def test_the_help_groups_the_options(command_for_errors):
@@ -98,19 +102,13 @@ def test_the_variable_of_an_option_without_a_value_is_1_or_0(command, monkeypatc
     assert command.connect(runner.port).ask("kind") == given
 
 
+# Options and values that are refused when the options are read.
 WRONG = [
-    ("--settings", "app", "must be module.attr or module:attr, got 'app'"),
-    ("--tcp-socket", "127.0.0.1:0", "TCP socket port out of range: 0"),
     ("--loop", "trio", "invalid choice: 'trio'"),
-    ("--lifespan", "app", "--lifespan must be module.attr or module:attr, got 'app'"),
-    ("--lifespan", "", "--lifespan must be module.attr or module:attr, got ''"),
     ("--threads", "0", "must be an integer from 1 to 1024, got '0'"),
     ("--threads", "few", "must be an integer from 1 to 1024, got 'few'"),
     ("--slow-callback", "0", "must be more than 0, got '0'"),
     ("--slow-callback", "soon", "must be a number from 0 to 3600, got 'soon'"),
-    ("--middleware", "app", "--middleware must be module.attr or module:attr, got 'app'"),
-    ("--on-error", "", "--on-error must be module.attr or module:attr, got ''"),
-    ("--on-error", ".app", "--on-error must be module.attr or module:attr, got '.app'"),
     ("--grace", "soon", "must be a number from 0 to 3600, got 'soon'"),
     ("--drain", "-1", "must be a number from 0 to 3600, got '-1'"),
     ("--drain", "nan", "must be a number from 0 to 3600, got 'nan'"),
@@ -128,32 +126,41 @@ WRONG = [
     ("--allow-from", "10.0.0.0/33", "'10.0.0.0/33' does not appear to be an IPv4 or IPv6 network"),
     ("--allow-from", "10.0.0.1/8", "10.0.0.1/8 has host bits set"),
     ("--allow-from", "10.0.0.0/8,", "'' does not appear to be an IPv4 or IPv6 network"),
+]
+
+# Those that the runner refuses later, when it looks at several options, or imports what they need.
+WRONG_AT_THE_START = [
+    ("--settings", "app", "must be module.attr or module:attr, got 'app'"),
+    ("--tcp-socket", "127.0.0.1:0", "TCP socket port out of range: 0"),
+    ("--lifespan", "app", "--lifespan must be module.attr or module:attr, got 'app'"),
+    ("--lifespan", "", "--lifespan must be module.attr or module:attr, got ''"),
+    ("--middleware", "app", "--middleware must be module.attr or module:attr, got 'app'"),
+    ("--on-error", "", "--on-error must be module.attr or module:attr, got ''"),
+    ("--on-error", ".app", "--on-error must be module.attr or module:attr, got '.app'"),
     ("--allow-from", "10.0.0.0/8", "--allow-from needs --allow-remote"),
     ("--metrics", "9100", "TCP socket must be in host:port format"),
     ("--metrics", "127.0.0.1:+70000", "TCP socket port out of range"),
 ]
 
 
-def run(command, name, value, arguments=()):
-    """Runs a runner that has the required options, except for the one that is tested."""
-    given = {"settings": "app.handlers", "tcp_socket": "127.0.0.1:9000"}
-    given.pop(name[2:].replace("-", "_"), None)
-    return command.run(*arguments, **(dict.fromkeys(("settings", "tcp_socket")) | given))
+def given(name):
+    """The options that are required, except for the one that is tested."""
+    required = {"--settings": "app.handlers", "--tcp-socket": "127.0.0.1:9000"}
+    return [word for pair in required.items() if pair[0] != name for word in pair]
 
 
-def skip_without_metrics(name):
-    if name == "--metrics":
-        pytest.importorskip("prometheus_client", reason="--metrics is an extra")
+def check_refusal(status, stdout, stderr, said):
+    assert said in stderr
+    assert stderr.startswith("rrq-fastwire-runner: ")
+    assert stderr.count("\n") == 1
+    assert (status, stdout) == (2, "")
 
 
 @pytest.mark.parametrize(("name", "value", "said"), WRONG)
-def test_a_wrong_value_gets_one_line_and_status_2(command_for_errors, name, value, said):
-    skip_without_metrics(name)
-    done = run(command_for_errors, name, value, [f"{name}={value}"])
-    assert said in done.stderr
-    assert done.stderr.startswith("rrq-fastwire-runner: ")
-    assert done.stderr.count("\n") == 1
-    assert (done.returncode, done.stdout) == (2, "")
+def test_a_wrong_value_gets_one_line_and_status_2(capsys, name, value, said):
+    with pytest.raises(SystemExit) as end:
+        main([*given(name), f"{name}={value}"])
+    check_refusal(end.value.code, *capsys.readouterr(), said)
 
 
 @pytest.mark.parametrize(
@@ -166,17 +173,29 @@ def test_a_wrong_value_gets_one_line_and_status_2(command_for_errors, name, valu
         ("--allow-remote", "maybe", "must be 1 or 0, true or false, yes or no, got 'maybe'"),
     ],
 )
-def test_a_wrong_variable_gets_one_line_and_status_2(
-    command_for_errors, monkeypatch, name, value, said
+def test_a_wrong_variable_gets_one_line_and_status_2(capsys, monkeypatch, name, value, said):
+    monkeypatch.setenv(variable(name), value)
+    with pytest.raises(SystemExit) as end:
+        main(given(name))
+    stdout, stderr = capsys.readouterr()
+    check_refusal(end.value.code, stdout, stderr, said)
+    assert variable(name) in stderr
+
+
+@pytest.mark.parametrize("by_variable", [False, True], ids=["option", "variable"])
+@pytest.mark.parametrize(("name", "value", "said"), WRONG_AT_THE_START)
+def test_a_value_that_is_refused_at_the_start_gets_one_line_and_status_2(
+    command_for_errors, monkeypatch, name, value, said, by_variable
 ):
-    skip_without_metrics(name)
-    variable = set_option(command_for_errors, monkeypatch, name, value)
-    done = run(command_for_errors, name, value)
-    assert said in done.stderr
-    assert variable in done.stderr or name in done.stderr or "TCP socket" in done.stderr
-    assert done.stderr.startswith("rrq-fastwire-runner: ")
-    assert done.stderr.count("\n") == 1
-    assert (done.returncode, done.stdout) == (2, "")
+    if name == "--metrics":
+        pytest.importorskip("prometheus_client", reason="--metrics is an extra")
+    required = {"settings": None, "tcp_socket": None}  # both are in given()
+    if by_variable:
+        set_option(command_for_errors, monkeypatch, name, value)
+        done = command_for_errors.run(*given(name), **required)
+    else:
+        done = command_for_errors.run(*given(name), f"{name}={value}", **required)
+    check_refusal(done.returncode, done.stdout, done.stderr, said)
 
 
 @pytest.mark.parametrize(
