@@ -387,7 +387,7 @@ def test_using_a_client_in_a_forked_child_raises_runtime_error(run):
 
 
 @pytest.mark.parametrize(
-    "options", [["-O"], ["-OO"], ["-W", "error"], ["-X", "dev"], ["-bb"]], ids=" ".join
+    "options", [["-O", "-W", "error"], ["-OO", "-bb"], ["-X", "dev"]], ids=" ".join
 )
 def test_the_same_exceptions_are_raised_with_the_options_of_python(options):
     """`-X dev` is asyncio's debug mode, too. Plain asserts are not used above: -O removes them."""
