@@ -1,12 +1,10 @@
-"""`tap` processes that end with their test, and commands that run in the process of the tests."""
+"""`tap` processes that end with their test."""
 
 from __future__ import annotations
 
 import contextlib
 
 import pytest
-
-from rrq_fastwire.cli import main
 
 from ..taps import Wire
 
@@ -22,20 +20,3 @@ def start():
             return tap
 
         yield start
-
-
-@pytest.fixture
-def refused(capfd):
-    """Runs a command that ends at once: exit status, stdout, stderr.
-
-    It runs in this process, because a new interpreter takes most of the time of such a test.
-    """
-
-    def refused(*arguments):
-        try:
-            status = main(list(arguments))
-        except SystemExit as end:
-            status = end.code
-        return status, *capfd.readouterr()
-
-    return refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from tempfile import TemporaryFile
@@ -18,22 +19,35 @@ class Done(NamedTuple):
 
 
 def run(*arguments: str, input: bytes = b"") -> Done:
-    """Runs a command whose stdin, stdout and stderr are files in UTF-8."""
+    """Runs a command. Files are its stdin, stdout and stderr, and those of processes that it starts."""
     with ExitStack() as stack:
-        files = {
-            name: stack.enter_context(TemporaryFile("w+", encoding="utf-8"))
-            for name in ("stdin", "stdout", "stderr")
-        }
-        files["stdin"].buffer.raw.name = "<stdin>"
-        files["stdin"].buffer.write(input)
-        files["stdin"].seek(0)
-        with patch.multiple(sys, **files):
-            try:
-                status = main(list(arguments))
-            except SystemExit as end:
-                status = end.code
-        written = []
-        for name in ("stdout", "stderr"):
-            files[name].seek(0)  # which also writes what is in the buffer
-            written.append(files[name].buffer.read())
-    return Done(status, *written)
+        files = []
+        for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+            file = stack.enter_context(TemporaryFile())
+            files.append(file)
+            if name == "stdin":
+                file.write(input)
+                file.seek(0)
+            saved = os.dup(descriptor)
+            stack.callback(os.close, saved)
+            stack.callback(os.dup2, saved, descriptor)
+            os.dup2(file.fileno(), descriptor)
+            mode = "r" if name == "stdin" else "w"
+            stream = stack.enter_context(open(descriptor, mode, encoding="utf-8", closefd=False))
+            stream.buffer.raw.name = f"<{name}>"
+            stack.enter_context(patch.object(sys, name, stream))
+        try:
+            status = main(list(arguments))
+        except SystemExit as end:
+            status = end.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for file in files:
+            file.seek(0)
+        return Done(status, files[1].read(), files[2].read())
+
+
+def run_text(*arguments: str) -> tuple[int, str, str]:
+    """Runs a command: exit status, stdout, stderr."""
+    status, stdout, stderr = run(*arguments)
+    return status, stdout.decode(), stderr.decode()

@@ -6,6 +6,8 @@ import pytest
 
 from rrq_fastwire.cli.address import join_address, split_address
 
+from .in_process import run_text
+
 for extra in ("click", "rich"):
     pytest.importorskip(extra, reason="the command line is an extra")
 
@@ -31,15 +33,15 @@ def test_a_valid_address_is_split_and_joined_again(text, host):
     [["ping"], ["call"], ["load"], ["check"], ["tap", "--listen", "127.0.0.1:9000", "--to"]],
     ids=lambda command: command[0],
 )
-def test_a_host_that_can_have_no_address_gets_one_sentence_and_status_2(refused, command, host):
-    status, out, err = refused(*command, f"{host}:80")
+def test_a_host_that_can_have_no_address_gets_one_sentence_and_status_2(command, host):
+    status, out, err = run_text(*command, f"{host}:80")
     assert (status, out) == (2, "")
     assert f"{host!r} is not a valid host name" in err
     assert err.startswith("rrq-fastwire: ")
     assert err.count("\n") == 1
 
 
-def test_only_commands_that_can_start_a_runner_propose_it(refused):
+def test_only_commands_that_can_start_a_runner_propose_it():
     expected = "expected HOST:PORT with a port from 1 to 65535"
-    assert f"{expected}, or --runner, got 'x'" in refused("call", "x", "echo")[2]
-    assert f"{expected}, got 'x'" in refused("tap", "--listen", "127.0.0.1:1", "--to", "x")[2]
+    assert f"{expected}, or --runner, got 'x'" in run_text("call", "x", "echo")[2]
+    assert f"{expected}, got 'x'" in run_text("tap", "--listen", "127.0.0.1:1", "--to", "x")[2]

@@ -24,6 +24,7 @@ from rrq_fastwire import (
 )
 
 from ..stock import needs_rrq
+from .in_process import run_text
 
 for extra in ("click", "rich"):
     pytest.importorskip(extra, reason="the command line is an extra")
@@ -36,10 +37,7 @@ RUNNER = shlex.join(
 
 def call(*arguments: str) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
-    done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
+    return run_text("call", *arguments)
 
 
 class FalseRunner:
@@ -245,8 +243,8 @@ def test_ctrl_c_cancels_the_job_and_prints_nothing():
         (["host.invalid:9", "f"], 1, r"cannot connect to host.invalid:9: .*"),
     ],
 )
-def test_a_wrong_command_line_or_runner_gets_one_sentence(refused, arguments, status, said):
-    done = refused("call", *arguments)
+def test_a_wrong_command_line_or_runner_gets_one_sentence(arguments, status, said):
+    done = run_text("call", *arguments)
     assert done[:2] == (status, "")
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
 

@@ -18,6 +18,7 @@ from rrq_fastwire import pack_frame
 
 from ..small_runner import SmallRunner
 from ..stock import needs_rrq
+from .in_process import run_text
 
 for extra in ("click", "rich"):
     pytest.importorskip(extra, reason="the command line is an extra")
@@ -299,8 +300,8 @@ def test_a_terminal_shows_a_progress_bar_and_colours_and_found_is_not_a_failure(
         (["127.0.0.1:9"], 1, r"cannot connect to 127.0.0.1:9: .*"),
     ],
 )
-def test_a_wrong_command_line_or_runner_gets_one_sentence(refused, arguments, status, said):
-    done = refused("check", *arguments)
+def test_a_wrong_command_line_or_runner_gets_one_sentence(arguments, status, said):
+    done = run_text("check", *arguments)
     assert done[:2] == (status, "")
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
 

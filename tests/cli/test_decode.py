@@ -19,7 +19,7 @@ from rrq_fastwire import (
     pack_frame,
 )
 
-from .in_process import run
+from .in_process import run, run_text
 
 pytest.importorskip("click", reason="the command line is an extra")
 cell_len = pytest.importorskip("rich.cells", reason="the command line is an extra").cell_len
@@ -342,8 +342,8 @@ def test_a_line_that_cannot_be_encoded_gets_a_sentence_with_its_number(line, wor
 @pytest.mark.parametrize(
     "arguments", [["decode"], ["decode", "nowhere"], ["decode", "--type", "x", "-"], ["nothing"]]
 )
-def test_a_wrong_command_line_gets_one_sentence(refused, arguments):
-    status, _, written = refused(*arguments)
+def test_a_wrong_command_line_gets_one_sentence(arguments):
+    status, _, written = run_text(*arguments)
     assert (len(written.splitlines()), status) == (1, 2)
 
 

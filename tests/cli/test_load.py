@@ -23,6 +23,7 @@ from rrq_fastwire.cli.runner_process import RunnerError
 from rrq_fastwire.cli.workload import drive
 
 from ..stock import needs_rrq
+from .in_process import run_text
 
 for extra in ("click", "rich"):
     pytest.importorskip(extra, reason="the command line is an extra")
@@ -43,10 +44,7 @@ linux = pytest.mark.skipif(
 
 def load(*arguments: str) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
-    done = subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=100, check=False
-    )
-    return done.returncode, done.stdout, done.stderr
+    return run_text("load", *arguments)
 
 
 def figures(*arguments: str) -> dict:
@@ -359,14 +357,12 @@ def test_a_failure_that_is_not_counted_ends_the_workload(execute, message):
         (["127.0.0.1:9", "f"], 1, r"cannot connect to 127.0.0.1:9: .*"),
     ],
 )
-def test_a_wrong_command_line_or_runner_gets_one_sentence(
-    refused, arguments, status, said, tmp_path
-):
+def test_a_wrong_command_line_or_runner_gets_one_sentence(arguments, status, said, tmp_path):
     files = {"{file}": "{1", "{list}": "[1]"}
     for name, content in files.items():
         Path(tmp_path / name[1:-1]).write_text(content)
     words = (str(tmp_path / text[1:-1]) if text in files else text for text in arguments)
-    done = refused("load", *words)
+    done = run_text("load", *words)
     assert done[:2] == (status, "")
     assert re.fullmatch(f"rrq-fastwire: {said}\n", done[2]), done[2]
 

@@ -14,6 +14,7 @@ import pytest
 from rrq_fastwire import CancelRequest, encode_frame
 
 from ..stock import needs_rrq
+from .in_process import run_text
 
 for extra in ("click", "rich"):
     pytest.importorskip(extra, reason="the command line is an extra")
@@ -103,17 +104,17 @@ def test_the_help_does_not_import_rrq_and_pydantic():
     assert "  tap " in done.stdout
 
 
-def test_the_help_of_the_runner_command_is_that_of_the_runner(refused):
-    status, printed, said = refused("runner", "--help")
+def test_the_help_of_the_runner_command_is_that_of_the_runner():
+    status, printed, said = run_text("runner", "--help")
     assert (status, said) == (0, "")
     assert "--settings" in printed
     assert "--tcp-socket" in printed
 
 
 @pytest.mark.parametrize("missing", ["rrq.runner_runtime", "rich.table"])
-def test_the_demo_says_which_packages_it_needs(refused, monkeypatch, missing):
+def test_the_demo_says_which_packages_it_needs(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    status, printed, said = refused("demo")
+    status, printed, said = run_text("demo")
     assert (status, printed) == (1, "")
     assert said.startswith("the demo needs other packages: pip install rrq 'rrq-fastwire[cli]' (")
     assert said.count("\n") == 1

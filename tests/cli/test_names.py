@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from .in_process import run_text
+
 pytest.importorskip("click", reason="the command line is an extra")
 Console = pytest.importorskip("rich.console", reason="the command line is an extra").Console
 measurement = pytest.importorskip("rrq_fastwire.cli.load.measurement")
@@ -38,11 +40,11 @@ class TestFiles:
         assert status == 0
         assert escaped(name) in shown
 
-    def test_a_name_is_printable_above_its_messages_and_in_remarks(self, tmp_path, refused, name):
+    def test_a_name_is_printable_above_its_messages_and_in_remarks(self, tmp_path, name):
         capture = tmp_path.joinpath(*name.split("/"))
         capture.parent.mkdir(exist_ok=True)
         capture.write_bytes(b"")
-        status, printed, said = refused("decode", str(capture), str(capture))
+        status, printed, said = run_text("decode", str(capture), str(capture))
         expected = str(tmp_path / escaped(name))
         assert (status, printed.split("\n")) == (0, [expected, expected, ""])
         assert said == f"{expected}: the capture is empty\n" * 2

@@ -14,6 +14,7 @@ from rrq_fastwire import ExecutionOutcome, encode_frame
 from rrq_fastwire.cli.ping import ping
 
 from ..commands import OURS, STOCK, Command, free_port
+from .in_process import run_text
 
 COMMAND = [sys.executable, "-m", "rrq_fastwire", "ping"]
 
@@ -148,8 +149,8 @@ def test_other_messages_do_not_extend_the_time_limit(monkeypatch):
         (["127.0.0.1:9", "more"], "unrecognized arguments: more"),
     ],
 )
-def test_a_wrong_command_line_gets_one_line_and_status_2(refused, arguments, said):
-    status, out, err = refused("ping", *arguments)
+def test_a_wrong_command_line_gets_one_line_and_status_2(arguments, said):
+    status, out, err = run_text("ping", *arguments)
     assert (status, out) == (2, "")
     assert said in err
     assert err.startswith("rrq-fastwire: ")

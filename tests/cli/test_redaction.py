@@ -6,6 +6,8 @@ from datetime import datetime, timezone
 
 import pytest
 
+from .in_process import run_text
+
 pytest.importorskip("click", reason="the command line is an extra")
 pytest.importorskip("rich", reason="the command line is an extra")
 
@@ -89,13 +91,13 @@ KEYS = "request_id,job_id,function_name,queue_name,type,code"
 @pytest.mark.parametrize("arguments", [[], ["--verbose"], ["--json"]])
 @pytest.mark.parametrize("name", MESSAGES)
 def test_ids_and_names_of_a_message_are_hidden_by_the_names_of_their_fields(
-    refused, tmp_path, name, arguments
+    tmp_path, name, arguments
 ):
     capture = tmp_path / "capture"
     capture.write_bytes(MESSAGES[name])
-    status, printed, _ = refused("decode", *arguments, "--redact", KEYS, str(capture))
+    status, printed, _ = run_text("decode", *arguments, "--redact", KEYS, str(capture))
     assert status == 0
     assert "SECRET" not in printed
     assert "***" in printed
-    _, printed, _ = refused("decode", *arguments, "--redact", "other", str(capture))
+    _, printed, _ = run_text("decode", *arguments, "--redact", "other", str(capture))
     assert ("SECRET" in printed) == (name != "invalid" or arguments != ["--json"])

@@ -15,6 +15,7 @@ import pytest
 from rrq_fastwire.cli import runner_process
 
 from ..commands import free_port
+from .in_process import run_text
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="the CPU time of a process is read on Linux only"
@@ -39,23 +40,23 @@ def test_a_runner_that_ignores_sigterm_is_killed_at_the_end(monkeypatch):
     assert asyncio.run(main()) == ({"a": 1}, "exit status -9")
 
 
-def test_a_runner_that_does_not_listen_in_time_gets_one_sentence(refused, monkeypatch):
+def test_a_runner_that_does_not_listen_in_time_gets_one_sentence(monkeypatch):
     pytest.importorskip("click", reason="the command line is an extra")
     monkeypatch.setattr(runner_process, "_START_SECONDS", 0.0)
     runner = shlex.join([sys.executable, "-c", "import time; time.sleep(600)"])
-    status, printed, said = refused("call", "--runner", runner, "f")
+    status, printed, said = run_text("call", "--runner", runner, "f")
     assert (status, printed) == (1, "")
     assert said == "rrq-fastwire: the runner did not listen within 0 s\n"
 
 
-def test_without_a_free_port_no_runner_is_started(refused, monkeypatch):
+def test_without_a_free_port_no_runner_is_started(monkeypatch):
     pytest.importorskip("click", reason="the command line is an extra")
 
     def create_server(address):
         raise OSError("in use")
 
     monkeypatch.setattr(socket, "create_server", create_server)
-    status, printed, said = refused("call", "--runner", "no-such-runner", "f")
+    status, printed, said = run_text("call", "--runner", "no-such-runner", "f")
     assert (status, printed) == (1, "")
     assert said.startswith("rrq-fastwire: no free port from ")
 

@@ -16,6 +16,7 @@ from rrq_fastwire import (
     ExecutionOutcome,
     encode_frame,
 )
+from rrq_fastwire.cli import main
 
 from ..commands import FullPipe, free_port
 from ..stock import needs_rrq
@@ -30,6 +31,7 @@ from ..taps import (
     request,
     until,
 )
+from .in_process import run_text
 
 pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
@@ -72,12 +74,12 @@ def test_output_that_is_not_read_does_not_keep_the_command_from_ending(start, mo
         assert tap.ends(signal.SIGTERM) == 128 + signal.SIGTERM
 
 
-def test_stdout_can_be_any_object_that_text_can_be_written_to(refused):
+def test_stdout_can_be_any_object_that_text_can_be_written_to(capfd):
     with socket.create_server(("127.0.0.1", 0)) as taken, redirect_stdout(io.StringIO()):
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
-        status, _, said = refused("tap", "--listen", listen, "--to", "127.0.0.1:1")
+        status = main(["tap", "--listen", listen, "--to", "127.0.0.1:1"])
     assert status == 1
-    assert "cannot listen on" in said
+    assert "cannot listen on" in capfd.readouterr().err
 
 
 def test_a_closed_pipe_ends_the_command_quietly(start):
@@ -143,8 +145,8 @@ def test_live_shows_a_table_and_no_messages(start, monkeypatch):
         (["--record", "/dev/null/x", "--listen", "127.0.0.1:1", "--to", "127.0.0.1:1"], "cannot make"),
     ],
 )  # fmt: skip
-def test_a_wrong_command_line_gets_one_sentence(refused, arguments, said):
-    status, printed, written = refused("tap", *arguments)
+def test_a_wrong_command_line_gets_one_sentence(arguments, said):
+    status, printed, written = run_text("tap", *arguments)
     (message,) = written.splitlines()
     assert said in message
     assert (printed, status) == ("", 2)
