@@ -227,29 +227,13 @@ coverage: build/coverage/ready  ## measure the coverage of lines and branches, a
 	$(COVERAGE) combine --quiet
 	$(COVERAGE) report
 
-# The mutants are in the pure implementation, so only that is tested. Tests that take long are left out.
-# Mutants of code that runs only at import always survive, because mutmut forks after the import.
+# The mutants are in the pure implementation, so only that is tested.
 MODULES ?= rrq_fastwire/_py/*.py rrq_fastwire/_generic.py rrq_fastwire/_json.py
 TESTS ?= $(patsubst %,tests/codec/test_%.py,frames stream encode wire_table messages hostile implementations)
-MUTATED := build/mutation/source
-# Tests that count steps, read stacks or look at the names of modules, all of which mutmut changes.
-LEFT_OUT := linear or cost or its_lines or context_variable
-list = [$(patsubst %,"%"$(comma),$(1))]
-comma := ,
-# Run each mutant in a process in which pytest has not run before. A second run in the same process
-# escapes backslashes in test ids again, so pytest does not find these tests. Tests on uvloop crash
-# there. mutmut counts both as killed.
+mutation: SECONDS ?= 10
 mutation: $(READY)  ## change MODULES in small ways, and list the changes that no test of TESTS notices
 	$(RUN)/python -m pip install --quiet 'mutmut>=3.8'
-	rm -rf $(MUTATED) && mkdir -p $(MUTATED)
-	git ls-files -z rrq_fastwire tests pyproject.toml | xargs -0 cp --parents -t $(MUTATED)
-	printf '%s\n' '[tool.mutmut]' 'source_paths = ["rrq_fastwire"]' 'only_mutate = $(call list,$(MODULES))' \
-	    'pytest_add_cli_args_test_selection = $(call list,$(TESTS))' 'track_dependencies = false' \
-	    'pytest_add_cli_args = ["-pno:xdist", "-Wdefault", "--timeout=300", "-mnot hypothesis", "-k not ($(LEFT_OUT))"]' \
-	    'process_isolation = "forkserver"' 'forkserver_warmup = "none"' \
-	    >> $(MUTATED)/pyproject.toml
-	cd $(MUTATED) && export CI=1 RRQ_FASTWIRE_PURE=1 && \
-	    nice -n 10 ../../../$(RUN)/mutmut run --max-children 1 && ../../../$(RUN)/mutmut results
+	nice -n 10 $(RUN)/python .ci/mutation.py $(MODULES) --tests $(TESTS) --seconds $(SECONDS)
 
 sdist: $(READY)  ## build the sdist into dist/
 	PIP_CONSTRAINT=build-requirements.txt $(RUN)/python -m build --sdist --outdir dist
