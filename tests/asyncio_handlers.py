@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import importlib
+import inspect
 import time
 
 PATIENCE = 30  # seconds; they pass only if something is broken
@@ -473,7 +474,7 @@ async def runs_the_event_loop_itself_where_it_may(request):
 CASES = [
     case
     for name, case in list(globals().items())
-    if asyncio.iscoroutinefunction(case)
+    if inspect.iscoroutinefunction(case)
     and case.__module__ == __name__
     and case.__code__.co_varnames[: case.__code__.co_argcount] == ("request",)
 ]

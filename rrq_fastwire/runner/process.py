@@ -27,8 +27,9 @@ _NUMBERS = int(signal.SIGTERM), int(signal.SIGINT)
 # the handler before that stays here, because the job's handler may call _on_signal() later.
 _before: dict[int, SignalHandler] = {}
 
-# Called with a signal's number, and with what the user's own signal handler raised, or None.
-_listeners: list[Callable[[int, BaseException | None], None]] = []
+# Called with a signal's number, and with what the user's own signal handler raised, or None. The
+# values are their event loops.
+_listeners: dict[Callable[[int, BaseException | None], None], asyncio.AbstractEventLoop] = {}
 
 # The signal that began the shutdown, once it has arrived.
 _received: list[int] = []
@@ -71,11 +72,11 @@ def ending_signals(signalled: Callable[[int], None]) -> Generator[asyncio.Event]
     if not _listeners:
         _wake_at_signals(loop)
         _take_signals()
-    _listeners.append(listener)
+    _listeners[listener] = loop
     try:
         yield ended
     finally:
-        _listeners.remove(listener)
+        del _listeners[listener]
         if not _listeners:
             _stop_waking(loop)
             _give_signals_back()
@@ -227,6 +228,11 @@ def _after_fork_in_parent() -> None:
 def _after_fork_in_child() -> None:
     if _listeners:
         _give_signals_back()
+        # Ends a child that returns to the event loop. From CPython 3.14 on, a SystemExit of a task
+        # does not: the loop would go on, and read from the connections of the parent.
+        for loop in _listeners.values() if sys.version_info >= (3, 14) else ():
+            with suppress(RuntimeError):  # in debug mode, if another thread has forked
+                loop.call_soon(exit_forked_child, SystemExit(1), 0)
         _listeners.clear()
     if _wakeup_sockets:
         signal.set_wakeup_fd(-1)
