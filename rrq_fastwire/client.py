@@ -29,6 +29,9 @@ __all__ = ["RunnerClient"]
 # How long the client waits for the answer after a deadline, at which a runner answers by itself.
 _ANSWER_SECONDS = 1.0
 
+# How long a runner that does not read can delay the end of a connection.
+_CLOSE_SECONDS = 1.0
+
 
 class RunnerClient:
     """Send jobs over one connection to a runner, and match the answers by request_id.
@@ -100,9 +103,7 @@ class RunnerClient:
             TypeError: `timeout` is not a number.
             RuntimeError: the client belongs to another event loop.
         """
-        # The answer would never come, because the client's own loop does not run.
-        if asyncio.get_running_loop() is not self._receiver.get_loop():
-            raise RuntimeError("the client belongs to another event loop")
+        self._check_loop()
         now = datetime.now(timezone.utc)
         deadline = None if timeout is None else _deadline(now, timeout)
         job_id = str(uuid.uuid4()) if job_id is None else job_id
@@ -151,14 +152,27 @@ class RunnerClient:
 
         The runner still answers these requests, usually with an outcome of type cancelled.
 
-        Raises ConnectionError if the connection is closed or lost.
+        Raises ConnectionError if the connection is closed or lost, and RuntimeError if the client
+        belongs to another event loop.
         """
+        self._check_loop()
         await self.stream.send(CancelRequest(job_id=job_id, request_id=request_id))
 
     async def close(self) -> None:
-        """Close the connection. Requests in flight fail with ConnectionError."""
+        """Close the connection. Requests in flight fail with ConnectionError.
+
+        What the runner has not read after a second is lost.
+
+        Raises RuntimeError if the client belongs to another event loop.
+        """
+        self._check_loop()
         self.stream.close()
-        await self.stream.wait_closed()
+        try:
+            async with asyncio.timeout(_CLOSE_SECONDS):
+                await self.stream.wait_closed()
+        except TimeoutError:
+            self.stream.abort()
+            await self.stream.wait_closed()
         await asyncio.gather(self._receiver, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
@@ -166,6 +180,11 @@ class RunnerClient:
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
+
+    def _check_loop(self) -> None:
+        # If the client's own loop does not run, an answer never comes, and nothing is sent.
+        if asyncio.get_running_loop() is not self._receiver.get_loop():
+            raise RuntimeError("the client belongs to another event loop")
 
     async def _receive(self) -> None:
         """Pass the answers to the waiting calls of execute(), until the connection ends."""

@@ -433,6 +433,22 @@ def test_closing_fails_calls_in_flight(run, meet):
     run(scenario())
 
 
+def test_closing_does_not_wait_for_a_runner_that_does_not_read(run, meet, monkeypatch):
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.01)
+
+    async def scenario():
+        async with meet() as (client, _):
+            call = asyncio.create_task(client.execute("f", {"x": "." * 12 * 2**20}))
+            async with asyncio.timeout(30):
+                while not client.stream.transport.get_write_buffer_size():
+                    await asyncio.sleep(0)
+                await client.close()
+                with pytest.raises(ConnectionError):
+                    await call
+
+    run(scenario())
+
+
 def test_connecting_without_a_listener_raises_os_error(run):
     async def scenario():
         with socket.socket() as unused:

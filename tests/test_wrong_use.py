@@ -355,6 +355,8 @@ async def use_elsewhere(use):
     ("use", "text"),
     [
         (lambda client: client.execute("echo"), "the client belongs to another event loop"),
+        (lambda client: client.cancel("j"), "the client belongs to another event loop"),
+        (lambda client: client.close(), "the client belongs to another event loop"),
         (lambda client: anext(client.stream), "another task|different loop|other loop"),
         (lambda client: client.stream.wait_closed(), "different loop|other loop"),
     ],
