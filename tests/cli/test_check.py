@@ -97,6 +97,11 @@ def answer(request: dict, status: str = "success", **fields: object) -> bytes:
     return pack_frame(json.dumps({"type": "response", "payload": payload}).encode())
 
 
+def answer_nested(request: dict) -> bytes:
+    payload = answer(request, result="nested")[4:]
+    return pack_frame(payload.replace(b'"nested"', b"[" * 1000 + b"]" * 1000))
+
+
 def refuse(request: dict, message: str, type: str | None = None) -> bytes:
     return answer(request, "error", error={"message": message, "type": type})
 
@@ -170,6 +175,8 @@ async def verdict_on(name: str, reply, end) -> tuple[str, str]:
             *("answer near 16 MiB", lambda request: answer(request, result={"text": "é"})),
             *("FAIL", "success, with another result"),
         ),
+        ("fail", answer_nested, "FAIL", "an answer that is nested too deep to show"),
+        ("echo", answer_nested, "FAIL", "an answer that is nested too deep to show"),
         ("concurrency", answer, "FAIL", "the long job was not answered last"),
         ("cancel by job", answer, "FAIL", "an earlier request was answered first: success: null"),
         (

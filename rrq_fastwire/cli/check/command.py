@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..formatting import printable
+from ..message_lines import TOO_DEEP
 from ..progress import progress_bar
 from ..runner_process import RunnerError
 from ..target import Number, Target, run, runner_option, running_target, split_target
@@ -147,6 +148,8 @@ async def judge(check: Check, target: Target, limit: float) -> Verdict:
         seen = f"no {runner.waits_for} within {limit:g} s"
     except (EOFError, ConnectionError):
         seen = f"the connection was closed instead of an {runner.waits_for}"
+    except RecursionError:
+        seen = f"an answer that is {TOO_DEEP}"
     finally:
         runner.close()
     return Verdict(check, "found" if check.is_open else "FAIL", _shortened(seen))

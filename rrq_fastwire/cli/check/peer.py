@@ -221,6 +221,7 @@ class Runner:
             reader, writer = await asyncio.open_connection(self._target.host, self._target.port)
         except OSError as error:
             raise ViolationError(f"cannot connect: {reason(error)}") from None
+        self.waits_for = "answer"
         peer = Peer(self, reader, writer)
         self._peers.append(peer)
         return peer
