@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 import sys
 import time
@@ -36,9 +35,11 @@ def run() -> int:
         from rich.table import Table
 
         from .progress import progress_bar
+        from .target import run as run_work
     except ImportError as error:
         print(
-            f"the demo needs other packages: pip install rrq 'rrq-fastwire[cli]' ({error})",
+            "rrq-fastwire: the demo needs other packages:"
+            f" pip install rrq 'rrq-fastwire[cli]' ({error})",
             file=sys.stderr,
         )
         return 1
@@ -57,7 +58,7 @@ def run() -> int:
         stock: float | None = None
         for name, arguments in _RUNNERS.items():
             command = [sys.executable, "-m", *arguments, *_SETTINGS]
-            elapsed, cpu, unsorted = asyncio.run(_measure(name, command, progress))
+            elapsed, cpu, unsorted = run_work(_measure(name, command, progress))
             stock = stock or cpu
             latencies = sorted(unsorted)
             table.add_row(

@@ -156,7 +156,9 @@ async def runner_process(
             yield RunnerProcess(client, port, process)
     finally:
         if process.returncode is None:
-            _signal(process, signal.SIGTERM)
+            # A command such as a shell script may have started the runner as its child.
+            for pid in {process.pid, listening_pid(port) or process.pid}:
+                _signal(pid, signal.SIGTERM)
             try:
                 await asyncio.wait_for(process.wait(), _END_SECONDS)
             except TimeoutError:
@@ -164,14 +166,14 @@ async def runner_process(
                 await process.wait()
 
 
-def _signal(process: asyncio.subprocess.Process, number: int) -> None:
-    """Send a signal if the process still runs.
+def _signal(pid: int, number: int) -> None:
+    """Send a signal to a process if it still runs.
 
     This is not Process.send_signal(), which checks that by itself. If the process has just ended,
     its check takes the exit status, and asyncio would then wait for it forever.
     """
     with suppress(ProcessLookupError):
-        os.kill(process.pid, number)
+        os.kill(pid, number)
 
 
 async def _connect(process: asyncio.subprocess.Process, port: int) -> RunnerClient:

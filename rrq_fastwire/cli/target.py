@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
-from contextlib import asynccontextmanager
+import signal
+from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple
 
 import click
@@ -131,16 +132,37 @@ class Number(click.types.FloatParamType):
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine that talks to a runner, and turn its errors into one sentence each.
 
+    At SIGTERM, the coroutine is cancelled before the process ends, so that it ends its runners.
+
     Raises ClickException, and Abort at Ctrl-C.
     """
+    terminated = False
+
+    async def terminable() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+
+        def terminate() -> None:
+            nonlocal terminated
+            terminated = True
+            task.cancel()
+
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            with suppress(NotImplementedError):  # on Windows
+                asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, terminate)
+        return await work
+
     try:
-        return asyncio.run(work)
+        return asyncio.run(terminable())
     except KeyboardInterrupt:
         raise click.Abort from None  # click itself would print an empty line
     except (RunnerError, FastwireError) as error:
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"the connection is lost: {reason(error)}") from None
+    finally:
+        if terminated:
+            os.kill(os.getpid(), signal.SIGTERM)  # asyncio has put the default back
 
 
 def reason(error: OSError) -> str:

@@ -111,10 +111,23 @@ def test_the_help_of_the_runner_command_is_that_of_the_runner():
     assert "--tcp-socket" in printed
 
 
+@needs_rrq
+def test_a_runner_that_the_demo_cannot_start_gets_one_sentence(monkeypatch):
+    monkeypatch.setattr("rrq_fastwire.cli.demo._SETTINGS", ["--nonsense"])
+    status, printed, said = run_text("demo")
+    assert (status, printed) == (1, "")
+    assert said.splitlines()[-1] == (
+        "rrq-fastwire: the runner ended with exit status 2 before it listened"
+    )
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize("missing", ["rrq.runner_runtime", "rich.table"])
 def test_the_demo_says_which_packages_it_needs(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
     status, printed, said = run_text("demo")
     assert (status, printed) == (1, "")
-    assert said.startswith("the demo needs other packages: pip install rrq 'rrq-fastwire[cli]' (")
+    assert said.startswith(
+        "rrq-fastwire: the demo needs other packages: pip install rrq 'rrq-fastwire[cli]' ("
+    )
     assert said.count("\n") == 1

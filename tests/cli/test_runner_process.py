@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shlex
+import signal
 import socket
+import subprocess
 import sys
 from glob import iglob
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 
 from rrq_fastwire.cli import runner_process
 
-from ..commands import free_port
+from ..commands import free_port, until
 from .in_process import run_text
 
 linux = pytest.mark.skipif(
@@ -38,6 +40,52 @@ def test_a_runner_that_ignores_sigterm_is_killed_at_the_end(monkeypatch):
         return outcome.result, await runner.ended()
 
     assert asyncio.run(main()) == ({"a": 1}, "exit status -9")
+
+
+LEAVING = """
+import atexit, asyncio, pathlib
+folder = pathlib.Path(__file__).parent
+atexit.register((folder / "ended").touch)
+
+async def wait(request):
+    (folder / "begun").touch()
+    await asyncio.sleep(request.params["seconds"])
+
+handlers = {"wait": wait}
+"""
+
+
+@pytest.fixture
+def leaving(tmp_path):
+    """The command of a runner that writes the file "ended" when it ends normally."""
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    command = [sys.executable, "-m", "rrq_fastwire.runner", "--no-parent-watch"]
+    command += ["--settings", "leaving.handlers"]
+    return ["env", f"PYTHONPATH={tmp_path}", *command]
+
+
+@linux  # on which the process that listens is known
+def test_a_runner_that_a_shell_script_starts_is_ended(leaving, tmp_path):
+    script = tmp_path / "start"
+    script.write_text(f'{shlex.join(leaving)} "$@"; exit 1')
+    status, _, _ = run_text("call", "--runner", f"sh {script}", "wait", "seconds=0")
+    assert status == 0
+    until((tmp_path / "ended").exists, "the end of the runner")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals work differently on Windows")
+@pytest.mark.parametrize(
+    "arguments", [["call", "wait", "seconds=600"], ["load", "wait", "--params", "params.json"]]
+)
+def test_a_command_that_sigterm_ends_has_ended_its_runner(leaving, tmp_path, arguments):
+    pytest.importorskip("click", reason="the command line is an extra")
+    (tmp_path / "params.json").write_text('{"seconds": 600}')
+    line = [sys.executable, "-m", "rrq_fastwire", *arguments, "--runner", shlex.join(leaving)]
+    with subprocess.Popen(line, cwd=tmp_path) as command:
+        until((tmp_path / "begun").exists, "the start of the job")
+        command.terminate()
+    assert command.returncode == -signal.SIGTERM
+    assert (tmp_path / "ended").exists()
 
 
 def test_a_runner_that_does_not_listen_in_time_gets_one_sentence(monkeypatch):
