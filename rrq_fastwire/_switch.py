@@ -21,7 +21,8 @@ else:
         from ._c import *
     except ImportError as error:
         if _choice == "0":
-            raise
+            reason = f"RRQ_FASTWIRE_PURE is 0, but the compiled extension is unavailable: {error}"
+            raise ImportError(reason) from error
         import warnings
 
         warnings.warn(

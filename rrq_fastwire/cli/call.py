@@ -43,7 +43,7 @@ def _parse_params(arguments: list[str]) -> dict[str, Any]:
 
 
 @click.command
-@click.argument("arguments", nargs=-1, metavar="HOST:PORT FUNCTION [JSON] [KEY=VALUE]...")
+@click.argument("arguments", nargs=-1, metavar="[HOST:PORT] FUNCTION [JSON] [KEY=VALUE]...")
 @click.option(
     "--timeout", type=Number(), metavar="SECONDS", help="Let the job time out after this time."
 )

@@ -31,6 +31,18 @@ _LONGEST_SECONDS = 3600
 REQUIRED = object()
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps lines between words, but not at the hyphens of an option or a command."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        import textwrap  # which only the help needs
+
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(indent + line for line in self._split_lines(text, width - len(indent)))
+
+
 class OptionParser(argparse.ArgumentParser):
     """Read options from the command line and, if they are not given there, from the environment.
 
@@ -39,7 +51,12 @@ class OptionParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(argument_default=argparse.SUPPRESS, add_help=False, **options)
+        super().__init__(
+            argument_default=argparse.SUPPRESS,
+            add_help=False,
+            formatter_class=_HelpFormatter,
+            **options,
+        )
         self._defaults_by_action: dict[argparse.Action, Any] = {}
 
     def option(

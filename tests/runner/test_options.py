@@ -58,6 +58,13 @@ def test_the_help_groups_the_options(command_for_errors):
             assert line.startswith(option)
 
 
+def test_the_help_does_not_break_names_at_their_hyphens(monkeypatch):
+    for columns in range(50, 120):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        lines = option_parser().format_help().splitlines()
+        assert [line for line in lines if line.endswith("-")] == []
+
+
 def test_the_help_says_which_units_sizes_have():
     parser = option_parser()
     required = ["--settings", "app.handlers", "--tcp-socket", "127.0.0.1:9"]

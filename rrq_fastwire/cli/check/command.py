@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
 
 
 @click.command
-@click.argument("arguments", nargs=-1, metavar="HOST:PORT")
+@click.argument("arguments", nargs=-1, metavar="[HOST:PORT]")
 @runner_option
 @click.option(
     "--limit",

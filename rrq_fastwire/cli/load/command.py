@@ -62,7 +62,7 @@ def _made_up(size: int) -> dict[str, Any]:
 
 
 @click.command
-@click.argument("arguments", nargs=-1, metavar="HOST:PORT FUNCTION")
+@click.argument("arguments", nargs=-1, metavar="[HOST:PORT] FUNCTION")
 @click.option(
     "--in-flight",
     type=click.IntRange(1, 100_000),
