@@ -7,7 +7,7 @@ collected the tests, because collecting takes longer than most tests.
 
 A first run records which tests call which functions, also in the processes that they start. A
 mutant gets only the tests that call its function, those that take the least time first. It is
-killed if one of them fails or does not end. Exits with 1 if a mutant survives.
+killed if one of them fails or does not end. Exits with 1 if a mutant survives or is not called.
 
 Mutants of code that runs only at import survive, because it has run before the fork, unless a test
 starts a process. Tests that fail in the first run are left out, and printed.
@@ -62,15 +62,16 @@ if "MUTATION_CALLS" in os.environ:
 class Mutation:
     """A plugin of pytest that runs the collected tests for each mutant.
 
+    Arguments:
+        diffs: how each mutant differs from the original, by its name.
+
     Attributes:
-        survivors: the names of the mutants that no test has noticed.
-        uncalled: those whose functions no test calls.
+        ends: how many mutants were killed, did not end, survived or were not called.
     """
 
-    def __init__(self, mutants: list[str], seconds: float, workers: int) -> None:
-        self.survivors: list[str] = []
-        self.uncalled: list[str] = []
-        self._mutants = mutants
+    def __init__(self, diffs: dict[str, str], seconds: float, workers: int) -> None:
+        self.ends: Counter[str] = Counter()
+        self._diffs = diffs
         self._seconds = seconds
         self._workers = workers
 
@@ -80,15 +81,14 @@ class Mutation:
             return False
         tests = self._tests_by_function(session)
         running: dict[int, tuple[str, float]] = {}
-        ends: Counter[str] = Counter()
         begun = time.monotonic()
-        for mutant in self._mutants:
+        for mutant in self._diffs:
             chosen = tests[mangled_name_from_mutant_name(mutant)]
             if not chosen:
-                self.uncalled.append(mutant)
+                self._count("not called", mutant)
                 continue
             while len(running) == self._workers:
-                self._wait(running, ends)
+                self._wait(running)
             pid = os.fork()
             if pid == 0:
                 set_mutant_under_test(mutant)
@@ -96,11 +96,16 @@ class Mutation:
             most = 15 + 3 * sum(duration for _, duration in chosen)
             running[pid] = mutant, time.monotonic() + most
         while running:
-            self._wait(running, ends)
-        print(f"\n{len(self._mutants)} mutants in {time.monotonic() - begun:.0f} s: {dict(ends)}")
+            self._wait(running)
+        print(f"{len(self._diffs)} mutants in {time.monotonic() - begun:.0f} s: {dict(self.ends)}")
         return True
 
-    def _wait(self, running: dict[int, tuple[str, float]], ends: Counter[str]) -> None:
+    def _count(self, end: str, mutant: str) -> None:
+        self.ends[end] += 1
+        if end in ("survived", "not called"):
+            print(f"{end}: {mutant}\n{self._diffs[mutant]}", flush=True)
+
+    def _wait(self, running: dict[int, tuple[str, float]]) -> None:
         """Wait until one of the running mutants has ended."""
         while True:
             for pid, (mutant, most) in running.items():
@@ -114,9 +119,7 @@ class Mutation:
                 else:
                     continue
                 del running[pid]
-                ends[end] += 1
-                if end == "survived":
-                    self.survivors.append(mutant)
+                self._count(end, mutant)
                 return
             time.sleep(0.01)
 
@@ -226,15 +229,11 @@ def main() -> None:
     os.chdir(COPY)
     os.environ |= {"PYTHONPATH": str(COPY), "RRQ_FASTWIRE_PURE": "1", "CI": "1"}
     sys.path.insert(0, str(COPY))
-    plugin = Mutation([*diffs], options.seconds, options.workers)
+    plugin = Mutation(diffs, options.seconds, options.workers)
     arguments = ["-q", "-m", "not hypothesis", "-k", f"not ({LEFT_OUT})", "--timeout=30"]
     arguments += ["-W", "default", "-p", "no:xdist", "-p", "no:cacheprovider", "--capture=sys"]
     status = pytest.main([*arguments, *options.tests], [plugin])
-    for mutant in plugin.survivors:
-        print(f"survived: {mutant}\n{diffs[mutant]}")
-    for function in sorted({mangled_name_from_mutant_name(mutant) for mutant in plugin.uncalled}):
-        print(f"not called by a test: {function}")
-    sys.exit(status or bool(plugin.survivors or plugin.uncalled))
+    sys.exit(status or bool(plugin.ends["survived"] + plugin.ends["not called"]))
 
 
 if __name__ == "__main__":
