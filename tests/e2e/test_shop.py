@@ -50,7 +50,8 @@ def shop(orchestrator, monkeypatch, tmp_path):
     call(orchestrator.bin / "python", "-c", ADD_ORDERS)
     port = orchestrator.database.get_connection_kwargs()["port"]
     socket = SOCKETS[orchestrator.version].format(port=free_port(PORTS))
-    text = (folder / "rrq.toml").read_text().replace("127.0.0.1:6379", f"127.0.0.1:{port}")
+    text = (folder / "rrq.toml").read_text()
+    text = re.sub("redis_dsn = .*", f'redis_dsn = "redis://127.0.0.1:{port}/0"', text)
     text = re.sub("tcp_port = .*", socket, text)
     # Lets retries follow soon.
     text = text.replace("[rrq]\n", "[rrq]\nbase_retry_delay_seconds = 0.1\n", 1)

@@ -39,7 +39,7 @@ def same_in_each_run(command: str, output: str) -> list[str]:
 @pytest.mark.parametrize("orchestrator", ["0.11.1"], indirect=True)
 def test_the_commands_of_the_tutorial_print_what_it_shows(orchestrator, tmp_path):
     orchestrator.database.flushall()
-    database = "127.0.0.1:{port}".format(**orchestrator.database.get_connection_kwargs())
+    database = "redis://127.0.0.1:{port}/0".format(**orchestrator.database.get_connection_kwargs())
     environment = {
         **os.environ,
         "PATH": f"{orchestrator.bin}{os.pathsep}{os.environ['PATH']}",
@@ -55,7 +55,7 @@ def test_the_commands_of_the_tutorial_print_what_it_shows(orchestrator, tmp_path
             config = tmp_path / "rrq.toml"
             # The second block takes the place of the runner's section.
             head = "" if "[rrq]" in block else config.read_text().partition("[rrq.runners")[0]
-            text = head + block.replace("127.0.0.1:6379", database)
+            text = re.sub("redis_dsn = .*", f'redis_dsn = "{database}"', head + block)
             config.write_text(re.sub("tcp_port = .*", f"tcp_port = {free_port(PORTS)}", text))
         else:
             for command, shown in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.MULTILINE):
