@@ -42,7 +42,7 @@ def _parse_params(arguments: list[str]) -> dict[str, Any]:
     return params
 
 
-@click.command
+@click.command("call")
 @click.argument("arguments", nargs=-1, metavar="[HOST:PORT] FUNCTION [JSON] [KEY=VALUE]...")
 @click.option(
     "--timeout", type=Number(), metavar="SECONDS", help="Let the job time out after this time."

@@ -73,7 +73,7 @@ def decoded(frame: Frame) -> Decoded:
     return Decoded(frame, message, fields["type"], on_one_line(fields["payload"]))
 
 
-@click.command
+@click.command("decode")
 @click.argument("files", nargs=-1, required=True, type=InputFile(), metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON lines, for `encode` and jq.")
 @click.option("--verbose", is_flag=True, help="Also show offsets and whole payloads, indented.")

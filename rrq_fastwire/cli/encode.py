@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@click.command
+@click.command("encode")
 @click.argument("file", type=InputFile(), default="-")
 def command(file: BinaryIO) -> int:
     """Turn the lines of `decode --json` into frames, on stdout.

@@ -55,7 +55,7 @@ class Verdict(NamedTuple):
     printed: Sequence[str] = ()
 
 
-@click.command
+@click.command("check")
 @click.argument("arguments", nargs=-1, metavar="[HOST:PORT]")
 @runner_option
 @click.option(

@@ -61,7 +61,7 @@ def _made_up(size: int) -> dict[str, Any]:
     return {"text": text, "records": [record] * records}
 
 
-@click.command
+@click.command("load")
 @click.argument("arguments", nargs=-1, metavar="[HOST:PORT] FUNCTION")
 @click.option(
     "--in-flight",

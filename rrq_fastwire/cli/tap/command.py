@@ -50,7 +50,7 @@ def _loopback(text: str) -> Target:
 
 
 # Options after the runner's command belong to that command.
-@click.command(context_settings={"allow_interspersed_args": False})
+@click.command("tap", context_settings={"allow_interspersed_args": False})
 @click.option(
     "--listen",
     metavar="HOST:PORT",
