@@ -4,13 +4,26 @@ from __future__ import annotations
 
 import os
 
+import click
+from docutils import nodes
+from sphinx.util import logging
+
 import rrq_fastwire
 import rrq_fastwire.runner
+from rrq_fastwire.cli.commands import commands
 
 # This module imports its names only when they are used, but autodoc sees only names that have been
 # imported.
 for name in rrq_fastwire.runner.__all__:
     vars(rrq_fastwire.runner)[name] = getattr(rrq_fastwire.runner, name)
+
+# The group of commands imports most of them only when they are used, but sphinx_click sees only
+# those that have been added to it.
+COMMANDS = commands.list_commands(click.Context(commands))
+for name in COMMANDS:
+    commands.add_command(commands.get_command(click.Context(commands), name))
+# The page shows the parser of `ping` instead: its command in the group is only for the help.
+del commands.commands["ping"]
 
 project = "rrq-fastwire"
 author = "The rrq-fastwire authors"
@@ -62,5 +75,16 @@ def readable_signature(app, what, name, obj, options, signature, annotation):
     return signature and signature.replace("<factory>", "{}"), annotation
 
 
+def check_commands(app, env):
+    """Warn if a command has no section in the reference. A warning makes the build fail."""
+    page = "reference/command-line"
+    found = env.get_doctree(page).findall(nodes.section)
+    sections = {name for section in found for name in section["names"]}
+    for name in COMMANDS:
+        if f"rrq-fastwire {name}" not in sections:
+            logging.getLogger(__name__).warning("no section: rrq-fastwire %s", name, location=page)
+
+
 def setup(app):
+    app.connect("env-check-consistency", check_commands)
     app.connect("autodoc-process-signature", readable_signature)

@@ -24,7 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["main", "ping"]
+__all__ = ["main", "option_parser", "ping"]
 
 # A runner answers a request of an unknown version at once, from its event loop, with an error. No
 # handler is called.
@@ -84,8 +84,8 @@ def _address(text: str) -> tuple[str, int]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def main(argv: list[str]) -> int:
-    """Run the command: ping, print one line, and return the exit status."""
+def option_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
     parser = _Parser(
         prog="rrq-fastwire ping",
         description="Check whether a runner answers, without running a handler. The answer comes"
@@ -103,7 +103,12 @@ def main(argv: list[str]) -> int:
         metavar="SECONDS",
         help="how long to wait for the answer (default: %(default)g)",
     )
-    options = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: list[str]) -> int:
+    """Run the command: ping, print one line, and return the exit status."""
+    options = option_parser().parse_args(argv)
     host, port = options.address
     name = join_address(host, port)
     try:
