@@ -119,7 +119,7 @@ async def serve(
             call. The first is the outermost.
         on_error: a function that is called with the exception of a job that failed or timed out,
             and with the request.
-        drain: seconds at the end in which no new jobs are taken and running jobs may end.
+        drain: seconds at the end in which running jobs can finish; no new jobs are taken.
         max_jobs: after this many jobs, or up to 10 % fewer, this returns as soon as it is idle.
         max_rss: if the resident memory of the process exceeds this many bytes, or up to 10 % less,
             this returns as soon as it is idle; Linux only.
