@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import os
 import random
 import re
 import signal
 import socket
 import subprocess
 import threading
+from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -25,7 +30,8 @@ from ..taps import (
 
 pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
-pytest.importorskip("rich", reason="the command line is an extra")
+traffic = pytest.importorskip("rrq_fastwire.cli.tap.traffic", reason="the command line is an extra")
+Text = pytest.importorskip("rich.text", reason="the command line is an extra").Text
 
 
 def in_random_chunks(connection: socket.socket, data: bytes, seed: int) -> None:
@@ -181,3 +187,38 @@ def test_bytes_that_cannot_be_recorded_are_still_passed_on_and_shown(start, tmp_
         tap.says("#1 <- no longer recorded: No such file or directory")
     tap.ends(signal.SIGTERM)
     assert tap.output.count("no longer recorded") == 2
+
+
+class FullDisk(io.RawIOBase):
+    """A file that cannot be written to."""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize(
+    ("file", "said"),
+    [
+        (io.BufferedWriter(FullDisk()), "no longer recorded: No space left on device"),
+        # A quota, or a disk on the network, may report its error only when the file is closed.
+        (Mock(close=Mock(side_effect=OSError(errno.EDQUOT, "quota"))), None),
+    ],
+    ids=["full when written", "full when closed"],
+)
+def test_a_full_disk_raises_nothing_at_the_end_of_a_connection(monkeypatch, tmp_path, file, said):
+    """If a watcher raised, the end or the reset would not be passed on."""
+    monkeypatch.setattr(Path, "open", lambda *_: file)
+    lines = []
+    watched = traffic.Traffic(
+        lines.append, record=tmp_path, slow=None, only_errors=False, live=False, process=None
+    )
+    connection = watched.watch(1)
+    for _ in range(2):
+        connection.passed(ANSWER, to_runner=False)
+    connection.ended(by_runner=True)
+    connection.over()
+    remarks = [line.row.plain for line in lines if isinstance(line.row, Text)]
+    assert remarks == ([f"#1 <- {said}"] if said else [])

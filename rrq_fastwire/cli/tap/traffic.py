@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -200,7 +201,7 @@ class Side:
         decoder: splits the stream into frames; None once the stream is broken.
         offset: how many bytes of the stream precede the next frame.
         path: where the raw capture is written; None if there is none, or no longer one.
-        file: the raw capture; None before the first byte.
+        file: the raw capture; None before the first byte, and once it is closed.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -208,6 +209,13 @@ class Side:
         self.offset = 0
         self.path = path
         self.file: BinaryIO | None = None
+
+    def close(self) -> None:
+        """Close the capture. Its last bytes may be lost, which must not end the connection."""
+        if self.file is not None:
+            with suppress(OSError):  # it writes what is still buffered, and the disk may be full
+                self.file.close()
+            self.file = None
 
 
 class Connection:
@@ -249,6 +257,7 @@ class Connection:
             side.file.flush()
         except OSError as error:
             side.path = None
+            side.close()
             self._say(f"no longer recorded: {reason(error)}", to_runner)
 
     def _frame(self, payload: bytes, now: float, to_runner: bool) -> None:
@@ -329,8 +338,7 @@ class Connection:
 
     def ended(self, *, by_runner: bool) -> None:
         side = self._sides[not by_runner]
-        if side.file is not None:
-            side.file.close()
+        side.close()
         try:
             if side.decoder is not None:
                 side.decoder.feed_eof()
