@@ -109,17 +109,20 @@ def _after_value(found: list[str], at: int) -> int:
 
 
 def redact_option(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add `--redact KEY,...`, which passes a Redaction to the command."""
+    """Add `--redact KEY,...`, which can be repeated and passes a Redaction to the command."""
     return click.option(
         "--redact",
         metavar="KEY,...",
-        default="",
+        multiple=True,
         callback=_split_keys,
-        help="Hide the values of these keys, which are case-sensitive. Values within other text are"
-        " hidden only if their form is recognised. The columns of times, attempts and statuses are"
-        " always shown.",
+        help="Hide the values of these keys, which are case-sensitive. Can be repeated. Values"
+        " within other text are hidden only if their form is recognised. The columns of times,"
+        " attempts and statuses are always shown.",
     )(command)
 
 
-def _split_keys(_context: click.Context, _option: click.Parameter, text: str) -> Redaction:
-    return Redaction(frozenset(filter(None, text.split(","))))
+def _split_keys(
+    _context: click.Context, _option: click.Parameter, texts: tuple[str, ...]
+) -> Redaction:
+    keys = (key.strip() for text in texts for key in text.split(","))
+    return Redaction(frozenset(filter(None, keys)))

@@ -101,3 +101,14 @@ def test_ids_and_names_of_a_message_are_hidden_by_the_names_of_their_fields(
     assert "***" in printed
     _, printed, _ = run_text("decode", *arguments, "--redact", "other", str(capture))
     assert ("SECRET" in printed) == (name != "invalid" or arguments != ["--json"])
+
+
+@pytest.mark.parametrize("options", [["card,password"], [" card, password ,"], ["card", "password"]])
+def test_keys_can_be_separated_by_commas_and_spaces_or_given_one_by_one(tmp_path, options):
+    capture = tmp_path / "capture"
+    result = {"card": "SECRET", "password": "SECRET", "fine": 1}
+    capture.write_bytes(encode_frame(ExecutionOutcome.success("j", "r", result)))
+    redact = [f"--redact={option}" for option in options]
+    status, printed, _ = run_text("decode", *redact, str(capture))
+    assert status == 0
+    assert '{"card":"***","password":"***","fine":1}' in printed
