@@ -160,13 +160,15 @@ def _reason(outcome: ExecutionOutcome, redaction: Redaction) -> str:
         ]
         if kinds:
             parts.append(f"({', '.join(kinds)})")
-        parts.append(redaction.field("message", redaction.text(error.message)))
+        parts.append(redaction.field("message", error.message))
         if error.details is not None:
-            parts.append(redaction.field("details", _details(error, redaction)))
+            parts.append(_details(error, redaction))
     return " ".join(parts).removesuffix(":")
 
 
 def _details(error: ExecutionError, redaction: Redaction) -> str:
+    if "details" in redaction.keys:
+        return HIDDEN
     try:
         document = json.dumps(error.details, ensure_ascii=False, separators=(",", ":"))
     except RecursionError:

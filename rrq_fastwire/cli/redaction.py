@@ -34,8 +34,8 @@ class Redaction:
         return bool(self.keys)
 
     def field(self, name: str, text: str) -> str:
-        """Return the text of a message's field, or HIDDEN if its name is one of the keys."""
-        return HIDDEN if name in self.keys else text
+        """Return a field of a message as text: HIDDEN if its name is a key, else as text() does."""
+        return HIDDEN if name in self.keys else self.text(text)
 
     def document(self, document: str) -> str:
         """Return JSON without the values of the keys. Everything else stays as it is written."""

@@ -65,37 +65,35 @@ def test_values_in_these_forms_of_text_are_hidden(text, redacted):
     assert PASSWORD.text(text) == redacted
 
 
+ID = "welcome:email=SECRET"
 TIME = datetime(2026, 1, 1, tzinfo=timezone.utc)
 MESSAGES = {
     "request": encode_frame(
         ExecutionRequest(
             protocol_version="2",
-            request_id="SECRET",
-            job_id="SECRET",
-            function_name="SECRET",
+            request_id=ID,
+            job_id=ID,
+            function_name=ID,
             params={},
-            context=ExecutionContext(
-                job_id="SECRET", attempt=1, enqueue_time=TIME, queue_name="SECRET"
-            ),
+            context=ExecutionContext(job_id=ID, attempt=1, enqueue_time=TIME, queue_name=ID),
         )
     ),
-    "outcome": encode_frame(
-        ExecutionOutcome.failure("SECRET", "SECRET", "no", type="SECRET", code="SECRET")
+    "outcome": encode_frame(ExecutionOutcome.failure(ID, ID, "no", type=ID, code=ID)),
+    "cancel": encode_frame(CancelRequest(job_id=ID, request_id=ID)),
+    "invalid": pack_frame(
+        b'{"type":"cancel","payload":{"job_id":"%s","request_id":7}}' % ID.encode()
     ),
-    "cancel": encode_frame(CancelRequest(job_id="SECRET", request_id="SECRET")),
-    "invalid": pack_frame(b'{"type":"cancel","payload":{"job_id":"SECRET","request_id":7}}'),
 }
 KEYS = "request_id,job_id,function_name,queue_name,type,code"
 
 
+@pytest.mark.parametrize("keys", [KEYS, "email"], ids=["fields", "values within the text"])
 @pytest.mark.parametrize("arguments", [[], ["--verbose"], ["--json"]])
 @pytest.mark.parametrize("name", MESSAGES)
-def test_ids_and_names_of_a_message_are_hidden_by_the_names_of_their_fields(
-    tmp_path, name, arguments
-):
+def test_ids_and_names_of_a_message_are_hidden_wholly_or_in_part(tmp_path, name, arguments, keys):
     capture = tmp_path / "capture"
     capture.write_bytes(MESSAGES[name])
-    status, printed, _ = run_text("decode", *arguments, "--redact", KEYS, str(capture))
+    status, printed, _ = run_text("decode", *arguments, "--redact", keys, str(capture))
     assert status == 0
     assert "SECRET" not in printed
     assert "***" in printed
@@ -103,7 +101,9 @@ def test_ids_and_names_of_a_message_are_hidden_by_the_names_of_their_fields(
     assert ("SECRET" in printed) == (name != "invalid" or arguments != ["--json"])
 
 
-@pytest.mark.parametrize("options", [["card,password"], [" card, password ,"], ["card", "password"]])
+@pytest.mark.parametrize(
+    "options", [["card,password"], [" card, password ,"], ["card", "password"]]
+)
 def test_keys_can_be_separated_by_commas_and_spaces_or_given_one_by_one(tmp_path, options):
     capture = tmp_path / "capture"
     result = {"card": "SECRET", "password": "SECRET", "fine": 1}

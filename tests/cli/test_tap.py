@@ -300,24 +300,28 @@ def test_values_are_redacted_everywhere(start):
     assert "secret" not in tap.output
 
 
-def test_ids_and_functions_are_redacted_in_all_lines_and_in_the_table(start):
-    tap = start("--redact", "job_id,function_name")
+@pytest.mark.parametrize(
+    ("keys", "hidden"), [("job_id,function_name", r"\*\*\*"), ("email", r"a:email=\*\*\*")]
+)
+def test_ids_and_functions_are_redacted_in_all_lines_and_in_the_table(start, keys, hidden):
+    tap = start("--redact", keys)
     orchestrator, runner = tap.connection()
+    name = job_id = "a:email=secret"
     with orchestrator, runner:
         answer, stray = (
-            encode_frame(ExecutionOutcome.success("secret_id", request_id, "fine"))
+            encode_frame(ExecutionOutcome.success(job_id, request_id, "fine"))
             for request_id in ("r", "stray")
         )
-        passes(orchestrator, runner, request("secret_function", job_id="secret_id"))
+        passes(orchestrator, runner, request(name, job_id=job_id))
         passes(runner, orchestrator, answer + stray)
         tap.says("<- success", "answers no request")
-        passes(orchestrator, runner, request("secret_function", job_id="secret_id"))
-        passes(orchestrator, runner, encode_frame(CancelRequest(job_id="secret_id")))
-        tap.says("-> cancel", "cancels *** after")
+        passes(orchestrator, runner, request(name, job_id=job_id))
+        passes(orchestrator, runner, encode_frame(CancelRequest(job_id=job_id)))
+        tap.says("-> cancel", "cancels ", "*** after")
     tap.ends(signal.SIGTERM)
-    assert re.search(r"-> \*\*\* +\*\*\* +attempt 1", tap.output)
-    assert re.search(r"waiting +\*\*\* .* \*\*\* +never answered", tap.output)
-    assert re.search(r"^ \*\*\* +2 +0 +1 ", tap.output, re.MULTILINE)
+    assert re.search(rf"-> {hidden} +{hidden} +attempt 1", tap.output)
+    assert re.search(rf"waiting +{hidden} .* {hidden} +never answered", tap.output)
+    assert re.search(rf"^ {hidden} +2 +0 +1 ", tap.output, re.MULTILINE)
     assert "secret" not in tap.output
 
 
