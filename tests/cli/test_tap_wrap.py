@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -29,6 +30,7 @@ from ..taps import (
     request,
     until,
 )
+from .in_process import run_text
 
 pytest.importorskip("pty", reason="pseudo-terminals need POSIX")
 pytest.importorskip("click", reason="the command line is an extra")
@@ -114,6 +116,26 @@ def test_the_exit_status_of_the_runner_is_passed_on(start):
     tap = start(sys.executable, "-c", "import sys; print('hello'); sys.exit(7)", kind=Wrap)
     assert tap.ends() == 7
     assert tap.output == "hello\n"
+
+
+def test_no_process_remains_if_the_one_that_guards_the_runner_cannot_be_started(monkeypatch):
+    create_subprocess_exec, started = asyncio.create_subprocess_exec, []
+
+    async def create_only_one(*command, **options):
+        if started:
+            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+        started.append(await create_subprocess_exec(*command, **options))
+        return started[0]
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", create_only_one)
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    status, _, said = run_text(
+        "tap", "--wrap", *command, "--tcp-socket", f"127.0.0.1:{free_port()}"
+    )
+    (runner,) = started
+    assert runner.returncode == -signal.SIGKILL
+    assert said == f"rrq-fastwire: cannot start {sys.executable!r}: {os.strerror(errno.EAGAIN)}\n"
+    assert status == 1
 
 
 SIGNALLED_BEFORE_THE_RUNNER_STARTS = """

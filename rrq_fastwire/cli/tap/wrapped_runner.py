@@ -108,18 +108,9 @@ async def wrapped_runner(command: Sequence[str]) -> AsyncGenerator[WrappedRunner
                 stdin=asyncio.subprocess.DEVNULL,
                 process_group=0,
             )
+            keeper = await _start_keeper(process)
         except OSError as error:
             raise click.ClickException(f"cannot start {command[0]!r}: {reason(error)}") from None
-        keeper = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-ISc",
-            _KEEPER,
-            str(process.pid),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.DEVNULL,
-            start_new_session=True,
-        )
         runner = WrappedRunner(process, port)
         for number in early:
             runner.signal(number)
@@ -130,3 +121,23 @@ async def wrapped_runner(command: Sequence[str]) -> AsyncGenerator[WrappedRunner
             keeper.stdin.close()
             await keeper.wait()
             await process.wait()
+
+
+async def _start_keeper(process: asyncio.subprocess.Process) -> asyncio.subprocess.Process:
+    """Start the keeper of a runner. If that fails, kill the runner. Raises OSError."""
+    try:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-ISc",
+            _KEEPER,
+            str(process.pid),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except BaseException:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        raise
