@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import re
 import signal
 import time
+import weakref
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -334,3 +336,29 @@ def test_names_cannot_contain_escapes_or_line_breaks(start):
         tap.says("<- success", "a\\x1b[2Jb\\nc")
     tap.ends(signal.SIGTERM)
     assert re.search(r"^ a\\x1b\[2Jb\\nc +1 ", tap.output, re.MULTILINE)
+
+
+class Params(dict):
+    """Params that weak references can be made to."""
+
+
+@pytest.mark.parametrize("slow", [None, 1.0], ids=["all", "slow"])
+def test_the_params_of_a_request_without_an_answer_are_not_kept(monkeypatch, slow):
+    decode_payload, decoded = traffic.decode_payload, []
+
+    def decode(payload):
+        message = decode_payload(payload)
+        message.params = Params(message.params)
+        decoded.append(weakref.ref(message.params))
+        return message
+
+    monkeypatch.setattr(traffic, "decode_payload", decode)
+    lines = []
+    watched = traffic.Traffic(
+        lines.append, record=None, slow=slow, only_errors=False, live=False, process=None
+    )
+    connection = watched.watch(1)
+    connection.passed(request(params={"a": 1}), to_runner=True)
+    gc.collect()  # for implementations without reference counts
+    assert [reference() for reference in decoded] == [None]
+    assert list(connection.pending) == ["r"]

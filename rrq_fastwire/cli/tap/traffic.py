@@ -60,6 +60,7 @@ class Pending:
     """A request without an answer.
 
     Attributes:
+        message: the request, without its params.
         start: when the request passed, in time.monotonic().
         remind: when to print a reminder, in time.monotonic().
         line: the request's own line, if it has not been printed yet.
@@ -275,6 +276,7 @@ class Connection:
             self._traffic.show(self._traffic.line(self._cancelled(message), payload, now))
 
     def _requested(self, request: ExecutionRequest, frame: bytes, now: float) -> None:
+        request.params = {}  # shown from the frame; here they would be kept until the answer
         traffic = self._traffic
         function = traffic.functions.setdefault(request.function_name, FunctionCounts())
         function.requests += 1
