@@ -181,7 +181,8 @@ class _Printer:
 
     def print_message(self, item: Decoded) -> None:
         """Print a message, and before it the date of its job if that has changed."""
-        payload = Payload(item.frame.payload, self._redaction)
+        frame = item.frame
+        payload = Payload(frame.payload, len(frame.payload), self._redaction)
         time = ""
         if isinstance(item.message, ExecutionRequest):
             enqueued = item.message.context.enqueue_time
@@ -191,7 +192,6 @@ class _Printer:
                 self._console.print(Text(f"jobs enqueued on {self._date}, UTC", "dim"))
         self._console.print(self._lines.line(f"{time:12}", self._row(item.message, payload)))
         if self._verbose:
-            frame = item.frame
             where = f"    #{frame.number} at offset {frame.offset}, {len(frame.payload)} B"
             self._console.print(Text(where, "dim"))
             whole = None if isinstance(item.message, MessageError) else payload.whole()

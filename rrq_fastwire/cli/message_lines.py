@@ -38,7 +38,7 @@ _NAME_WIDTHS = (7, 24)
 _NAMES_SHARE = 1 / 4
 
 # Of a payload with more bytes, only their number is shown: formatting it would delay later lines.
-_LONGEST_PAYLOAD = 64 * 1024
+LONGEST_PAYLOAD = 64 * 1024
 
 TOO_DEEP = "nested too deep to show"
 
@@ -72,16 +72,18 @@ class Payload:
     """The JSON of a message's payload, without the values that redaction hides.
 
     Arguments:
-        frame: the payload of the message's frame.
+        frame: the payload of the message's frame. May be empty if it is too long to show.
+        size: its size in bytes.
     """
 
-    def __init__(self, frame: bytes, redaction: Redaction) -> None:
+    def __init__(self, frame: bytes, size: int, redaction: Redaction) -> None:
         self.redaction = redaction
         self._frame = frame
+        self._size = size
 
     def whole(self) -> str | None:
         """Return the payload as JSON, or None if it is too long or nested too deep to show."""
-        if len(self._frame) > _LONGEST_PAYLOAD:
+        if self._size > LONGEST_PAYLOAD:
             return None
         try:
             document = members(self._frame.decode())["payload"]
@@ -91,8 +93,8 @@ class Payload:
 
     def member(self, name: str, default: str) -> str:
         """Return a member of the payload as JSON, `default` if it is missing, or why not."""
-        if len(self._frame) > _LONGEST_PAYLOAD:
-            return f"{byte_count(len(self._frame))}, too long to show"
+        if self._size > LONGEST_PAYLOAD:
+            return f"{byte_count(self._size)}, too long to show"
         try:
             text = members(members(self._frame.decode())["payload"]).get(name, default)
             if name in self.redaction.keys:

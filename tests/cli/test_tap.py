@@ -267,6 +267,18 @@ def test_a_payload_of_a_megabyte_is_named_and_not_shown(start):
     assert "xxx" not in tap.output
 
 
+def test_lines_keep_no_payload_that_is_too_long_to_show():
+    lines = []
+    watched = traffic.Traffic(
+        lines.append, record=None, slow=None, only_errors=False, live=False, process=None
+    )
+    connection = watched.watch(1)
+    for size in 10_000, 1_000_000:
+        frame = request(request_id=str(size), params={"a": "x" * size})
+        connection.passed(frame, to_runner=True)
+    assert [line.frame == b"" for line in lines] == [False, True]
+
+
 def test_a_deeply_nested_payload_does_not_stop_the_output(start):
     """How deep the json module can read depends on the version of Python. Deeper payloads are not shown."""
     tap = start("--verbose", "--redact", "x")

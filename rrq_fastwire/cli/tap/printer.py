@@ -45,13 +45,15 @@ class Line(NamedTuple):
         moment: when the message passed, in time.time().
         before: the text between the time and the row.
         row: the remark, or a function that returns the row when the line is printed.
-        frame: the payload of the message's frame.
+        frame: the payload of the message's frame; empty if it is too long to show.
+        size: the size of that payload in bytes.
     """
 
     moment: float
     before: str
     row: Callable[[Payload, Redaction], Row] | Text
     frame: bytes = b""
+    size: int = 0
 
 
 class Printer(threading.Thread):
@@ -137,7 +139,7 @@ class Printer(threading.Thread):
         if isinstance(line.row, Text):
             self.console.print(self._remark(before, line.row))
             return
-        payload = Payload(line.frame, self._redaction)
+        payload = Payload(line.frame, line.size, self._redaction)
         self.console.print(self._lines.line(before, line.row(payload, self._redaction)))
         if self._verbose and line.frame:
             whole = payload.whole()

@@ -27,6 +27,7 @@ from ... import (
 from ..formatting import duration
 from ..message_lines import (
     FROM_RUNNER,
+    LONGEST_PAYLOAD,
     TO_RUNNER,
     Row,
     cancel_row,
@@ -155,7 +156,10 @@ class Traffic:
         Arguments:
             moment: when the message passed, in time.time(); 0 is now.
         """
-        return Line(moment or time.time(), self._prefix, row, frame)
+        size = len(frame)
+        if size > LONGEST_PAYLOAD:
+            frame = b""  # a line may be held back for long, and shows only the size
+        return Line(moment or time.time(), self._prefix, row, frame, size)
 
     def show(self, line: Line) -> None:
         """Print the line of a message, unless no messages are printed."""
