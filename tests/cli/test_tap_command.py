@@ -142,7 +142,10 @@ def test_live_shows_a_table_and_no_messages(start, monkeypatch):
         (["--wrap", "--to", "127.0.0.1:1", "--", "x", "--tcp-socket", "127.0.0.1:1"], "--wrap takes"),
         (["--slow", "-1"], "--slow"),
         (["--slow", "nan"], "is not from 0 to 10,000,000"),
-        (["--record", "/dev/null/x", "--listen", "127.0.0.1:1", "--to", "127.0.0.1:1"], "cannot make"),
+        (["--record", "/dev/null/x", "--listen", "127.0.0.1:1", "--to", "127.0.0.1:2"], "cannot make"),
+        (["--listen", "127.0.0.1:1", "--to", "127.0.0.1:1"], "--listen and --to are the same address"),
+        (["--listen", "localhost:1", "--to", "localhost:1"], "--listen and --to are the same address"),
+        (["--listen", "[::1]:1", "--to", "[::1]:1"], "--listen and --to are the same address"),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line_gets_one_sentence(arguments, said):

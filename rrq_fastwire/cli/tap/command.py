@@ -125,6 +125,9 @@ def command(
         raise click.UsageError(f"unexpected argument {runner[0]!r}; use --wrap to start a runner")
     elif listen is None or to is None:
         raise click.UsageError("give --listen and --to, or --wrap and a runner")
+    # The callback of --listen has replaced localhost already.
+    elif listen == to._replace(host="127.0.0.1" if to.host == "localhost" else to.host):
+        raise click.UsageError("--listen and --to are the same address")
     if record is not None:
         try:
             record.mkdir(parents=True, exist_ok=True)
