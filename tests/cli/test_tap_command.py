@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from ..taps import (
     ANSWER,
     COMMAND,
     RUNNERS,
+    WAIT_SECONDS,
     Tap,
     can_connect,
     on_a_terminal,
@@ -91,6 +93,16 @@ def test_a_closed_pipe_ends_the_command_quietly(start):
     with orchestrator, runner:
         passes(orchestrator, runner, request())
         assert tap.ends() == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_ends_the_command_with_one_sentence(start, monkeypatch, unbuffered):
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
+    with Path("/dev/full").open("w") as full:
+        tap = start(read=False, stdout=full)
+    assert tap.process.wait(WAIT_SECONDS) == 1
+    assert tap.process.stderr.read() == b"rrq-fastwire: [Errno 28] No space left on device\n"
 
 
 @pytest.mark.parametrize(("environment", "coloured"), [({}, True), ({"NO_COLOR": "1"}, False)])

@@ -156,6 +156,8 @@ def command(
         traffic.finish()
         if not printer.finish(None if live else table()):
             os._exit(status)  # Python would wait for the lock of stdout, which the thread holds
+        if printer.error is not None:
+            raise printer.error
     return status
 
 

@@ -62,6 +62,7 @@ class Printer(threading.Thread):
     Attributes:
         view: what is shown permanently below the lines.
         failed: called in this thread when nothing more can be printed.
+        error: why nothing more can be printed; None if the reason is a closed pipe.
     """
 
     def __init__(self, console: Console, redaction: Redaction, *, verbose: bool) -> None:
@@ -69,6 +70,7 @@ class Printer(threading.Thread):
         self.console = console
         self.view: AbstractContextManager[object] = nullcontext()
         self.failed: Callable[[], object] = lambda: None
+        self.error: OSError | None = None
         self._lines = MessageLines(console)
         self._redaction = redaction
         self._verbose = verbose
@@ -122,7 +124,9 @@ class Printer(threading.Thread):
                     if self._queue.empty():
                         self._queue_skipped()  # the next line may come much later
                     self._rest()
-        except (OSError, SystemExit):  # the terminal is gone; rich raises SystemExit for a pipe
+        except (OSError, SystemExit) as error:  # rich raises SystemExit for a closed pipe
+            if isinstance(error, OSError):
+                self.error = error
             with suppress(RuntimeError):  # the event loop has ended already
                 self.failed()
 
