@@ -51,7 +51,7 @@ def test_output_that_is_not_read_delays_no_message(start):
             answer = ExecutionOutcome.success("j", f"r{number}")
             passes(runner, orchestrator, encode_frame(answer))
     tap.read()
-    tap.says("messages skipped: output too slow")
+    tap.says("messages skipped: more than can be printed")
     tap.ends(signal.SIGTERM)
     assert re.search(r"^ echo +3,000 +0 +0 ", tap.output, re.MULTILINE)
 
@@ -188,8 +188,9 @@ def test_a_port_in_use_or_a_missing_runner_gets_one_sentence():
             assert (done.stdout, done.returncode) == ("", 1)
 
 
-def test_help_has_an_example_and_names_what_is_not_redacted():
+def test_help_has_an_example_and_names_what_is_not_redacted_or_not_shown():
     done = subprocess.run([*COMMAND, "tap", "--help"], capture_output=True, text=True, check=True)
     assert "Example: rrq-fastwire tap" in done.stdout
     assert "--redact hides nothing there" in " ".join(done.stdout.split())
     assert "POSIX" in done.stdout
+    assert "while more arrive than tap can print" in " ".join(done.stdout.split())

@@ -100,9 +100,10 @@ def command(
     Requests that wait long for an answer, or never get one, are marked. At the end, after Ctrl-C or
     SIGTERM, a table of the functions is printed; retries count as failed.
 
-    Params in a payload of more than 64 KB are not shown, and messages are skipped while the
-    terminal cannot keep up. --record writes everything, to one file for each connection and
-    direction. These files hold the raw bytes: --redact hides nothing there.
+    Params in a payload of more than 64 KB are not shown. Messages are skipped while more arrive
+    than tap can print without delaying the connections. The table counts all of them, and --record
+    writes everything, to one file for each connection and direction. These files hold the raw
+    bytes: --redact hides nothing there.
 
     To use --wrap, change the command in rrq.toml to
 

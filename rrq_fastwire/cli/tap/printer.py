@@ -1,4 +1,4 @@
-"""Print lines in a thread of its own, so that a slow terminal does not delay the connections."""
+"""Print lines in a thread of its own, so that printing does not delay the connections."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from ..redaction import Redaction
 
-# The most lines, and bytes of payload in them, that wait for a slow terminal. Further messages are
-# not printed.
+# The most lines, and bytes of payload in them, that wait to be printed. Further messages are
+# skipped. Lines wait because the terminal is slow, or because of _rest().
 _MOST_WAITING = 500
 _MOST_HELD = 32 * 1024 * 1024
 
@@ -99,7 +99,7 @@ class Printer(threading.Thread):
         with self._lock:
             count, self._skipped = self._skipped, 0
         if count:
-            text = f"{count} messages skipped: output too slow"
+            text = f"{count} messages skipped: more than can be printed"
             self._queue.put(Line(time.time(), "", Text(text, "yellow")))
 
     def finish(self, table: Table | None) -> bool:
