@@ -134,13 +134,16 @@ class Tap:
 class Wire(Tap):
     """A `tap --listen --to`. The test plays both the orchestrator and the runner."""
 
-    def __init__(self, *options: str, read=True, stdout=subprocess.PIPE) -> None:
+    def __init__(self, *options: str, read=True, stdout=subprocess.PIPE, prefix=()) -> None:
         self.runner = socket.create_server(("127.0.0.1", 0))
         self.runner.settimeout(WAIT_SECONDS)
         port = free_port()
         to = f"127.0.0.1:{self.runner.getsockname()[1]}"
         super().__init__(
-            *("--listen", f"127.0.0.1:{port}", "--to", to, *options), port=port, stdout=stdout
+            *("--listen", f"127.0.0.1:{port}", "--to", to, *options),
+            port=port,
+            stdout=stdout,
+            prefix=prefix,
         )
         if read:
             self.read()

@@ -11,6 +11,7 @@ from .. import MAX_FRAME_SIZE
 from ..streams import MessageStream
 from .admission import Admission
 from .arguments import check_count, check_seconds, check_text, parse_networks, parse_tcp_socket
+from .backlog import create_server
 from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .engine import Runner
 from .guard import DEFAULT_GRACE
@@ -37,11 +38,6 @@ __all__ = [
     "run_server",
     "serve",
 ]
-
-# How many connections may wait to be accepted. asyncio's own event loop also makes this number of
-# attempts to accept at a time. When no file descriptor is left, each of them fails, is logged, and
-# starts as many again a second later. So the event loop gets a backlog of 1, and the socket this.
-_BACKLOG = 100
 
 
 class MetricsSocketError(OSError):
@@ -335,20 +331,7 @@ async def _listen(
     def make_stream() -> MessageStream:
         return stream_class(on_stream, max_frame_size=size)
 
-    loop = asyncio.get_running_loop()
-    accepts_many = isinstance(loop, asyncio.SelectorEventLoop)
-    backlog = 1 if accepts_many else _BACKLOG
-    if listener is not None:
-        server = await loop.create_server(make_stream, sock=listener, backlog=backlog)
-    else:
-        server = await loop.create_server(make_stream, host, port, backlog=backlog)
-    if accepts_many and listener is not None:
-        listener.listen(_BACKLOG)  # not as below, because perhaps no file descriptor is free
-    elif accepts_many:
-        for each in server.sockets:
-            with each.dup() as copy:
-                copy.listen(_BACKLOG)
-    return server
+    return await create_server(make_stream, host, port, listener)
 
 
 async def _take_over(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import os
@@ -10,6 +11,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from unittest.mock import Mock
@@ -112,6 +114,18 @@ def test_a_connection_is_reset_if_the_runner_cannot_be_reached(start):
     with pytest.raises(ConnectionResetError), tap.connect() as orchestrator:
         orchestrator.recv(1)
     tap.says("the runner cannot be reached: Connection refused")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs ulimit of Linux")
+def test_tap_without_descriptors_does_not_fill_the_log(start):
+    tap = start(prefix=["/bin/sh", "-c", 'ulimit -n 40; exec "$@"', "sh"])
+    with contextlib.ExitStack() as crowd:
+        for _ in range(80):
+            crowd.enter_context(tap.connect())
+        log = tap.process.stderr.readline()
+        tap.process.send_signal(signal.SIGTERM)
+        log += tap.process.stderr.read()
+    assert 0 < log.count(b"OSError: [Errno 24] Too many open files") < 10
 
 
 def test_a_broken_stream_is_passed_on_and_the_other_direction_is_shown(start):

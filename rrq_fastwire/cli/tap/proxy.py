@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
+from ...runner.backlog import create_server
 from ..reset import reset
 
 TYPE_CHECKING = False
@@ -166,7 +167,7 @@ class Proxy:
 
     async def listen(self, host: str, port: int) -> None:
         """Start to accept connections. Raises OSError."""
-        self._server = await asyncio.get_running_loop().create_server(self._accept, host, port)
+        self._server = await create_server(self._accept, host, port)
 
     def _accept(self) -> _End:
         self._count += 1
