@@ -391,6 +391,7 @@ def test_serve_keeps_nothing_of_a_program_alive():
 
 
 @posix
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # other tests leave threads
 def test_a_process_forked_after_serve_keeps_its_signal_handlers(run):
     before = signal.signal(signal.SIGTERM, lambda number, frame: None)
     try:
