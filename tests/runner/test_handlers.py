@@ -373,7 +373,18 @@ def bound(function):
     return functools.partial(report, None)
 
 
-@pytest.mark.parametrize("wrap", [decorated, Callable, method, bound])
+def decorated_twice(function):
+    return passing_on(decorated(function))
+
+
+def around_a_callable(function):
+    return passing_on(Callable(function))
+
+
+WRAPPERS = [decorated, decorated_twice, Callable, around_a_callable, method, bound]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
 def test_an_async_handler_may_wrap_a_sync_function(run, wrap):
     answers = call(run, {"report": wrap(lambda request: 5)}, request("report", id="r"))
     assert answers["r"].result == 5
