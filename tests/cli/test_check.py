@@ -175,8 +175,6 @@ async def verdict_on(name: str, reply, end) -> tuple[str, str]:
             *("answer near 16 MiB", lambda request: answer(request, result={"text": "é"})),
             *("FAIL", "success, with another result"),
         ),
-        ("fail", answer_nested, "FAIL", "an answer that is nested too deep to show"),
-        ("echo", answer_nested, "FAIL", "an answer that is nested too deep to show"),
         ("concurrency", answer, "FAIL", "the long job was not answered last"),
         ("cancel by job", answer, "FAIL", "an earlier request was answered first: success: null"),
         (
@@ -187,6 +185,14 @@ async def verdict_on(name: str, reply, end) -> tuple[str, str]:
 )
 def test_check_says_what_is_wrong_with_an_answer(name, reply, verdict, seen):
     assert asyncio.run(verdict_on(name, reply, None)) == (verdict, seen)
+
+
+@pytest.mark.parametrize("name", ["fail", "echo"])
+def test_a_result_that_is_nested_too_deep_to_show_fails(name):
+    verdict, seen = asyncio.run(verdict_on(name, answer_nested, None))
+    assert verdict == "FAIL"
+    # Some versions of Python can write it.
+    assert seen == "an answer that is nested too deep to show" or "[" * 100 in seen
 
 
 @pytest.mark.parametrize(
