@@ -82,8 +82,9 @@ test-newest:  ## run the suite with the newest dependencies, pre-releases includ
 
 # Debian's patch release of Python has an asyncio that starts to read from a connection even if that
 # is paused at once. These tests do not depend on that.
-ANY_EVENT_LOOP := $(CODEC) $(patsubst %,tests/%.py,cli/test_decode runner/test_leaks runner/test_options \
-    test_compat test_conformance test_switch)
+ANY_EVENT_LOOP := $(CODEC) $(filter-out $(wildcard tests/cli/test_tap*.py),$(wildcard tests/cli/test_*.py)) \
+    $(patsubst %,tests/%.py,runner/test_command runner/test_json_forms runner/test_leaks runner/test_options \
+    runner/test_parent runner/test_reload test_compat test_conformance test_switch)
 test-debian: PYTHON := /usr/bin/python3
 test-debian:  ## run the tests that depend on the event loop with Debian's own python3
 	$(call fresh,debian)
