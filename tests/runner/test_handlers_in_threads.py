@@ -410,3 +410,22 @@ def test_a_wrong_number_gets_one_line_and_status_2(command, given):
         f" {given!r} (see --help)\n"
     )
     assert done.returncode == 2
+
+
+def test_an_async_handler_needs_no_thread(run):
+    released = threading.Event()
+
+    def block(request):
+        return released.wait(PATIENCE)
+
+    async def release(request):
+        released.set()
+
+    async def scenario():
+        async with running({"block": block, "release": release}, threads=1) as client:
+            blocked = asyncio.create_task(client.execute("block"))
+            await asyncio.sleep(0)  # the request is sent
+            await client.execute("release")
+            return (await blocked).result
+
+    assert run(scenario()) is True
