@@ -20,15 +20,6 @@ def pytest_addoption(parser):
     parser.addoption("--chaos-seconds", type=float, default=60, help="how long to kill processes")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the groups
-def pytest_collection_modifyitems(items):
-    """Tests with the same version of rrq share a virtual environment, so they run in one process."""
-    for item in items:
-        version = hasattr(item, "callspec") and item.callspec.params.get("orchestrator")
-        if version:
-            item.add_marker(pytest.mark.xdist_group(version))
-
-
 @pytest.fixture(scope="session")
 def database(tmp_path_factory):
     """A client of a new Redis server."""
