@@ -89,7 +89,7 @@ def test_no_job_is_lost_by_delays_and_resets_of_connections(orchestrator, runner
         unreliable_proxy(deployment.port, port) as network,
         deployment.worker(),
     ):
-        wait_until(lambda: deployment.have_ended(jobs))
+        assert wait_until(lambda: deployment.have_ended(jobs)), deployment.log[-4000:]
     assert network.resets
     print(f"{network.resets} connections were reset")
     ledger = (deployment.directory / "ledger").read_text()
