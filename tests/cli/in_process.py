@@ -19,7 +19,7 @@ class Done(NamedTuple):
 
 
 def run(*arguments: str, input: bytes = b"") -> Done:
-    """Runs a command. Files are its stdin, stdout and stderr, and those of processes that it starts."""
+    """Runs a command. Its stdin, stdout and stderr are files, also in processes that it starts."""
     with ExitStack() as stack:
         files = []
         for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
