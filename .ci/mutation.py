@@ -1,6 +1,6 @@
 """Change modules in small ways, and list the changes that no test notices.
 
-    python .ci/mutation.py MODULE.py ... [--tests FILE ...] [--seconds N] [--workers N]
+    python .ci/mutation.py MODULE.py ... [--tests FILE ...] [--seconds N]
 
 mutmut makes the changes, the mutants. Each runs in a process that is forked after pytest has
 collected the tests, because collecting takes longer than most tests.
@@ -25,6 +25,7 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -64,21 +65,19 @@ class Mutation:
 
     Arguments:
         diffs: how each mutant differs from the original, by its name.
+        seconds: how long the tests of a mutant may take together.
 
     Attributes:
         ends: how many mutants were killed, did not end, survived or were not called.
     """
 
-    def __init__(self, diffs: dict[str, str], seconds: float, workers: int) -> None:
+    def __init__(self, diffs: dict[str, str], seconds: float) -> None:
         self.ends: Counter[str] = Counter()
         self._diffs = diffs
         self._seconds = seconds
-        self._workers = workers
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        if session.config.option.collectonly:
-            return False
         tests = self._tests_by_function(session)
         running: dict[int, tuple[str, float]] = {}
         begun = time.monotonic()
@@ -87,7 +86,7 @@ class Mutation:
             if not chosen:
                 self._count("not called", mutant)
                 continue
-            while len(running) == self._workers:
+            while len(running) == os.cpu_count():
                 self._wait(running)
             pid = os.fork()
             if pid == 0:
@@ -113,11 +112,13 @@ class Mutation:
                 if ended:
                     end = "survived" if status == 0 else "killed"
                 elif time.monotonic() > most:
-                    os.killpg(pid, signal.SIGKILL)
-                    os.waitpid(pid, 0)
                     end = "did not end"
                 else:
                     continue
+                with suppress(ProcessLookupError):  # what the tests have started may still run
+                    os.killpg(pid, signal.SIGKILL)
+                if not ended:
+                    os.waitpid(pid, 0)
                 del running[pid]
                 self._count(end, mutant)
                 return
@@ -223,13 +224,12 @@ def main() -> None:
     parser.add_argument("modules", nargs="+", metavar="MODULE.py")
     parser.add_argument("--tests", nargs="+", default=["tests"], help="files of tests")
     parser.add_argument("--seconds", type=float, default=10, help="of tests for each mutant")
-    parser.add_argument("--workers", type=int, default=2, help="mutants at a time")
     options = parser.parse_args()
     diffs = mutate(options.modules)
     os.chdir(COPY)
     os.environ |= {"PYTHONPATH": str(COPY), "RRQ_FASTWIRE_PURE": "1", "CI": "1"}
     sys.path.insert(0, str(COPY))
-    plugin = Mutation(diffs, options.seconds, options.workers)
+    plugin = Mutation(diffs, options.seconds)
     arguments = ["-q", "-m", "not hypothesis", "-k", f"not ({LEFT_OUT})", "--timeout=30"]
     arguments += ["-W", "default", "-p", "no:xdist", "-p", "no:cacheprovider", "--capture=sys"]
     status = pytest.main([*arguments, *options.tests], [plugin])
