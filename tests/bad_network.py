@@ -50,7 +50,7 @@ class Reset:
 
 
 class Unreliable:
-    """Delays pieces of any size by up to 10 ms, and resets one connection in some hundred pieces.
+    """Delays pieces of any size by up to 10 ms, and resets one connection in 50 to 150 pieces.
 
     Attributes:
         resets: how many connections were reset so far.
@@ -58,11 +58,17 @@ class Unreliable:
 
     def __init__(self, seed):
         self._random = random.Random(seed)
+        self._until_reset = self._pieces()
         self.resets = 0
+
+    def _pieces(self):
+        return self._random.randint(50, 150)
 
     async def __call__(self, data, writer):
         while data:
-            if self._random.random() < 1 / 200:
+            self._until_reset -= 1
+            if self._until_reset == 0:
+                self._until_reset = self._pieces()
                 self.resets += 1
                 raise ConnectionResetError
             await asyncio.sleep(self._random.uniform(0, 0.01))
