@@ -117,8 +117,10 @@ def free_port(number: int = 1) -> int:
     """
     part = 10_000 + os.getpid() % _PARTS * _PORTS_IN_PART
     for _ in range(_PORTS_IN_PART):
-        place, *_ = [next(_places) for _ in range(number)]
-        first = part + place % (_PORTS_IN_PART - number + 1)
+        place, *_ = [next(_places) % _PORTS_IN_PART for _ in range(number)]
+        if place + number > _PORTS_IN_PART:  # the last ones are in another part
+            continue
+        first = part + place
         with suppress(OSError), ExitStack() as probes:
             for port in range(first, first + number):
                 probes.enter_context(socket.create_server(("127.0.0.1", port)))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from rrq_fastwire.cli.runner_process import free_port
 
 
@@ -13,6 +15,8 @@ def test_processes_with_successive_ids_get_different_ports(monkeypatch):
     assert len(set.union(*taken.values())) == 500
 
 
-def test_ports_that_follow_each_other_are_given_to_one_caller():
-    first = free_port(16)
-    assert free_port() not in range(first, first + 16)
+def test_ports_that_follow_each_other_are_given_to_one_caller(monkeypatch):
+    for begin in range(220):
+        monkeypatch.setattr("rrq_fastwire.cli.runner_process._places", itertools.count(begin))
+        first = free_port(50)
+        assert free_port() not in range(first, first + 50)
