@@ -197,6 +197,8 @@ async def _listen(
         raise StartError(
             f"cannot listen on {options.tcp_socket}: {reason}; choose another --tcp-socket{advice}"
         ) from error
+    if handover is not None:
+        handover.end_at_sigterm()
 
 
 def _check(options: argparse.Namespace, port: int) -> None:

@@ -8,6 +8,7 @@ connection is closed or cannot be opened. POSIX only.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from contextlib import suppress
@@ -15,6 +16,7 @@ from contextlib import suppress
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from types import FrameType
 
 __all__ = ["Handover"]
 
@@ -78,11 +80,28 @@ class Handover:
             each.close()
         self._kept.clear()
 
+    def end_at_sigterm(self) -> None:
+        """If the process is to be replaced, let SIGTERM end it instead, but not at once.
+
+        The event loop no longer handles signals, but the lifespan, `atexit` functions and open
+        files still have to end. Only the main thread can call this.
+        """
+
+        def end(number: int, _: FrameType | None) -> None:
+            self.abandon()
+            signal.signal(number, signal.SIG_DFL)  # so that the second signal kills
+
+        # A handler other than SIG_DFL is the user's own.
+        if self._is_due and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+            signal.signal(signal.SIGTERM, end)
+
     def replace_process(self) -> None:
         """Start the next process in place of this one, if that is due.
 
         Returns only if it is not due, or if it fails. Any thread may call this.
         """
+        with suppress(ValueError):  # in the guard's thread
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a signal handler would not survive
         if not self._is_due:
             return
         for each in self._kept:

@@ -77,6 +77,16 @@ handlers |= {
     "who": who, "change": change, "until_told": until_told, "note": note, "grow": grow,
     "exhaust": exhaust, "exhaust_when_told": exhaust_when_told,
 }
+
+@contextlib.asynccontextmanager
+async def slow_to_leave():
+    yield
+    folder = Path(__file__).parent
+    (folder / "leaving").touch()
+    while not (folder / "told").exists():
+        await asyncio.sleep(0.005)
+    print("lifespan has left", flush=True)
+
 settings = register(handlers)
 """
 
@@ -121,7 +131,7 @@ def test_the_runner_restarts_after_a_number_of_jobs_and_keeps_its_connections(co
 
 
 def test_open_files_are_written_at_each_restart(command):
-    runner = command.start("--max-jobs", "1", "--grace", "60", settings="files.handlers")
+    runner = command.start("--max-jobs", "2", "--grace", "60", settings="files.handlers")
     peer = command.connect(runner.port)
     processes, texts = set(), []
 
@@ -234,6 +244,17 @@ def test_sigterm_ends_a_runner_that_waits_for_a_job_before_its_restart(command):
     until(lambda: "restarting" in runner.errors(), "the limit is noticed")
     runner.send_signal(signal.SIGTERM)
     assert peer.receive().type == "cancelled"
+    assert command.wait(runner) == 0
+
+
+def test_sigterm_during_the_restart_ends_the_runner_after_its_lifespan(command):
+    options = "--max-jobs", "1", "--lifespan", "renewed.slow_to_leave"
+    runner = command.start(*options, settings="renewed.handlers", stdout=-1)
+    command.connect(runner.port).ask("kind")
+    until((command.folder / "leaving").exists, "the lifespan is being left")
+    runner.terminate()
+    (command.folder / "told").touch()
+    assert runner.stdout.read() == "lifespan has left\nleft\n"
     assert command.wait(runner) == 0
 
 
