@@ -287,7 +287,7 @@ typecheck: $(READY)  ## check types with mypy and pyright, both strict
 	$(RUN)/pyright
 
 e2e: $(READY)  ## run real jobs with Redis, the published orchestrators and every runner
-	$(PYTEST) tests/e2e --ignore=tests/e2e/test_chaos.py
+	$(PYTEST) --numprocesses=2 --dist=loadfile tests/e2e --ignore=tests/e2e/test_chaos.py
 
 e2e-chaos: SECONDS ?= 60
 e2e-chaos: $(READY)  ## kill runners, Redis and orchestrators at random for SECONDS=60, and look for lost jobs
