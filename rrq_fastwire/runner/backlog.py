@@ -8,6 +8,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
+    from typing import Any
 
 # How many connections may wait to be accepted. asyncio's own event loop also makes this number of
 # attempts to accept at a time. When no file descriptor is left, each of them fails, is logged, and
@@ -25,14 +26,20 @@ async def create_server(
     loop = asyncio.get_running_loop()
     accepts_many = isinstance(loop, asyncio.SelectorEventLoop)
     backlog = 1 if accepts_many else _BACKLOG
+    options: Any = {"backlog": backlog, "start_serving": False}
     if listener is not None:
-        server = await loop.create_server(make_protocol, sock=listener, backlog=backlog)
+        server = await loop.create_server(make_protocol, sock=listener, **options)
     else:
-        server = await loop.create_server(make_protocol, host, port, backlog=backlog)
-    if accepts_many and listener is not None:
-        listener.listen(_BACKLOG)  # not as below, because perhaps no file descriptor is free
-    elif accepts_many:
-        for each in server.sockets:
-            with each.dup() as copy:
-                copy.listen(_BACKLOG)
+        server = await loop.create_server(make_protocol, host, port, **options)
+    try:
+        await server.start_serving()
+        if accepts_many and listener is not None:
+            listener.listen(_BACKLOG)  # not as below, because perhaps no file descriptor is free
+        elif accepts_many:
+            for each in server.sockets:
+                with each.dup() as copy:
+                    copy.listen(_BACKLOG)
+    except BaseException:  # even if this is cancelled
+        server.close()
+        raise
     return server

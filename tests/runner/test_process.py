@@ -7,6 +7,7 @@ import gc
 import gzip
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -351,6 +352,21 @@ def test_serve_works_outside_the_main_thread(command):
     assert command.connect(port).ask("who") == "another"
     thread.join(PATIENCE)
     assert not thread.is_alive()
+
+
+def test_serve_leaves_no_socket_open_wherever_it_is_cancelled(run):
+    async def scenario():
+        port = free_port()
+        for steps in range(15):
+            serving = asyncio.create_task(serve({}, f"127.0.0.1:{port}"))
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+            socket.create_server(("127.0.0.1", port)).close()
+
+    run(scenario())
 
 
 async def serve_and_cancel(handlers, *names):
