@@ -7,7 +7,9 @@ served with them. A thread serves them, even while a handler blocks the event lo
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+from contextlib import suppress
 
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 
@@ -118,6 +120,9 @@ class Metrics:
         """End the HTTP server and its thread."""
         self._timer.cancel()
         _RUNNERS.discard(self._runner)
+        # Frees the port at once, even if a forked child has inherited the socket.
+        with suppress(OSError):
+            self._server.socket.shutdown(socket.SHUT_RDWR)
         # In a thread, because the server takes up to half a second to end.
         threading.Thread(target=_end_server, args=(self._server,), daemon=True).start()
 

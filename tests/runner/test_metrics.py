@@ -14,6 +14,8 @@ import pytest
 from rrq_fastwire import CancelRequest, encode_frame
 
 from ..commands import free_port, until
+from ..engine import start_serve
+from ..handlers import echo
 
 pytest.importorskip("prometheus_client", reason="--metrics is an extra")
 from prometheus_client import parser
@@ -254,6 +256,20 @@ def test_processes_of_a_pool_have_ports_of_their_own(command):
             command.connect(runner.port).ask("kind")
     counts = [scrape(runner)["rrq_fastwire_jobs_total", "kind", "success"] for runner in runners]
     assert counts == [1, 2]
+
+
+def test_serve_can_serve_metrics_again_at_once(run):
+    async def scenario():
+        port = free_port(2)
+        for _ in range(3):
+            serving, client = await start_serve(
+                {"echo": echo}, port, metrics=f"127.0.0.1:{port + 1}", max_jobs=1
+            )
+            async with client:
+                await client.execute("echo")
+                await serving
+
+    run(scenario())
 
 
 def test_metrics_are_served_after_a_restart(command):
