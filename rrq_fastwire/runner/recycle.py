@@ -48,17 +48,18 @@ class Recycling:
     def __init__(self, *, max_jobs: int | None = None, max_rss: int | None = None) -> None:
         self.due: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._jobs_left = None if max_jobs is None else with_jitter(max_jobs)
-        self._max_rss = None if max_rss is None else with_jitter(max_rss)
+        self._max_rss = max_rss
         self._timer: asyncio.TimerHandle | None = None
-        if self._max_rss is not None:
+        if max_rss is not None:
             if sys.platform != "linux":
                 raise LimitError("max_rss: the resident memory is known on Linux only")
             now = resident_bytes()
-            if now >= self._max_rss:
+            if now >= max_rss:
                 raise LimitError(
                     f"max_rss: the process has {now} bytes before its first job: allow more than"
                     f" {max_rss}"
                 )
+            self._max_rss = now + with_jitter(max_rss - now)
             self._check_memory()
 
     def count(self, _name: str, _outcome: ExecutionOutcome, seconds: float | None) -> None:

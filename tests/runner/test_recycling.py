@@ -78,15 +78,6 @@ handlers |= {
     "exhaust": exhaust, "exhaust_when_told": exhaust_when_told,
 }
 
-@contextlib.asynccontextmanager
-async def slow_to_leave():
-    yield
-    folder = Path(__file__).parent
-    (folder / "leaving").touch()
-    while not (folder / "told").exists():
-        await asyncio.sleep(0.005)
-    print("lifespan has left", flush=True)
-
 settings = register(handlers)
 """
 
@@ -247,17 +238,6 @@ def test_sigterm_ends_a_runner_that_waits_for_a_job_before_its_restart(command):
     assert command.wait(runner) == 0
 
 
-def test_sigterm_during_the_restart_ends_the_runner_after_its_lifespan(command):
-    options = "--max-jobs", "1", "--lifespan", "renewed.slow_to_leave"
-    runner = command.start(*options, settings="renewed.handlers", stdout=-1)
-    command.connect(runner.port).ask("kind")
-    until((command.folder / "leaving").exists, "the lifespan is being left")
-    runner.terminate()
-    (command.folder / "told").touch()
-    assert runner.stdout.read() == "lifespan has left\nleft\n"
-    assert command.wait(runner) == 0
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="open files are counted in /proc")
 def test_without_a_file_descriptor_the_runner_goes_on(command):
     runner = command.start("--max-jobs", "1", settings="renewed.handlers")
@@ -297,6 +277,21 @@ def test_a_limit_of_memory_is_refused_where_memory_is_not_known(run, monkeypatch
     async def scenario():
         with pytest.raises(LimitError, match="known on Linux only"):
             Recycling(max_rss=2**40)
+
+    run(scenario())
+
+
+def test_a_limit_just_above_the_present_memory_is_accepted(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("rrq_fastwire.runner.recycle._MEMORY", tmp_path / "statm")
+    (tmp_path / "statm").write_text("1 100")
+    now = 100 * os.sysconf("SC_PAGE_SIZE")
+
+    async def scenario():
+        for _ in range(100):
+            recycling = Recycling(max_rss=now + 1000)
+            assert not recycling.due.done()
+            recycling.stop()
 
     run(scenario())
 
