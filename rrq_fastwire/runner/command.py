@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.exit(2, f"{parser.prog}: {error}\n")
     serving = _serve(options, module_name, attribute, host, port, guard, handover, watcher)
     try:
-        _run(serving, loop_factory)
+        _run(serving, loop_factory, handover)
     except StartError as error:
         text = f"{error.details}{parser.prog}: {error}\n"
         if watcher is None or handover is None:
@@ -89,12 +89,15 @@ def main(argv: list[str] | None = None) -> None:
         print(text, "waiting for a change of the source", sep="", file=sys.stderr)
         watcher.changed.result()
         handover.keep_inherited()
+        guard.begin_renewal(handover)
     finally:
         guard.loop_is_closed()
 
 
 def _run(
-    serving: Coroutine[Any, Any, None], loop_factory: Callable[[], AbstractEventLoop] | None
+    serving: Coroutine[Any, Any, None],
+    loop_factory: Callable[[], AbstractEventLoop] | None,
+    handover: Handover | None,
 ) -> None:
     import asyncio
 
@@ -107,6 +110,8 @@ def _run(
             starter.run(serving)
         except SystemExit as error:
             exit_forked_child(error, pid)  # before its tasks are cancelled
+            if handover is not None:  # the user's signal handler ends a runner that restarts
+                handover.abandon()
             raise
 
 
@@ -143,9 +148,13 @@ async def _serve(
     if options.lifespan is None:
         await listen()
     else:
-        from .lifespan import run_within
+        from .lifespan import LeaveError, run_within
 
-        await run_within(load(options.lifespan, "--lifespan"), listen)
+        try:
+            await run_within(load(options.lifespan, "--lifespan"), listen)
+        except LeaveError:
+            if handover is None or not handover.is_due():
+                raise SystemExit(1) from None
 
 
 async def _listen(
@@ -198,7 +207,7 @@ async def _listen(
             f"cannot listen on {options.tcp_socket}: {reason}; choose another --tcp-socket{advice}"
         ) from error
     if handover is not None:
-        handover.end_at_sigterm()
+        handover.end_at_signals()
 
 
 def _check(options: argparse.Namespace, port: int) -> None:

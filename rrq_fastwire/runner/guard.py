@@ -43,8 +43,8 @@ _LAST_LINE = (
 )
 
 # A process that is to be replaced has at least this much grace, and this long instead of
-# _EXIT_SECONDS, because no orchestrator waits for its end.
-_RENEWAL_SECONDS = 5.0
+# _EXIT_SECONDS, because no orchestrator waits for its end. But its peers wait for their answers.
+_RENEWAL_SECONDS = 1.0
 
 # What the main thread sends to the guard.
 _ENDING, _DRAINED, _CLOSED = b"e", b"d", b"c"

@@ -23,11 +23,14 @@ __all__ = ["Handover"]
 # The descriptors of the sockets, as "listener,connection,...".
 _VARIABLE = "RRQ_FASTWIRE_RUNNER_SOCKETS"
 
+_ENDING_SIGNALS = signal.SIGTERM, signal.SIGINT
+
 
 class Handover:
     """What a process inherits from the one that it replaces, and passes on to the next one.
 
-    Create it before the settings are imported, which may change the directory or the environment.
+    Create it before the settings are imported, which may change the directory, the environment or
+    the blocked signals.
 
     Attributes:
         listener: the inherited socket that listens; None if this process replaces no other.
@@ -35,7 +38,9 @@ class Handover:
     """
 
     def __init__(self) -> None:
+        self._pid = os.getpid()
         self._directory = os.getcwd()
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
         text = os.environ.pop(_VARIABLE, "")
         self._environment = dict(os.environ)
         self._kept: list[socket.socket] = []
@@ -46,6 +51,8 @@ class Handover:
             each.setblocking(False)
         self.listener = sockets[0] if sockets else None
         self.connections = sockets[1:]
+        if sockets:
+            _reap_children()
 
     def keep(self, descriptors: Iterable[int]) -> None:
         """Keep sockets open for the next process, even if this one closes them.
@@ -80,8 +87,8 @@ class Handover:
             each.close()
         self._kept.clear()
 
-    def end_at_sigterm(self) -> None:
-        """If the process is to be replaced, let SIGTERM end it instead, but not at once.
+    def end_at_signals(self) -> None:
+        """If the process is to be replaced, let SIGTERM and SIGINT end it instead, but not at once.
 
         The event loop no longer handles signals, but the lifespan, `atexit` functions and open
         files still have to end. Only the main thread can call this.
@@ -91,18 +98,19 @@ class Handover:
             self.abandon()
             signal.signal(number, signal.SIG_DFL)  # so that the second signal kills
 
-        # A handler other than SIG_DFL is the user's own.
-        if self._is_due and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-            signal.signal(signal.SIGTERM, end)
+        for number in _ENDING_SIGNALS if self._is_due else ():
+            if signal.getsignal(number) is signal.SIG_DFL:  # otherwise it is the user's own
+                signal.signal(number, end)
 
     def replace_process(self) -> None:
         """Start the next process in place of this one, if that is due.
 
         Returns only if it is not due, or if it fails. Any thread may call this.
         """
-        with suppress(ValueError):  # in the guard's thread
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a signal handler would not survive
-        if not self._is_due:
+        if not self._is_due or os.getpid() != self._pid:  # an atexit function has forked
+            return
+        self._restore_signals()
+        if not self._is_due:  # a signal has just arrived
             return
         for each in self._kept:
             each.set_inheritable(True)
@@ -111,3 +119,20 @@ class Handover:
             os.chdir(self._directory)
         with suppress(OSError):
             os.execve(sys.executable, sys.orig_argv, self._environment)
+
+    def _restore_signals(self) -> None:
+        """Undo what the settings and handlers have changed, as far as `exec` would keep it."""
+        with suppress(ValueError):  # in the guard's thread
+            for number in _ENDING_SIGNALS:
+                if callable(signal.getsignal(number)):  # would be lost, and the signal with it
+                    signal.signal(number, signal.SIG_DFL)
+        for timer in signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF:
+            signal.setitimer(timer, 0)
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._blocked)
+
+
+def _reap_children() -> None:
+    """Reap ended children of the previous program, which nothing in this one knows."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass

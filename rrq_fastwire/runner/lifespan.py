@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         AbstractAsyncContextManager[Any] | Callable[[], AbstractAsyncContextManager[Any]]
     )
 
-__all__ = ["entered", "lifespan_value", "run_within"]
+__all__ = ["LeaveError", "entered", "lifespan_value", "run_within"]
 
 # Set in the task that listens. Connections, and so jobs, get a copy of its context.
 _value: ContextVar[Any] = ContextVar("rrq_fastwire_lifespan", default=None)
@@ -29,6 +29,10 @@ _value: ContextVar[Any] = ContextVar("rrq_fastwire_lifespan", default=None)
 def lifespan_value() -> Any:
     """Return what the runner's lifespan yielded; None without a lifespan, as under rrq-runner."""
     return _value.get()
+
+
+class LeaveError(Exception):
+    """A lifespan raised an exception at its end. It has been logged."""
 
 
 class _NotALifespanError(TypeError):
@@ -90,7 +94,7 @@ async def entered(lifespan: Lifespan) -> AsyncGenerator[None]:
 async def run_within(lifespan: Lifespan, serving: Callable[[], Awaitable[None]]) -> None:
     """Run `serving` within a lifespan, for the command.
 
-    Raises StartError if the lifespan cannot be entered, and SystemExit if it fails at its end.
+    Raises StartError if the lifespan cannot be entered, and LeaveError if it fails at its end.
     """
     within = _Entered(lifespan)
     try:
@@ -108,5 +112,5 @@ async def run_within(lifespan: Lifespan, serving: Callable[[], Awaitable[None]])
         raise
     try:
         await within.leave()
-    except Exception:  # which is logged
-        raise SystemExit(1) from None
+    except Exception:
+        raise LeaveError from None

@@ -129,6 +129,19 @@ def test_a_runner_that_starts_with_a_syntax_error_runs_after_the_correction(comm
     assert command.connect(port).ask("ask") == "corrected"
 
 
+def test_a_thread_of_broken_settings_does_not_prevent_the_restart(command):
+    runner = start(command)
+    peer = command.connect(runner.port)
+    command.change(
+        "import threading, time\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "raise RuntimeError('broken')\n"
+    )
+    until(lambda: "RuntimeError: broken" in runner.errors(), "the mistake is shown")
+    command.change("TEXT = 'corrected'")
+    assert peer.ask("ask") == "corrected"
+
+
 def test_a_runner_that_starts_without_its_settings_runs_once_they_exist(command):
     (command.folder / "source" / "app.py").write_text(APP.replace("source", "later"))
     port, errors = free_port(), command.folder / "errors"
