@@ -58,6 +58,7 @@ EVERY_ENDING = {
     "exit": raising(SystemExit)[1],
     "rude": raising(RudeStrError)[1],
     "own": giving(lambda: stock("error")),
+    "gives up": raising(asyncio.CancelledError)[1],
     "forever": forever,
 }
 
@@ -91,6 +92,7 @@ RECORDS = {
     "exit": (logging.ERROR, "'exit' raised an exception:"),
     "rude": (logging.ERROR, "'rude' raised an exception:"),
     "own": (logging.DEBUG, "'own': error"),
+    "gives up": (logging.DEBUG, "'gives up': error"),
     "forever": (logging.DEBUG, "'forever': error"),
     "missing": (logging.DEBUG, "'missing': error"),
     "late": (logging.WARNING, "'echo' timed out: Job deadline exceeded"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import select
 import socket
+import sys
+import threading
 import urllib.request
 from contextlib import suppress
 from http.client import HTTPException
@@ -15,6 +17,7 @@ from rrq_fastwire import CancelRequest, encode_frame
 
 from ..commands import free_port, until
 from ..engine import start_serve
+from ..engine import until as until_async
 from ..handlers import echo
 
 pytest.importorskip("prometheus_client", reason="--metrics is an extra")
@@ -229,12 +232,28 @@ def test_metrics_are_served_during_a_blocked_event_loop_and_show_its_lag(command
     assert scrape(runner)["rrq_fastwire_jobs_in_flight",] in (0, 1)  # served meanwhile
     peer.receive()
     until(lambda: late(scrape(runner)) >= 1, "the lag is measured")
+    until(lambda: scrape(runner)[LAG, "0.1"] >= 1, "the event loop is in time without a job")
+
+
+LAG = "rrq_fastwire_event_loop_lag_seconds_bucket"
 
 
 def late(samples):
     """How often the event loop was late by more than 0.1 s."""
-    name = "rrq_fastwire_event_loop_lag_seconds_bucket"
-    return samples[name, "+Inf"] - samples[name, "0.1"]
+    return samples[LAG, "+Inf"] - samples[LAG, "0.1"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has many addresses of loopback")
+def test_metrics_are_served_only_on_the_given_address(command):
+    runner = start(command)
+    assert scrape(runner)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.2", runner.port + 1))
+
+
+def test_other_options_apply_with_metrics(command):
+    runner = start(command, "measured.handlers", "--native-messages")
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
 
 
 def test_a_port_in_use_gets_one_line_and_status_1(command):
@@ -268,7 +287,9 @@ def test_serve_can_serve_metrics_again_at_once(run):
             async with client:
                 await client.execute("echo")
                 await serving
+        await until_async(lambda: threading.active_count() == before)
 
+    before = threading.active_count()
     run(scenario())
 
 

@@ -109,6 +109,7 @@ def test_a_handler_that_blocks_is_named_with_its_lines(run, caplog, handler, opt
         f"'{handler.__name__}' has blocked the event loop for more than 0.05 s, which delays other"
         " jobs, here:"
     )
+    assert stack[-4].startswith("  File ")
     assert stack[-4].endswith(f"in {handler.__name__}")
     assert stack[-3] == "    block()"
     assert stack[-2].endswith("in block")
@@ -136,6 +137,24 @@ def test_a_handler_that_waits_or_runs_in_a_thread_is_not_named(run, caplog):
 
     calls(run, waits, in_a_thread, threads=1, limit=LONG)
     assert warnings(caplog) == []
+
+
+def test_a_handler_that_blocks_for_less_than_the_limit_is_not_named(run, caplog, monkeypatch):
+    monkeypatch.setattr("rrq_fastwire.runner.slow.monotonic", lambda: 1000.0)
+
+    async def blocks_briefly(request):
+        time.sleep(2 * LIMIT)  # the watching thread looks meanwhile
+
+    calls(run, blocks_briefly)
+    assert warnings(caplog) == []
+
+
+def test_a_function_without_a_handler_is_not_found_with_slow_callback(run):
+    async def calling():
+        async with running({}, slow_callback=60) as client:
+            return await client.execute("missing")
+
+    assert run(calling()).type is OutcomeType.HANDLER_NOT_FOUND
 
 
 def test_code_that_holds_the_gil_is_named(run, caplog):
