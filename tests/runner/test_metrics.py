@@ -252,7 +252,7 @@ def test_metrics_are_served_only_on_the_given_address(command):
 
 
 def test_other_options_apply_with_metrics(command):
-    runner = start(command, "measured.handlers", "--native-messages")
+    runner = start(command, "measured.settings", "--native-messages")
     assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
 
 
