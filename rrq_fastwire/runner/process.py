@@ -104,7 +104,7 @@ def exit_forked_child(error: BaseException, runners_pid: int) -> None:
     with suppress(BaseException):  # of the handler's code
         code = getattr(error, "code", status)  # a CancelledError has none
         if isinstance(code, int):
-            status = code & 0xFF if -(2**63) <= code < 2**63 else 255  # as Python does
+            status = code & 0xFF
         elif code is None:
             status = 0
         else:

@@ -277,6 +277,12 @@ def test_processes_of_a_pool_have_ports_of_their_own(command):
     assert counts == [1, 2]
 
 
+def test_an_answer_that_cannot_be_sent_names_its_function_with_metrics(command):
+    peer = command.connect(start(command).port)
+    peer.send("unfit")
+    assert peer.receive().error.message.startswith("result of 'unfit' cannot be sent")
+
+
 def test_serve_can_serve_metrics_again_at_once(run):
     async def scenario():
         port = free_port(2)
