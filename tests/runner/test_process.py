@@ -381,6 +381,36 @@ async def serve_and_cancel(handlers, *names):
 
 
 @posix
+@pytest.mark.parametrize("when", ["before serve()", "in a job"])
+def test_signal_handlers_of_the_event_loop_work_during_and_after_serve(run, when):
+    async def scenario():
+        arrived = asyncio.Event()
+
+        async def add(request):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, arrived.set)
+
+        async def is_noticed():
+            arrived.clear()
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await asyncio.wait_for(arrived.wait(), PATIENCE)
+
+        if when == "before serve()":
+            await add(None)
+        serving, client = await start_serve({"add": add}, free_port())
+        async with client:
+            if when == "in a job":
+                await client.execute("add")
+            await is_noticed()
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+        await is_noticed()
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGUSR1)
+
+    run(scenario())
+
+
+@posix
 def test_a_signal_handler_that_a_job_sets_stays(run):
     def mine(number, frame):
         pass
