@@ -334,9 +334,10 @@ def test_a_stream_without_a_connection_has_a_repr(run):
         pytest.fail(text)
 
 
-async def use_elsewhere(use):
+async def use_elsewhere(use, debug):
     """Uses a client in an event loop of another thread, and raises what is raised there."""
     raised = []
+    asyncio.get_running_loop().set_debug(debug)
     async with connected() as client:
 
         def other():
@@ -348,7 +349,17 @@ async def use_elsewhere(use):
         thread = threading.Thread(target=other)
         thread.start()
         thread.join(30)
+        await client.execute("echo")  # it still works
     raise raised[0]
+
+
+def called(method, *arguments):
+    """A function that calls a method of a client's stream, which is not async."""
+
+    async def use(client):
+        getattr(client.stream, method)(*arguments)
+
+    return use
 
 
 @pytest.mark.parametrize(
@@ -357,13 +368,28 @@ async def use_elsewhere(use):
         (lambda client: client.execute("echo"), "the client belongs to another event loop"),
         (lambda client: client.cancel("j"), "the client belongs to another event loop"),
         (lambda client: client.close(), "the client belongs to another event loop"),
-        (lambda client: anext(client.stream), "another task|different loop|other loop"),
-        (lambda client: client.stream.wait_closed(), "different loop|other loop"),
+        *[
+            (use, "the connection belongs to another event loop")
+            for use in (
+                lambda client: anext(client.stream),
+                lambda client: client.stream.deliver(print),
+                lambda client: client.stream.send(CancelRequest(job_id="j")),
+                lambda client: client.stream.drain(),
+                lambda client: client.stream.wait_closed(),
+                called("send_nowait", CancelRequest(job_id="j")),
+                called("flush"),
+                called("pause_reading"),
+                called("resume_reading"),
+                called("close"),
+                called("abort"),
+            )
+        ],
     ],
 )
-def test_using_a_client_in_another_event_loop_raises_runtime_error(run, use, text):
+@pytest.mark.parametrize("debug", [False, True], ids=["", "debug"])
+def test_using_a_connection_in_another_event_loop_raises_runtime_error(run, use, text, debug):
     with pytest.raises(RuntimeError, match=text):
-        run(use_elsewhere(use))
+        run(use_elsewhere(use, debug))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")

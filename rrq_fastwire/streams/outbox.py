@@ -57,6 +57,11 @@ class Outbox(asyncio.BufferedProtocol):
         self._waiting: OrderedDict[object, asyncio.Future[None]] = OrderedDict()  # in drain()
         self._woken = 0  # how many of these calls are about to continue
 
+    def _check_loop(self) -> None:
+        # In another loop or thread, a call would wait for ever, or do what was asked at any time.
+        if asyncio.get_running_loop() is not self._loop:
+            raise RuntimeError("the connection belongs to another event loop")
+
     async def send(self, message: RunnerMessage) -> None:
         """Send one message. First wait, if the peer is slow to read earlier messages.
 
@@ -76,6 +81,7 @@ class Outbox(asyncio.BufferedProtocol):
 
         Raises EncodeError, and ConnectionError if the connection is closed or lost.
         """
+        self._check_loop()
         if self.transport.is_closing():
             raise self._closing_error()
         frame = encode_frame(message)
@@ -93,6 +99,7 @@ class Outbox(asyncio.BufferedProtocol):
 
     def flush(self) -> None:
         """Write what was sent now, instead of at the end of the read or event loop iteration."""
+        self._check_loop()
         self._write()
 
     @property
@@ -110,6 +117,7 @@ class Outbox(asyncio.BufferedProtocol):
 
         Raises ConnectionError if the connection is closed or lost.
         """
+        self._check_loop()
         if self.congested or self._waiting:
             await self._wait_while_congested()
         if self.is_closing():
@@ -217,6 +225,7 @@ class Outbox(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Close the connection, once everything sent before has been passed to the kernel."""
         if not self.is_closing():
+            self._check_loop()
             self._write(everything=True)
             self.transport.close()
             self._wake_senders()

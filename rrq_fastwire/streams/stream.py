@@ -29,7 +29,8 @@ class MessageStream(Outbox):
     """One connection: `async for message in stream` receives, `await stream.send(message)` sends.
 
     open_connection(), start_server() and their variants create it. `async with stream` closes it at
-    the end. One task may receive at a time; any number may send.
+    the end. One task may receive at a time; any number may send. In another event loop or thread,
+    methods that send, wait, close or change what is read raise RuntimeError.
 
     Iteration ends when the peer ends the stream between two frames.
 
@@ -136,12 +137,14 @@ class MessageStream(Outbox):
 
     def pause_reading(self) -> None:
         """Leave what the peer sends in the kernel, until resume_reading()."""
+        self._check_loop()
         self._paused = True
         if not self.is_closing():
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
         """Read again after pause_reading()."""
+        self._check_loop()
         self._paused = False
         self._read_if_allowed()
 
@@ -156,6 +159,7 @@ class MessageStream(Outbox):
 
     async def _wait_for_more(self) -> None:
         """Wait for more bytes. Raises StopAsyncIteration, or why nothing more will arrive."""
+        self._check_loop()
         self._refuse_second_receiver()
         if self._has_ended():
             raise StopAsyncIteration
@@ -236,6 +240,7 @@ class MessageStream(Outbox):
             raise TypeError(f"on_message must be a function, got {type_name(on_message)}")
         if inspect.iscoroutinefunction(on_message):
             raise TypeError("on_message must be a plain function, which is not async")
+        self._check_loop()
         self._refuse_second_receiver()
         self.on_message = on_message
         try:
@@ -342,10 +347,12 @@ class MessageStream(Outbox):
         """Close the connection at once, and drop what is not sent yet."""
         # asyncio's own abort() fails on a transport that has closed in the meantime.
         if not self._closed.done():
+            self._check_loop()
             self.transport.abort()
 
     async def wait_closed(self) -> None:
         """Wait until the connection is lost, or is closed and everything is sent."""
+        self._check_loop()
         await asyncio.shield(self._closed)
 
     async def __aenter__(self) -> Self:
