@@ -36,6 +36,7 @@ from .report import GREY, OTHERS, OURS, save
 from .runners import memory_mib
 
 MOST = 0.02  # the difference that is allowed
+MOST_LATE = 0.001  # the share of answers that may come more than a second after the job's deadline
 SAMPLES = 60
 ROUNDS = 5  # in a turn, at the end
 RESET_EVERY = 16  # rounds
@@ -232,13 +233,15 @@ def compare(figures: dict[str, Any]) -> list[tuple[str, float, float, bool]]:
 
 
 def report(figures: dict[str, Any]) -> bool:
-    """Prints the comparison. Returns whether every row that decides is within MOST."""
+    """Prints the comparison. Returns whether every row that decides is within its limit."""
     total = sum(figures["jobs"].values())
     print(
         f"{total:,} jobs in {figures['seconds']:.0f} s; at most {MOST:.0%} of difference is the aim"
     )
     print(f"{'':<44}{'tenth minute':>14}{'the end':>12}{'difference':>12}")
-    good = True
+    late = sum(figures["late"].values())
+    good = late <= MOST_LATE * total
+    print(f"{late} answers came late{'' if good else ': too many'}")
     for what, tenth, last, decides in compare(figures):
         difference = last / tenth - 1
         short = abs(difference) > MOST

@@ -25,6 +25,11 @@ def test_a_short_run_is_compared_and_a_difference_is_found(monkeypatch, tmp_path
     soak.draw(tmp_path / "soak.svg", figures)
     assert "jobs per CPU second" in (tmp_path / "soak.svg").read_text()
 
+    late = copy.deepcopy(figures)
+    late["late"]["64 in flight"] = 1 + sum(figures["jobs"].values()) // 100
+    assert not soak.report(late)
+    assert ": too many" in capfd.readouterr().out
+
     grown = copy.deepcopy(figures)
     for sample in grown["samples"]["1 in flight"][-3:]:
         sample["MiB"] *= 100
