@@ -119,9 +119,19 @@ def requests_that_wait(size: int) -> bytes:
 
 
 def unread_answers(size: int) -> bytes:
+    """64 requests that run at once: none is answered before all of a connection are read."""
     text = 1_000_000 if size == LARGEST else 10_000
     requests = (request("make_text", f"r{number}", size=text) for number in range(64))
     return b"".join(map(encode_frame, requests))
+
+
+def kept_params(size: int) -> bytes:
+    """Requests with nested arrays, whose jobs wait: 16 of 1 MiB, or one of a crowd."""
+    payload = deepest_that_is_read(min(size, MIB))[4:].replace(b'"noop"', b'"wait"')
+    return b"".join(
+        pack_frame(payload.replace(b'"request_id":"r"', b'"request_id":"r%d"' % number))
+        for number in range(16 if size == LARGEST else 1)
+    )
 
 
 def cancels(size: int) -> bytes:
@@ -140,6 +150,7 @@ ATTACKS: dict[str, Callable[[int], bytes]] = {
     "16 MiB but for the last byte": all_but_a_byte,
     "arrays nested as deep as fits": deep,
     "arrays nested 1,000 deep, as many as fit": deepest_that_is_read,
+    "such arrays, which 16 waiting jobs keep (1 MiB each; a crowd: one job)": kept_params,
     "the longest text": long_text,
     "the longest key": long_key,
     "as many keys as fit": many_keys,
