@@ -23,6 +23,13 @@ def test_an_integer_of_up_to_308_digits_is_decoded(wire, digits):
     assert params(wire, b'{"a":' + b"7" * digits + b"}") == {"a": pytest.approx(int("7" * digits))}
 
 
+def test_the_largest_integer_is_the_largest_double(wire):
+    largest = b"17976931348623158" + b"0" * 292
+    assert params(wire, b'{"a":' + largest + b"}") == {"a": pytest.approx(1.7976931348623157e308)}
+    with pytest.raises(MessageError):
+        params(wire, b'{"a":' + largest.replace(b"8000", b"9000") + b"}")
+
+
 @pytest.mark.parametrize("digits", [310, 5000, 1_000_000, LARGEST - 10])
 def test_an_integer_beyond_the_largest_number_is_refused_however_long_it_is(wire, digits):
     with pytest.raises(MessageError):

@@ -74,6 +74,13 @@ def test_the_help_says_which_units_sizes_have():
     assert words.count("1K is 1024 bytes, 1M is 1024K, 1G is 1024M") == 2
 
 
+def test_the_default_limits_are_those_of_the_documentation():
+    required = ["--settings", "app.handlers", "--tcp-socket", "127.0.0.1:9"]
+    options = option_parser().read(required, {})
+    limits = options.max_connections, options.max_frame_size, options.header_timeout
+    assert limits == (512, 16 * 1024 * 1024, 60)
+
+
 def test_an_option_can_be_an_environment_variable(command, monkeypatch):
     set_option(command, monkeypatch, "--settings", "app.handlers")
     set_option(command, monkeypatch, "--loop", "asyncio")

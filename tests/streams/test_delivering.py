@@ -17,6 +17,7 @@ from rrq_fastwire import (
     MessageError,
     encode_frame,
 )
+from rrq_fastwire.streams.quota import quota_of
 
 from ..stream_peers import (
     NO_MESSAGE,
@@ -119,6 +120,17 @@ def test_deliver_pauses_while_the_peer_does_not_read(run, connected):
             assert found == expected
             peer.shutdown(socket.SHUT_WR)
             await receiver
+
+    run(scenario())
+
+
+def test_the_streams_of_an_event_loop_decode_64_kib_in_a_row(run):
+    async def scenario():
+        quota = quota_of(asyncio.get_running_loop())
+        quota.use(64 * 1024)
+        assert not quota.is_used_up
+        quota.use(1)
+        assert quota.is_used_up
 
     run(scenario())
 
