@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+import types
 import weakref
 from contextlib import suppress
 
@@ -378,6 +379,39 @@ async def serve_and_cancel(handlers, *names):
         serving.cancel()
         with suppress(asyncio.CancelledError):
             await serving
+
+
+@posix
+def test_the_users_signal_handler_gets_the_number_and_the_frame(run):
+    """During serve(), and after it if a job's own signal handler calls the one that it replaced."""
+    calls = []
+
+    async def replace(request):
+        replaced = signal.getsignal(signal.SIGTERM)
+
+        def handle(number, frame):
+            replaced(number, frame)
+
+        signal.signal(signal.SIGTERM, handle)
+
+    async def scenario():
+        serving, client = await start_serve({"replace": replace}, free_port())
+        async with client:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await client.execute("replace")
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.signal(signal.SIGTERM, lambda *arguments: calls.append(arguments))
+    try:
+        run(scenario())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [(number, type(frame)) for number, frame in calls] == [
+        (signal.SIGTERM, types.FrameType)
+    ] * 2
 
 
 @posix
