@@ -161,6 +161,7 @@ class RunnerMachine(RuleBasedStateMachine):
             return
         deadline = seconds and datetime.fromtimestamp(self.wall_clock() + seconds, timezone.utc)
         frames = b""
+        waits = []
         for name in names:
             if repeats and peer.waiting:
                 request_id = next(iter(peer.waiting))
@@ -168,6 +169,7 @@ class RunnerMachine(RuleBasedStateMachine):
                 self.number += 1
                 request_id = f"r{self.number}"
                 if name in ("wait", "swallow") and (seconds is None or seconds > 0):
+                    waits.append(request_id)
                     peer.waiting[request_id] = deadline
             peer.sent[request_id] += 1
             frames += encode_frame(
@@ -184,32 +186,45 @@ class RunnerMachine(RuleBasedStateMachine):
                     ),
                 )
             )
+        known = len(peer.answers())
+        before = len(peer.waiting) - len(waits)
         self.call(peer.transport.arrive, frames)
-        self.forget_refused(peer)
-
-    def forget_refused(self, peer):
-        """Removes requests beyond the limit from `waiting`, because they are answered at once."""
-        answered = {answer.request_id for answer in peer.answers() if busy(answer)}
-        for request_id in answered & set(peer.waiting):
+        refused = [answer.request_id for answer in peer.answers()[known:] if busy(answer)]
+        assert not refused or before + len(names) > MAX_IN_FLIGHT
+        for request_id in refused:
             if request_id not in self.released:
-                del peer.waiting[request_id]
+                peer.waiting.pop(request_id, None)
+        assert len(peer.waiting) <= MAX_IN_FLIGHT
 
     @precondition(lambda self: any(peer.waiting for peer in self.peers))
-    @rule(choice=st.integers(0, 20), whole_job=st.booleans())
-    def cancel(self, choice, whole_job):
+    @rule(choice=st.integers(0, 20), whole_job=st.booleans(), itself=st.booleans())
+    def cancel(self, choice, whole_job, itself):
         ids = [(peer, each) for peer in self.peers for each in peer.waiting]
         peer, request_id = ids[choice % len(ids)]
         message = CancelRequest(
             job_id=f"job of {request_id}", request_id=None if whole_job else request_id
         )
 
-        def connect_and_cancel():
+        self.send_cancel(message, peer if itself else None)
+        peer.waiting.pop(request_id)
+
+    @rule(choice=st.integers(0, 2), itself=st.booleans())
+    def cancel_nothing(self, choice, itself):
+        peer = self.open_peer(choice) if itself else None
+        self.send_cancel(CancelRequest(job_id="none"), peer)
+
+    def send_cancel(self, message, peer):
+        """Sends a cancel on a peer's connection; None stands for a new connection."""
+
+        def send():
+            if peer is not None:
+                peer.transport.arrive(encode_frame(message))
+                return
             transport = Transport(MessageStream(self.runner.on_stream))
             transport.arrive(encode_frame(message))
             transport.arrive(b"")
 
-        self.call(connect_and_cancel)
-        peer.waiting.pop(request_id)
+        self.call(send)
 
     @rule(choice=st.integers(0, 20))
     def end_a_handler(self, choice):
