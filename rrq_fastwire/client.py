@@ -103,7 +103,6 @@ class RunnerClient:
             TypeError: `timeout` is not a number.
             RuntimeError: the client belongs to another event loop.
         """
-        self._check_loop()
         now = datetime.now(timezone.utc)
         deadline = None if timeout is None else _deadline(now, timeout)
         job_id = str(uuid.uuid4()) if job_id is None else job_id
@@ -155,7 +154,6 @@ class RunnerClient:
         Raises ConnectionError if the connection is closed or lost, and RuntimeError if the client
         belongs to another event loop.
         """
-        self._check_loop()
         await self.stream.send(CancelRequest(job_id=job_id, request_id=request_id))
 
     async def close(self) -> None:
@@ -165,7 +163,6 @@ class RunnerClient:
 
         Raises RuntimeError if the client belongs to another event loop.
         """
-        self._check_loop()
         self.stream.close()
         try:
             async with asyncio.timeout(_CLOSE_SECONDS):
@@ -180,11 +177,6 @@ class RunnerClient:
 
     async def __aexit__(self, *error: object) -> None:
         await self.close()
-
-    def _check_loop(self) -> None:
-        # If the client's own loop does not run, an answer never comes, and nothing is sent.
-        if asyncio.get_running_loop() is not self._receiver.get_loop():
-            raise RuntimeError("the client belongs to another event loop")
 
     async def _receive(self) -> None:
         """Pass the answers to the waiting calls of execute(), until the connection ends."""
