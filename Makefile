@@ -286,6 +286,7 @@ typecheck: $(READY)  ## check types with mypy and pyright, both strict
 	$(RUN)/mypy tests/typing_examples.py
 	$(RUN)/pyright
 
+# One process runs all tests of a file, because they share runs of the orchestrator.
 e2e: $(READY)  ## run real jobs with Redis, the published orchestrators and every runner
 	$(PYTEST) --numprocesses=2 --dist=loadfile tests/e2e --ignore=tests/e2e/test_chaos.py
 

@@ -238,10 +238,10 @@ def report(figures: dict[str, Any]) -> bool:
     print(
         f"{total:,} jobs in {figures['seconds']:.0f} s; at most {MOST:.0%} of difference is the aim"
     )
-    print(f"{'':<44}{'tenth minute':>14}{'the end':>12}{'difference':>12}")
     late = sum(figures["late"].values())
     good = late <= MOST_LATE * total
     print(f"{late} answers came late{'' if good else ': too many'}")
+    print(f"{'':<44}{'tenth minute':>14}{'the end':>12}{'difference':>12}")
     for what, tenth, last, decides in compare(figures):
         difference = last / tenth - 1
         short = abs(difference) > MOST

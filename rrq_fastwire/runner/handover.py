@@ -23,6 +23,8 @@ __all__ = ["Handover"]
 # The descriptors of the sockets, as "listener,connection,...".
 _VARIABLE = "RRQ_FASTWIRE_RUNNER_SOCKETS"
 
+# Not those of process.py: it imports asyncio, which imports logging, whose atexit function is then
+# registered before that of the command, and does not run at a restart.
 _ENDING_SIGNALS = signal.SIGTERM, signal.SIGINT
 
 

@@ -207,7 +207,6 @@ def test_a_value_that_is_refused_at_the_start_gets_one_line_and_status_2(
     if by_variable:
         set_option(command_for_errors, monkeypatch, name, value)
         done = command_for_errors.run(*given(name), **required)
-        assert variable(name) in done.stderr or name in done.stderr or "TCP" in done.stderr
     else:
         done = command_for_errors.run(*given(name), f"{name}={value}", **required)
     check_refusal(done.returncode, done.stdout, done.stderr, said)

@@ -77,7 +77,6 @@ handlers |= {
     "who": who, "change": change, "until_told": until_told, "note": note, "grow": grow,
     "exhaust": exhaust, "exhaust_when_told": exhaust_when_told,
 }
-
 settings = register(handlers)
 """
 
