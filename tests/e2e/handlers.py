@@ -5,6 +5,7 @@ The runner is in the orchestrator's virtual environment, so this file cannot imp
 
 import asyncio
 import os
+import resource
 import signal
 import time
 import uuid
@@ -117,6 +118,17 @@ async def wait_for_release(request):
     return "released"
 
 
+async def use_up_descriptors(request):
+    """Lets this process open no more files and connections until `released` is set in Redis."""
+    await count(request)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull) as lowest_free:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free.fileno(), hard))
+    while not await database.exists("released"):
+        await asyncio.sleep(0.01)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 async def record(request):
     """Adds a line to the ledger, a file, which no kill of Redis or of a runner can undo."""
     await asyncio.sleep(request.params["seconds"])
@@ -170,6 +182,7 @@ HANDLERS = (
     count,
     count_and_name_image,
     wait_for_release,
+    use_up_descriptors,
     record,
     linger,
     linger_in_thread,

@@ -206,11 +206,14 @@ class Deployment:
                         os.kill(pid, signal.SIGKILL)
 
     @contextlib.contextmanager
-    def external_runner(self, port: int | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    def external_runner(
+        self, port: int | None = None, log: Path | None = None
+    ) -> Iterator[subprocess.Popen[bytes]]:
         """Runs a runner without the orchestrator, and kills it at the end.
 
         Arguments:
             port: the runner's port, if it is not the orchestrator that connects to it.
+            log: the file to which the runner writes, if it is not the orchestrator's.
         """
         port = port or self.port
         tcp_socket = f"127.0.0.1:{port}"
@@ -223,12 +226,12 @@ class Deployment:
             ),
         }
         with (
-            (self.directory / "log").open("a") as log,
+            (log or self.directory / "log").open("a") as output,
             subprocess.Popen(
                 [*self.command, "--tcp-socket", tcp_socket],
                 env=environment,
                 cwd=self.directory,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             ) as process,
         ):

@@ -1,4 +1,7 @@
-"""A runner that is stopped, a clock that jumps by an hour, a bad network: no job is lost."""
+"""No job is lost by a runner that is stopped, or by a lack of descriptors or disk space.
+
+Nor by a clock that jumps by an hour, or a bad network.
+"""
 
 from __future__ import annotations
 
@@ -144,3 +147,40 @@ def test_no_job_is_lost_when_the_clock_goes_an_hour_forth_and_back(orchestrator,
     tell(runner, deployment, waiting | batches[0] | batches[1], runs)
     if runner == "ours":
         assert late == {"FAILED": len(lingering)}
+
+
+@each_runner
+def test_no_job_is_lost_while_a_runner_has_no_descriptor_for_a_connection(orchestrator, runner):
+    # uvloop logs nothing.
+    options = ["--loop", "asyncio"] if runner == "ours" else []
+    deployment = orchestrator.deploy([*RUNNERS[runner], *options], Pool(1, 4), is_external=True)
+    database = orchestrator.database
+    deployment.enqueue({"holder": ("use_up_descriptors", {})})
+    jobs = {f"job {number}": ("make_text", {"params": {"size": 1}}) for number in range(100)}
+    with deployment.external_runner(), deployment.worker():
+        assert wait_until(lambda: database.exists("runs")), deployment.log[-4000:]
+        deployment.enqueue(jobs)
+        with deployment.worker():  # whose connection the runner cannot accept
+            assert wait_until(lambda: "out of system resource" in deployment.log)
+            database.set("released", 1)
+            assert wait_until(lambda: deployment.have_ended(jobs)), deployment.log[-4000:]
+            states = deployment.states(jobs)
+    ends = Counter((state["status"], state["retries"]) for state in states.values())
+    print(f"{runner}: status and retries: {dict(ends)}")
+    if runner == "ours":
+        assert ends == {("COMPLETED", 0): len(jobs)}
+
+
+@each_runner
+def test_no_job_is_lost_although_the_runner_cannot_write_its_log(orchestrator, runner):
+    deployment = orchestrator.deploy(RUNNERS[runner], Pool(1, 4), is_external=True)
+    jobs = {f"job {number}": ("record", {"params": {"seconds": 0}}) for number in range(100)}
+    failing = {f"failing {number}": ("fail", {"max_retries": 2}) for number in range(20)}
+    deployment.enqueue(jobs | failing)
+    with deployment.external_runner(log=Path("/dev/full")), deployment.worker():
+        assert wait_until(lambda: deployment.have_ended(jobs | failing)), deployment.log[-4000:]
+        failures = deployment.states(failing).values()
+    ledger = (deployment.directory / "ledger").read_text()
+    tell(runner, deployment, jobs, Counter(ledger.splitlines()))
+    if runner == "ours":
+        assert {state["last_error"] for state in failures} == {"broken ☠ \n"}
