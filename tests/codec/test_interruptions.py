@@ -6,7 +6,10 @@ crashed, and test_interpreters.py has those of subinterpreters.
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import os
+import pickle
 import signal
 from collections import Counter
 from contextlib import suppress
@@ -269,7 +272,40 @@ class Writing:
     def do(self, name):
         getattr(self, name)()
 
-    check = call
+    def check(self):
+        self.call()
+
+
+class Using(Writing):
+    """What a message can do itself, while its values change."""
+
+    # Not a call: the repr of a dataclass within itself is "...".
+    actions = ("rename", "add", "empty", "spoil")
+
+    def __init__(self, function, kind, wire):
+        super().__init__("encode_payload", kind, wire)
+        self._use = function
+        self._expected = repr(function(self._message))
+
+    def call(self):
+        try:
+            result = repr(self._use(self._message))
+        except (AttributeError, RuntimeError):
+            # A field was deleted, or a dict has grown while pickle iterated over it.
+            assert not self._has_form
+        else:
+            if self._has_form:
+                assert result.replace("new", "old") == self._expected
+
+
+def built_again(message):
+    fields = {field.name: getattr(message, field.name) for field in dataclasses.fields(message)}
+    return type(message)(**fields)
+
+
+def compared(message):
+    """The type of what a comparison gives. What it gives depends on the moment of a change."""
+    return type(message == copy.copy(message))
 
 
 def with_values(holder):
@@ -314,6 +350,11 @@ CASES = {
     "encode_frame, success": partial(Writing, "encode_frame", SUCCESS),
     "encode_frame, failure": partial(Writing, "encode_frame", FAILURE),
     "encode_payload": partial(Writing, "encode_payload", SUCCESS),
+    "repr": partial(Using, repr, REQUEST),
+    "construct": partial(Using, built_again, REQUEST),
+    "compare": partial(Using, compared, FAILURE),
+    "pickle": partial(Using, lambda message: pickle.loads(pickle.dumps(message)), REQUEST),
+    "deepcopy": partial(Using, copy.deepcopy, FAILURE),
 }
 each_case = pytest.mark.parametrize("case", CASES)
 
