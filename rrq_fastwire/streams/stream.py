@@ -30,7 +30,8 @@ class MessageStream(Outbox):
 
     open_connection(), start_server() and their variants create it. `async with stream` closes it at
     the end. One task may receive at a time; any number may send. In another event loop or thread,
-    methods that send, wait, close or change what is read raise RuntimeError.
+    methods that send, wait, close or change what is read raise RuntimeError. A finalizer or a
+    signal handler may call any method, even while another one runs in the same thread.
 
     Iteration ends when the peer ends the stream between two frames.
 
