@@ -334,6 +334,25 @@ def test_a_stream_without_a_connection_has_a_repr(run):
         pytest.fail(text)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda stream: stream.send_nowait(CancelRequest(job_id="j")),
+        lambda stream: stream.is_closing(),
+        lambda stream: stream.unsent,
+        lambda stream: stream.pause_reading(),
+        lambda stream: stream.close(),
+        lambda stream: stream.abort(),
+    ],
+)
+def test_using_a_stream_without_a_connection_raises_runtime_error(run, use):
+    async def scenario():
+        use(MessageStream())
+
+    with pytest.raises(RuntimeError, match="the stream is not connected"):
+        run(scenario())
+
+
 async def use_elsewhere(use, debug):
     """Uses a client in an event loop of another thread, and raises what is raised there."""
     raised = []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
+from typing import cast
 
 from .. import encode_frame
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import NoReturn
+
     from .. import RunnerMessage
 
-__all__ = ["HIGH_WATER", "Outbox"]
+__all__ = ["HIGH_WATER", "NoTransport", "Outbox"]
 
 # In bytes. Reading pauses when more received data than this waits to be taken, until all of it is
 # taken. drain() waits while more sent data than this waits for the transport.
@@ -21,6 +24,13 @@ HIGH_WATER = 64 * 1024
 _LARGEST_JOINED = 256 * 1024
 
 _CLOSED = "the connection is closed"
+
+
+class NoTransport:
+    """Stands in for the transport until the stream is connected."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError("the stream is not connected")
 
 
 class Outbox(asyncio.BufferedProtocol):
@@ -43,9 +53,8 @@ class Outbox(asyncio.BufferedProtocol):
         "transport",
     )
 
-    transport: asyncio.Transport
-
     def __init__(self) -> None:
+        self.transport = cast("asyncio.Transport", NoTransport())
         self._loop = asyncio.get_running_loop()
         self._lost: ConnectionError | None = None  # why the connection was lost, if it was
         self._unsent: deque[bytes] = deque()  # frames that the transport does not have yet

@@ -10,7 +10,7 @@ from typing import cast
 
 from .. import MAX_FRAME_SIZE, FrameError, MessageDecoder
 from ..errors import type_name
-from .outbox import HIGH_WATER, Outbox
+from .outbox import HIGH_WATER, NoTransport, Outbox
 from .quota import quota_of
 
 TYPE_CHECKING = False
@@ -86,7 +86,7 @@ class MessageStream(Outbox):
         self._eof = False
 
     def __repr__(self) -> str:
-        if not hasattr(self, "transport"):
+        if isinstance(self.transport, NoTransport):
             return f"<{type(self).__name__} not connected>"
         state = "closed" if self._closed.done() else "closing" if self.is_closing() else "open"
         return f"<{type(self).__name__} {state} peer={self._peer}>"
