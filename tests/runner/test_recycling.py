@@ -185,6 +185,18 @@ def test_requests_wait_for_a_second_at_most_while_a_job_delays_the_restart(comma
     ask_until_another(other, me)
 
 
+def test_between_two_attempts_to_restart_connections_are_served_and_watched(command):
+    options = "--max-jobs", "1", "--header-timeout", "0.5"
+    runner = command.start(*options, settings="renewed.handlers")
+    running = command.begin(runner.port, "until_told")
+    me = command.connect(runner.port).ask("who")[0]
+    until(lambda: "restarting once idle" in runner.errors(), "accepting is paused")
+    assert command.connect(runner.port).ask("who")[0] == me  # after a second
+    assert command.connect(runner.port).receive() is None  # it has sent nothing in time
+    (command.folder / "told").touch()
+    assert running.receive().result == me
+
+
 def test_requests_that_wait_for_the_restart_are_not_too_late_for_the_header_timeout(command):
     options = "--max-jobs", "1", "--header-timeout", "0.5"
     runner = command.start(*options, settings="renewed.handlers")

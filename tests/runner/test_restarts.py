@@ -16,13 +16,23 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replace
 
 HANDLERS = """
 from app import *
-import atexit, contextlib, subprocess, threading
+import atexit, contextlib, socket, subprocess, threading
 
 folder = Path(__file__).parent
 me = time.monotonic_ns()
 
 async def who(request):
     return me
+
+async def modes_of_sockets(request):
+    modes = []
+    for number in range(100):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as copy:
+            if copy.family == socket.AF_INET:
+                modes.append(
+                    {"inheritable": os.get_inheritable(number), "blocking": os.get_blocking(number)}
+                )
+    return modes
 
 async def leave_zombie(request):
     subprocess.Popen(["true"])
@@ -59,7 +69,7 @@ async def exit_at_signal(request):
 handlers |= {
     each.__name__: each
     for each in (
-        who, leave_zombie, count_children, block_signal, set_alarm, sigterm, fork_at_exit,
+        who, modes_of_sockets, leave_zombie, count_children, block_signal, set_alarm, sigterm, fork_at_exit,
         exit_at_signal,
     )
 }
@@ -134,6 +144,34 @@ def test_requests_do_not_wait_long_for_a_thread_that_a_job_has_left(command):
     assert peer.receive().type == "timeout"
     peer.socket.sendall(encode_frame(new_request("kind", deadline=4.5)))
     assert peer.receive().type == "success"
+
+
+WAITS_AT_A_RESTART = """
+from restarted import *
+if (folder / "restarting").exists():
+    (folder / "importing").touch()
+    while not (folder / "told").exists():
+        time.sleep(0.005)
+"""
+
+
+def test_a_connection_that_is_made_during_a_restart_is_served(command):
+    (command.folder / "slow.py").write_text(WAITS_AT_A_RESTART)
+    runner = command.start("--max-jobs", "1", settings="slow.handlers")
+    (command.folder / "restarting").touch()
+    me = command.connect(runner.port).ask("who")
+    until((command.folder / "importing").exists, "the next program is starting")
+    peer = command.connect(runner.port)
+    peer.send("who")
+    (command.folder / "told").touch()
+    assert peer.receive().result != me
+
+
+def test_sockets_are_not_inheritable_and_do_not_block_after_a_restart_either(command):
+    runner = start(command)
+    peer, modes = ask_before_a_restart(command, runner, "modes_of_sockets")
+    for each in modes + peer.ask("modes_of_sockets"):
+        assert each == {"inheritable": False, "blocking": False}
 
 
 def test_children_that_have_ended_are_reaped(command):
