@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,10 +25,12 @@ _LIMITS = (16 * 1024 * 1024, 1, 2, 300, 2**32 - 1)
 
 def seeds() -> Iterator[bytes]:
     steps = bytes(range(2 * _STEPS))
-    for path in sorted(Path(__file__).parent.parent.glob("captures/*.bin")):
-        yield b"\0" + steps + path.read_bytes()[:1500]
     good = b"\0\0\0\x33" + b'{"type":"cancel","payload":{"job_id":"0123456789"}}'
-    yield b"\0" + steps + good + b"\0\0\0\x02{}" + good + b"\0\0\0\0" + good
+    streams = [good + b"\0\0\0\x02{}" + good + b"\0\0\0\0" + good]
+    for path in sorted(Path(__file__).parent.parent.glob("captures/*.bin")):
+        streams.append(path.read_bytes()[:1500])
+    for limit, stream in product(range(len(_LIMITS)), streams):
+        yield bytes([limit]) + steps + stream
 
 
 def check(data: bytes) -> None:
