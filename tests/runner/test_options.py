@@ -67,18 +67,67 @@ def test_the_help_does_not_break_names_at_their_hyphens(monkeypatch):
 
 def test_the_help_says_which_units_sizes_have():
     parser = option_parser()
-    required = ["--settings", "app.handlers", "--tcp-socket", "127.0.0.1:9"]
-    sizes = parser.read([*required, "--max-frame-size", "2K", "--max-rss", "1.5M"], {})
+    sizes = parser.read([*REQUIRED, "--max-frame-size", "2K", "--max-rss", "1.5M"], {})
     assert (sizes.max_frame_size, sizes.max_rss) == (2 * 1024, 1.5 * 1024 * 1024)
     words = " ".join(parser.format_help().split())
     assert words.count("1K is 1024 bytes, 1M is 1024K, 1G is 1024M") == 2
 
 
-def test_the_default_limits_are_those_of_the_documentation():
-    required = ["--settings", "app.handlers", "--tcp-socket", "127.0.0.1:9"]
-    options = option_parser().read(required, {})
-    limits = options.max_connections, options.max_frame_size, options.header_timeout
-    assert limits == (512, 16 * 1024 * 1024, 60)
+REQUIRED = ["--settings", "app.handlers", "--tcp-socket", "127.0.0.1:9"]
+
+DEFAULTS = {
+    "native_messages": False,
+    "loop": "auto",
+    "lifespan": None,
+    "threads": None,
+    "slow_callback": None,
+    "middleware": (),
+    "on_error": None,
+    "allow_remote": False,
+    "allow_from": (),
+    "max_connections": 512,
+    "max_frame_size": 16 * 1024 * 1024,
+    "header_timeout": 60,
+    "drain": 0,
+    "grace": 0.02,
+    "parent_watch": True,
+    "max_jobs": None,
+    "max_rss": None,
+    "metrics": None,
+    "reload": False,
+}
+
+
+def test_the_defaults_are_those_of_the_documentation():
+    found = vars(option_parser().read(REQUIRED, {}))
+    required = {"settings": "app.handlers", "tcp_socket": "127.0.0.1:9"}
+    assert found == required | DEFAULTS
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("--threads=1", 1),
+        ("--threads=1024", 1024),
+        ("--slow-callback", 0.1),
+        ("--max-connections=1", 1),
+        ("--max-jobs=1000000000000", 10**12),
+        ("--max-rss=1", 1),
+        ("--max-frame-size=16777216", 16 * 1024 * 1024),
+        ("--header-timeout=0", 0),
+        ("--grace=3600", 3600),
+    ],
+)
+def test_the_least_and_the_largest_values_are_accepted(option, value):
+    name = option.partition("=")[0][2:].replace("-", "_")
+    assert getattr(option_parser().read([*REQUIRED, option], {}), name) == value
+
+
+def test_options_that_are_missing_are_named(capsys):
+    with pytest.raises(SystemExit):
+        option_parser().read([], {})
+    said = "the following arguments are required: --settings, --tcp-socket (see --help)\n"
+    assert capsys.readouterr().err == f"rrq-fastwire-runner: {said}"
 
 
 def test_an_option_can_be_an_environment_variable(command, monkeypatch):
@@ -120,6 +169,7 @@ def test_the_variable_of_an_option_without_a_value_is_1_or_0(command, monkeypatc
 WRONG = [
     ("--loop", "trio", "invalid choice: 'trio'"),
     ("--threads", "0", "must be an integer from 1 to 1024, got '0'"),
+    ("--threads", "1025", "must be an integer from 1 to 1024, got '1025'"),
     ("--threads", "few", "must be an integer from 1 to 1024, got 'few'"),
     ("--slow-callback", "0", "must be more than 0, got '0'"),
     ("--slow-callback", "soon", "must be a number from 0 to 3600, got 'soon'"),
@@ -130,6 +180,11 @@ WRONG = [
     ("--max-connections", "0", "must be a number from 1 to 1000000000000, got '0'"),
     ("--max-connections", "many", "must be a number from 1 to 1000000000000, got 'many'"),
     ("--max-jobs", "0", "must be a number from 1 to 1000000000000, got '0'"),
+    (
+        "--max-jobs",
+        "1000000000001",
+        "must be a number from 1 to 1000000000000, got '1000000000001'",
+    ),
     ("--max-jobs", "1.5", "must be a number from 1 to 1000000000000, got '1.5'"),
     ("--max-rss", "0", "must be a number of bytes such as 500M, got '0'"),
     ("--max-rss", "M", "must be a number of bytes such as 500M, got 'M'"),
@@ -181,6 +236,7 @@ def test_a_wrong_value_gets_one_line_and_status_2(capsys, name, value, said):
     ("name", "value", "said"),
     [
         *WRONG,
+        ("--loop", "trio", "invalid choice: 'trio' (choose from auto, asyncio, uvloop)"),
         ("--native-messages", "2", "must be 1 or 0, true or false, yes or no, got '2'"),
         ("--no-parent-watch", "", "must be 1 or 0, true or false, yes or no, got ''"),
         ("--reload", "on", "must be 1 or 0, true or false, yes or no, got 'on'"),
