@@ -217,7 +217,9 @@ class Outbox(asyncio.BufferedProtocol):
         Frames may be added meanwhile, by a finalizer or a signal handler.
         """
         unsent = self._unsent
-        if self._unsent_size <= _LARGEST_JOINED:
+        if len(unsent) == 1:
+            frames = unsent.popleft()
+        elif self._unsent_size <= _LARGEST_JOINED:
             frames = b"".join([unsent.popleft() for _ in range(len(unsent))])
         else:
             pieces = [unsent.popleft()]
