@@ -14,7 +14,7 @@ from importlib import import_module
 
 from .files import write_buffers
 from .guard import Guard
-from .options import option_parser
+from .options import OptionParser, option_parser
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,17 +40,14 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = option_parser()
     options = parser.read(argv, os.environ)
-    guard = Guard(options.grace, drain=options.drain, watch_parent=options.parent_watch)
     # So a second Ctrl-C kills the process, even while asyncio and Python wait for threads.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    handover = None
-    if options.max_jobs is not None or options.max_rss is not None or options.reload:
-        from .handover import Handover
-
-        if os.name != "posix":
-            parser.error("--max-jobs, --max-rss and --reload need POSIX")
-        handover = Handover()
+    handover = _handover(parser, options)
+    parent = None
+    if options.parent_watch and os.name == "posix":
+        parent = os.getppid() if handover is None else handover.parent
+    guard = Guard(options.grace, drain=options.drain, parent=parent)
     # Registered first, so that it is called last: after what the settings' code registers.
     atexit.register(_at_exit, handover)
 
@@ -91,7 +88,20 @@ def main(argv: list[str] | None = None) -> None:
         handover.keep_inherited()
         guard.begin_renewal(handover)
     finally:
+        if handover is not None:
+            handover.end_at_signals()
         guard.loop_is_closed()
+
+
+def _handover(parser: OptionParser, options: argparse.Namespace) -> Handover | None:
+    """Return what a process has inherited that may restart."""
+    if options.max_jobs is None and options.max_rss is None and not options.reload:
+        return None
+    if os.name != "posix":
+        parser.error("--max-jobs, --max-rss and --reload need POSIX")
+    from .handover import Handover
+
+    return Handover()
 
 
 def _run(
@@ -108,7 +118,7 @@ def _run(
     with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loop_factory) as starter:
         try:
             starter.run(serving)
-        except SystemExit as error:
+        except (SystemExit, KeyboardInterrupt) as error:
             exit_forked_child(error, pid)  # before its tasks are cancelled
             if handover is not None:  # the user's signal handler ends a runner that restarts
                 handover.abandon()
@@ -179,6 +189,8 @@ async def _listen(
         max_frame_size=options.max_frame_size,
         header_timeout=options.header_timeout,
     )
+    if handover is not None:
+        handover.release_signals()
     try:
         await run_server(
             runner,

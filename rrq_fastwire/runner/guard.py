@@ -42,8 +42,8 @@ _LAST_LINE = (
     b"rrq-fastwire-runner: ended by force: a handler, or what it left running, did not end\n"
 )
 
-# A process that is to be replaced has at least this much grace, and this long instead of
-# _EXIT_SECONDS, because no orchestrator waits for its end. But its peers wait for their answers.
+# A process that is to be replaced has at least this much grace, because no orchestrator waits for
+# its end. But its peers wait for their answers.
 _RENEWAL_SECONDS = 1.0
 
 # What the main thread sends to the guard.
@@ -63,17 +63,17 @@ class Guard:
 
     Arguments:
         grace: seconds from begin_end() until the event loop must be closed.
-        watch_parent: whether to end the process when its parent ends: as SIGTERM does, but within a
-            second.
+        parent: the id of the parent process. When that ends, this process ends as after SIGTERM,
+            but within a second. None watches no process.
         drain: seconds between begin_end() and the start of the grace; drain_is_over() ends them
             early.
     """
 
-    def __init__(self, grace: float, *, watch_parent: bool, drain: float = 0.0) -> None:
+    def __init__(self, grace: float, *, parent: int | None, drain: float = 0.0) -> None:
         self._grace = grace
         self._drain = drain
         self._handover: Handover | None = None
-        self._parent = os.getppid() if watch_parent and os.name == "posix" else None
+        self._parent = parent
         self._starter = threading.get_ident()
         self._reader, self._writer = socket.socketpair()
         threading.Thread(target=self._run, name="rrq-fastwire-guard", daemon=True).start()
@@ -107,8 +107,7 @@ class Guard:
             signal.pthread_kill(self._starter, signal.SIGTERM)
         end = time.monotonic() + grace
         if any(self._receives(_CLOSED, grace / _GRACE_PARTS) for _ in range(_GRACE_PARTS)):
-            exit_seconds = _EXIT_SECONDS if self._handover is None else _RENEWAL_SECONDS
-            time.sleep(max(exit_seconds, end - time.monotonic()))
+            time.sleep(max(_EXIT_SECONDS, end - time.monotonic()))
         _write_last_line()
         if self._handover is not None:
             self._handover.replace_process()

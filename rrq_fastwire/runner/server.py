@@ -12,6 +12,7 @@ from ..streams import MessageStream
 from .admission import Admission
 from .arguments import check_count, check_seconds, check_text, parse_networks, parse_tcp_socket
 from .backlog import create_server
+from .connections import let_accepted_connections_arrive
 from .defaults import DEFAULT_HEADER_TIMEOUT, DEFAULT_MAX_CONNECTIONS
 from .engine import Runner
 from .guard import DEFAULT_GRACE
@@ -231,9 +232,9 @@ async def run_server(
             async def listen(listener: socket.socket | None) -> asyncio.Server:
                 return await _listen(host, port, listener, runner, admission, stream_class)
 
-            server = await listen(None if handover is None else handover.listener)
-            if handover is not None:
+            if handover is not None:  # first: new connections must not take the places of these
                 await _take_over(handover, runner, admission, stream_class)
+            server = await listen(None if handover is None else handover.listener)
             renewal = None
             if due:
                 from .renewal import Renewal
@@ -346,6 +347,7 @@ async def _take_over(
         await asyncio.get_running_loop().connect_accepted_socket(
             lambda: stream_class(on_stream, max_frame_size=size), connection
         )
+    await let_accepted_connections_arrive()
 
 
 async def _wait_for_first(*waits: Coroutine[Any, Any, object]) -> None:

@@ -1,15 +1,18 @@
-"""What a restart of the runner ends, and what it does not carry over to the next program."""
+"""What a restart of the runner ends, what it carries over to the next program, and what not."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
 from rrq_fastwire import encode_frame
 
-from ..commands import until
+from ..commands import PARENT, PATIENCE, Orphan, until
 from ..requests import new_request
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="a process is replaced on POSIX only")
@@ -61,17 +64,46 @@ async def fork_at_exit(request):
             (folder / "child has ended").touch()
     atexit.register(fork)
 
+def leave(number, frame):
+    raise SystemExit(7)
+
 async def exit_at_signal(request):
-    def leave(number, frame):
-        raise SystemExit(7)
     signal.signal(signal.SIGTERM, leave)
 
+def wait_at_exit():
+    (folder / "leaving").touch()
+    while not (folder / "told").exists():
+        time.sleep(0.005)
+
+async def exit_at_signal_while_waiting_at_exit(request):
+    atexit.register(wait_at_exit)
+    signal.signal(signal.SIGTERM, leave)
+
+async def let_the_loop_handle_signals_and_wait_at_exit(request):
+    atexit.register(wait_at_exit)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, print)
+
+async def raise_keyboard_interrupt(request):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+async def change_process(request):
+    os.umask(0o777)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+
+async def process(request):
+    umask = os.umask(0)
+    os.umask(umask)
+    return [umask, signal.getsignal(signal.SIGTERM) is signal.SIG_IGN, signal.getsignal(signal.SIGCHLD).name]
+
+async def remove_directory(request):
+    os.rmdir(os.getcwd())
+
+async def lose_python(request):
+    sys.executable = "/nothing"
+
 handlers |= {
-    each.__name__: each
-    for each in (
-        who, modes_of_sockets, leave_zombie, count_children, block_signal, set_alarm, sigterm, fork_at_exit,
-        exit_at_signal,
-    )
+    name: each for name, each in list(globals().items()) if asyncio.iscoroutinefunction(each)
 }
 
 @contextlib.asynccontextmanager
@@ -129,6 +161,63 @@ def test_a_signal_handler_that_exits_ends_the_runner_during_a_restart(command):
     assert command.wait(runner) == 7
 
 
+def test_a_signal_handler_that_raises_keyboard_interrupt_ends_the_runner_during_a_restart(command):
+    runner = start(command, "--lifespan", "restarted.slow_to_leave")
+    command.connect(runner.port).ask("raise_keyboard_interrupt")
+    until((command.folder / "leaving").exists, "the lifespan is ending")
+    runner.terminate()
+    assert command.wait(runner) == 0
+
+
+@pytest.mark.parametrize(
+    ("function_name", "loop"),
+    [
+        ("exit_at_signal_while_waiting_at_exit", "auto"),
+        # uvloop does not remove its signal handlers when it is closed, so they do nothing.
+        ("let_the_loop_handle_signals_and_wait_at_exit", "asyncio"),
+    ],
+)
+def test_a_signal_in_an_atexit_function_ends_a_runner_that_restarts(command, function_name, loop):
+    runner = start(command, "--grace", "60", "--loop", loop)
+    command.connect(runner.port).ask(function_name)
+    until((command.folder / "leaving").exists, "an atexit function is running")
+    runner.terminate()
+    (command.folder / "told").touch()
+    assert command.wait(runner) == 0
+
+
+# Starts the parent of a runner, and adopts the runner when its parent ends.
+ADOPTER = """
+import contextlib, ctypes, os, subprocess, sys
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+subprocess.Popen(sys.argv[1:])
+with contextlib.suppress(ChildProcessError):
+    while True:
+        os.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process adopt orphans")
+def test_a_runner_whose_parent_ends_during_a_restart_ends(command):
+    silent = "from restarted import *\nsys.stdout = open(os.devnull, 'w')\n"
+    (command.folder / "silent.py").write_text(silent)
+    options = "--max-jobs", "1", "--grace", "60", "--lifespan", "silent.slow_to_leave"
+    before = [sys.executable, "-c", ADOPTER, sys.executable, "-c", PARENT]
+    with Orphan(command, *options, settings="silent.handlers", before=before) as adopter:
+        runner = int(adopter.parent.stdout.readline())
+        parent = int(Path(f"/proc/{runner}/stat").read_text().rpartition(")")[2].split()[1])
+        command.serving(adopter.port, lambda: adopter.parent.poll() is None)
+        command.connect(adopter.port).ask("kind")
+        until((command.folder / "leaving").exists, "the lifespan is ending")
+        os.kill(parent, signal.SIGKILL)
+        (command.folder / "told").touch()
+        try:
+            assert adopter.gone(PATIENCE)
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(runner, signal.SIGKILL)
+
+
 def test_a_lifespan_that_fails_at_its_end_does_not_prevent_the_restart(command):
     runner = start(command, "--lifespan", "restarted.fails_at_the_end")
     ask_before_a_restart(command, runner, "kind")
@@ -165,6 +254,58 @@ def test_a_connection_that_is_made_during_a_restart_is_served(command):
     peer.send("who")
     (command.folder / "told").touch()
     assert peer.receive().result != me
+
+
+def test_new_connections_do_not_take_the_places_of_those_that_a_restart_keeps(command):
+    (command.folder / "slow.py").write_text(WAITS_AT_A_RESTART)
+    options = "--max-jobs", "1", "--max-connections", "2"
+    runner = command.start(*options, settings="slow.handlers")
+    (command.folder / "restarting").touch()
+    kept = [command.connect(runner.port) for _ in range(2)]
+    kept[0].ask("kind")
+    until((command.folder / "importing").exists, "the next program is starting")
+    others = [command.connect(runner.port) for _ in range(2)]
+    (command.folder / "told").touch()
+    for peer in kept:
+        assert peer.ask("kind") == "rrq_fastwire"
+    for peer in others:
+        assert peer.receive() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda each: each.name)
+def test_a_signal_while_the_next_program_starts_ends_it_at_once(command, number):
+    (command.folder / "slow.py").write_text(WAITS_AT_A_RESTART)
+    runner = command.start("--max-jobs", "1", settings="slow.handlers")
+    (command.folder / "restarting").touch()
+    command.connect(runner.port).ask("kind")
+    until((command.folder / "importing").exists, "the next program is starting")
+    runner.send_signal(number)
+    assert command.wait(runner) == 0
+
+
+def test_a_restart_undoes_what_a_job_has_changed_in_the_process(command):
+    runner = start(command)
+    peer = command.connect(runner.port)
+    before = peer.ask("process")
+    ask_before_a_restart(command, runner, "change_process")
+    assert peer.ask("process") == before
+
+
+def test_a_runner_restarts_although_its_directory_was_deleted(command, tmp_path):
+    (tmp_path / "deleted").mkdir()
+    before = ["/bin/sh", "-c", f'cd "{tmp_path}/deleted" && exec "$@"', "sh"]
+    runner = start(command, before=before)
+    ask_before_a_restart(command, runner, "remove_directory")
+    ask_before_a_restart(command, runner, "kind")
+
+
+def test_a_restart_that_fails_gets_one_line_and_status_1(command):
+    runner = start(command)
+    command.connect(runner.port).ask("lose_python")
+    assert command.wait(runner) == 1
+    assert runner.errors().splitlines()[-1] == (
+        "rrq-fastwire-runner: cannot restart: [Errno 2] No such file or directory: '/nothing'"
+    )
 
 
 def test_sockets_are_not_inheritable_and_do_not_block_after_a_restart_either(command):
