@@ -87,7 +87,8 @@ class RunnerClient:
             params: the arguments of the job, any JSON values.
             timeout: seconds until the deadline of the request, at which a runner answers that the
                 job has timed out; None sets no deadline.
-            job_id, request_id: the ids; None chooses a random one.
+            job_id, request_id: the ids; None chooses a random one. If a request is cancelled, its
+                late answer goes to the next request with the same `request_id`.
             attempt, queue_name, trace_context, correlation_context, worker_id: for the context.
 
         Raises:
@@ -159,7 +160,7 @@ class RunnerClient:
     async def close(self) -> None:
         """Close the connection. Requests in flight fail with ConnectionError.
 
-        What the runner has not read after a second is lost.
+        What the runner has not read after a second, or when this call is cancelled, is lost.
 
         Raises RuntimeError if the client belongs to another event loop.
         """
@@ -170,6 +171,9 @@ class RunnerClient:
         except TimeoutError:
             self.stream.abort()
             await self.stream.wait_closed()
+        except asyncio.CancelledError:
+            self.stream.abort()
+            raise
         await asyncio.gather(self._receiver, return_exceptions=True)
 
     async def __aenter__(self) -> Self:

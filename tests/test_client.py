@@ -449,6 +449,26 @@ def test_closing_does_not_wait_for_a_runner_that_does_not_read(run, meet, monkey
     run(scenario())
 
 
+def test_closing_ends_the_connection_although_it_is_cancelled(run, meet, monkeypatch):
+    monkeypatch.setattr(module, "_CLOSE_SECONDS", 1000)
+
+    async def scenario():
+        async with meet() as (client, _):
+            call = asyncio.create_task(client.execute("f", {"x": "." * 12 * 2**20}))
+            async with asyncio.timeout(30):
+                while not client.stream.transport.get_write_buffer_size():
+                    await asyncio.sleep(0)
+                closing = asyncio.create_task(client.close())
+                await asyncio.sleep(0)
+                closing.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await closing
+                with pytest.raises(ConnectionError):
+                    await call
+
+    run(scenario())
+
+
 def test_connecting_without_a_listener_raises_os_error(run):
     async def scenario():
         with socket.socket() as unused:

@@ -41,7 +41,6 @@ class Outbox(asyncio.BufferedProtocol):
         "_frame_size",
         "_held_back",
         "_hold_writes",
-        "_is_writing",
         "_loop",
         "_lost",
         "_unsent",
@@ -61,7 +60,6 @@ class Outbox(asyncio.BufferedProtocol):
         self._unsent_size = 0
         self._frame_size = 1  # of the last frame: an estimate of the next ones
         self._hold_writes = False  # _deliver() is running, and calls _write() at its end
-        self._is_writing = False  # _write() is running
         self._held_back = False  # there may be messages to deliver once drain() would not wait
         self._write_due = False  # the loop is about to call _write()
         self._write_paused = False  # the transport holds more than it should
@@ -103,8 +101,9 @@ class Outbox(asyncio.BufferedProtocol):
             return size
         if flush:
             self._write()
-        else:
-            self._write_soon()
+        elif not self._write_due:
+            self._write_due = True
+            self._loop.call_soon(self._write_what_is_due)
         return size
 
     def flush(self) -> None:
@@ -171,11 +170,6 @@ class Outbox(asyncio.BufferedProtocol):
                 drained.set_result(None)
                 self._woken += 1
 
-    def _write_soon(self) -> None:
-        if not self._write_due:
-            self._write_due = True
-            self._loop.call_soon(self._write_what_is_due)
-
     def _write_what_is_due(self) -> None:
         self._write_due = False
         self._write()
@@ -186,21 +180,14 @@ class Outbox(asyncio.BufferedProtocol):
         The transport keeps what the peer does not read, before CPython 3.12 as a copy. So once it
         has asked to pause, further frames stay here, unless `everything` has to go.
         """
-        if self._is_writing:  # a finalizer or a signal handler has called this from below
-            self._write_soon()
-            return
-        self._is_writing = True
-        try:
-            while self._unsent and (everything or not self._write_paused):
-                if self.transport.is_closing():
-                    break
-                frames = self._next_frames()
-                # A memoryview, because asyncio slices off what the kernel has accepted, which would
-                # copy bytes. Not writelines(), which in CPython 3.12.0 to 3.12.8 and 3.13.0 to
-                # 3.13.1 never asks the protocol to pause (CVE-2024-12254).
-                self.transport.write(frames if len(frames) <= HIGH_WATER else memoryview(frames))
-        finally:
-            self._is_writing = False
+        while self._unsent and (everything or not self._write_paused):
+            if self.transport.is_closing():
+                break
+            frames = self._next_frames()
+            # A memoryview, because asyncio slices off what the kernel has accepted, which would
+            # copy bytes. Not writelines(), which in CPython 3.12.0 to 3.12.8 and 3.13.0 to 3.13.1
+            # never asks the protocol to pause (CVE-2024-12254).
+            self.transport.write(frames if len(frames) <= HIGH_WATER else memoryview(frames))
         if (self._waiting or self._held_back) and not (self._write_paused or everything):
             self._wake_senders()
             if self._held_back:
@@ -214,22 +201,33 @@ class Outbox(asyncio.BufferedProtocol):
     def _next_frames(self) -> bytes:
         """Take a large frame, or as many small ones as are joined, from those not sent yet.
 
-        Frames may be added meanwhile, by a finalizer or a signal handler.
+        They are removed once they are joined, because there may be no memory for that. Meanwhile,
+        a finalizer may add others.
         """
         unsent = self._unsent
         if len(unsent) == 1:
             frames = unsent.popleft()
-        elif self._unsent_size <= _LARGEST_JOINED:
-            frames = b"".join([unsent.popleft() for _ in range(len(unsent))])
         else:
-            pieces = [unsent.popleft()]
-            size = len(pieces[0])
-            while unsent and size + len(unsent[0]) <= _LARGEST_JOINED:
-                size += len(unsent[0])
-                pieces.append(unsent.popleft())
+            everything = self._unsent_size <= _LARGEST_JOINED
+            pieces = unsent.copy() if everything else self._first_frames()
             frames = b"".join(pieces)
-        self._unsent_size -= len(frames)
+            for _ in pieces:
+                unsent.popleft()
+        size = len(frames)
+        self._unsent_size -= size
         return frames
+
+    def _first_frames(self) -> list[bytes]:
+        unsent = self._unsent
+        pieces = [unsent[0]]
+        size = len(unsent[0])
+        while len(pieces) < len(unsent):
+            following = unsent[len(pieces)]
+            size += len(following)
+            if size > _LARGEST_JOINED:
+                break
+            pieces.append(following)
+        return pieces
 
     def pause_writing(self) -> None:
         self._write_paused = True
@@ -251,9 +249,6 @@ class Outbox(asyncio.BufferedProtocol):
         """Close the connection, once everything sent before has been passed to the kernel."""
         if not self.is_closing():
             self._check_loop()
-            if self._is_writing:  # a finalizer or a signal handler has called this
-                self._loop.call_soon(self.close)
-                return
             self._write(everything=True)
             self.transport.close()
             self._wake_senders()

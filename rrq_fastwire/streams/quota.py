@@ -56,8 +56,8 @@ class Quota:
             await turn.wait()
 
     def _begin_soon(self) -> None:
-        self.is_used_up = True
         self._loop.call_soon(self._begin)
+        self.is_used_up = True
 
     def _begin(self) -> None:
         self._used, self.is_used_up = 0, False

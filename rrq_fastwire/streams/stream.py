@@ -30,8 +30,10 @@ class MessageStream(Outbox):
 
     open_connection(), start_server() and their variants create it. `async with stream` closes it at
     the end. One task may receive at a time; any number may send. In another event loop or thread,
-    methods that send, wait, close or change what is read raise RuntimeError. A finalizer or a
-    signal handler may call any method, even while another one runs in the same thread.
+    methods that send, wait, close or change what is read raise RuntimeError. A finalizer, such as
+    the `finally` of a coroutine that is garbage, may call send_nowait() without `flush`, even while
+    another method runs. For anything else, it needs call_soon() of the event loop, and a signal
+    handler needs call_soon_threadsafe(), because asyncio's transports do not expect such calls.
 
     Iteration ends when the peer ends the stream between two frames.
 
@@ -301,8 +303,8 @@ class MessageStream(Outbox):
             self._deliver_soon()  # the later messages, if the loop runs again
             raise
         finally:
-            self._quota.use(before - self._decoder.buffered)
             self._hold_writes = False
+            self._quota.use(before - self._decoder.buffered)
             self._write()
 
     def _hold_back(self) -> bool:

@@ -118,3 +118,55 @@ def test_an_idle_connection_needs_little_more_memory_than_its_transport(loops, s
     extra = measured("stream") - measured("bare")
     print(f"{extra:.0f} bytes per connection")
     assert extra <= 4096
+
+
+NO_MEMORY = """
+import asyncio, resource, socket, sys
+from rrq_fastwire import CancelRequest, MessageDecoder
+from rrq_fastwire.streams import MessageStream
+
+async def main():
+    ours, peer = socket.socketpair()
+    for each in (ours, peer):
+        each.setblocking(False)
+    loop = asyncio.get_running_loop()
+    _, stream = await loop.connect_accepted_socket(MessageStream, ours)
+    for letter in "abc":
+        stream.send_nowait(CancelRequest(job_id=letter * 80_000))  # are joined for one write
+    unsent = stream.unsent
+    pages = int(open("/proc/self/statm").read().split()[0])
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize(), before[1]))
+    taken = []
+    try:
+        while True:
+            taken.append(bytes(200_000))
+    except MemoryError:
+        pass
+    try:
+        stream.flush()
+    except MemoryError:
+        result = "no memory"
+    else:
+        result = "written"
+    taken.clear()
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    print(result, stream.unsent == unsent)
+    sending = asyncio.create_task(stream.send(CancelRequest(job_id="d")))
+    stream.flush()
+    decoder, found = MessageDecoder(), ""
+    while len(found) < 4:
+        found += "".join(each.job_id[0] for each in decoder.feed(await loop.sock_recv(peer, 2**20)))
+    await sending
+    print(found, stream.unsent)
+
+asyncio.run(asyncio.wait_for(main(), 30))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+def test_messages_are_kept_if_there_is_no_memory_to_join_them():
+    done = subprocess.run(
+        [sys.executable, "-c", NO_MEMORY], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.stdout, done.stderr) == ("no memory True\nabcd 0\n", "")
