@@ -48,12 +48,17 @@ def command(command_on_each_loop):
     return command
 
 
-def start(command):
-    return command.start("--reload", settings="source.app.handlers")
+def start(command, settings="source.app.handlers"):
+    return command.start("--reload", settings=settings)
 
 
-def test_a_change_of_any_file_of_the_package_takes_effect(command):
-    runner = start(command)
+@pytest.mark.parametrize("settings", ["source.app.handlers", "source.inner.app.handlers"])
+def test_a_change_of_any_file_of_the_package_takes_effect(command, settings):
+    inner = command.folder / "source" / "inner"
+    inner.mkdir()
+    (inner / "__init__.py").touch()
+    (inner / "app.py").write_text("from source.app import *")
+    runner = start(command, settings)
     peer = command.connect(runner.port)
     assert peer.ask("ask") == "first"
     for text in ("second", "third"):
