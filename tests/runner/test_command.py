@@ -183,6 +183,7 @@ def test_settings_that_cannot_be_used_get_one_line_and_status_1(command_for_erro
 
 
 NOT_FOUND = "'nothing': is its directory on PYTHONPATH?"
+NO_ATTRIBUTE = "'app' has no 'nothing': correct --settings"
 
 
 @pytest.mark.parametrize(
@@ -190,7 +191,7 @@ NOT_FOUND = "'nothing': is its directory on PYTHONPATH?"
     [
         ("nothing.settings", [], "ModuleNotFoundError: No module named 'nothing'", NOT_FOUND),
         ("nothing:settings", [], "ModuleNotFoundError: No module named 'nothing'", NOT_FOUND),
-        ("app.nothing", [], "'app' has no attribute 'nothing'", "'app' has no 'nothing'"),
+        ("app.nothing", [], "'app' has no attribute 'nothing'", NO_ATTRIBUTE),
         ("breaks.settings", ["breaks.py"], "SyntaxError: '(' was never closed", "'breaks'"),
         ("raises.settings", ["raises.py"], "RuntimeError: no database", "'raises'"),
         (

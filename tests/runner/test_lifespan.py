@@ -246,6 +246,16 @@ def test_a_lifespan_exits_if_the_port_is_in_use(command):
     assert "left" in command.notes.read_text()
 
 
+def test_an_error_on_exit_does_not_hide_why_the_runner_cannot_start(command):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        tcp_socket = f"127.0.0.1:{server.getsockname()[1]}"
+        path = "life.fails_at_the_end"
+        done = command.run("--lifespan", path, settings="life.handlers", tcp_socket=tcp_socket)
+    assert "RuntimeError: cannot close" in done.stderr
+    assert "cannot listen on" in done.stderr.splitlines()[-1]
+    assert done.returncode == 1
+
+
 @pytest.mark.parametrize("path", ["life.hangs", "life.hangs_at_the_end"])
 def test_a_lifespan_that_hangs_does_not_keep_the_process_alive(command, path):
     port = free_port()
