@@ -372,6 +372,11 @@ class Command:
         given = [word for pair in named.items() if pair[1] is not None for word in pair]
         return [sys.executable, "-m", module, *given, *arguments]
 
+    def _environment_now(self):
+        # For `make mutation`: the tests of a module may share this object, and processes say for which
+        # test they run.
+        return self.environment | {"PYTEST_CURRENT_TEST": os.environ.get("PYTEST_CURRENT_TEST", "")}
+
     def hide_uvloop(self):
         """Makes uvloop impossible to import in this folder."""
         (self.folder / "uvloop.py").write_text("raise ImportError('No module named uvloop')")
@@ -380,7 +385,7 @@ class Command:
         """Runs a runner that exits by itself."""
         return subprocess.run(
             self.line(*arguments, **options),
-            env=self.environment,
+            env=self._environment_now(),
             capture_output=True,
             text=True,
             timeout=60,
@@ -388,7 +393,7 @@ class Command:
         )
 
     def spawn(self, line, **options):
-        process = subprocess.Popen(line, env=self.environment, text=True, **options)
+        process = subprocess.Popen(line, env=self._environment_now(), text=True, **options)
         self._processes.append(process)
         return process
 
