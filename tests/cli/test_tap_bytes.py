@@ -121,7 +121,8 @@ def test_tap_without_descriptors_does_not_fill_the_log(start):
     tap = start(prefix=["/bin/sh", "-c", 'ulimit -n 40; exec "$@"', "sh"])
     with contextlib.ExitStack() as crowd:
         for _ in range(80):
-            crowd.enter_context(tap.connect())
+            with contextlib.suppress(ConnectionResetError):  # tap has no descriptor for the runner
+                crowd.enter_context(tap.connect())
         log = tap.process.stderr.readline()
         tap.process.send_signal(signal.SIGTERM)
         log += tap.process.stderr.read()
