@@ -433,15 +433,20 @@ def test_closing_fails_calls_in_flight(run, meet):
     run(scenario())
 
 
+async def start_a_call_that_is_not_read(client):
+    call = asyncio.create_task(client.execute("f", {"x": "." * 12 * 2**20}))
+    while not client.stream.transport.get_write_buffer_size():
+        await asyncio.sleep(0)
+    return call
+
+
 def test_closing_does_not_wait_for_a_runner_that_does_not_read(run, meet, monkeypatch):
     monkeypatch.setattr(module, "_CLOSE_SECONDS", 0.01)
 
     async def scenario():
         async with meet() as (client, _):
-            call = asyncio.create_task(client.execute("f", {"x": "." * 12 * 2**20}))
             async with asyncio.timeout(30):
-                while not client.stream.transport.get_write_buffer_size():
-                    await asyncio.sleep(0)
+                call = await start_a_call_that_is_not_read(client)
                 await client.close()
                 with pytest.raises(ConnectionError):
                     await call
@@ -454,10 +459,8 @@ def test_closing_ends_the_connection_although_it_is_cancelled(run, meet, monkeyp
 
     async def scenario():
         async with meet() as (client, _):
-            call = asyncio.create_task(client.execute("f", {"x": "." * 12 * 2**20}))
             async with asyncio.timeout(30):
-                while not client.stream.transport.get_write_buffer_size():
-                    await asyncio.sleep(0)
+                call = await start_a_call_that_is_not_read(client)
                 closing = asyncio.create_task(client.close())
                 await asyncio.sleep(0)
                 closing.cancel()

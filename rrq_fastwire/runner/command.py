@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _handover(parser: OptionParser, options: argparse.Namespace) -> Handover | None:
-    """Return what a process has inherited that may restart."""
+    """Return the handover of a process that may restart, or None for others."""
     if options.max_jobs is None and options.max_rss is None and not options.reload:
         return None
     if os.name != "posix":

@@ -1,7 +1,4 @@
-"""No job is lost by a runner that is stopped, or by a lack of descriptors or disk space.
-
-Nor by a clock that jumps by an hour, or a bad network.
-"""
+"""No job is lost: a stopped runner, a wrong clock, a bad network, no descriptors, a full disk."""
 
 from __future__ import annotations
 

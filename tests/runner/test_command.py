@@ -276,3 +276,22 @@ def test_an_address_that_is_not_this_machines_gets_one_line_and_status_1(command
     assert "cannot listen on 192.0.2.1:9000" in done.stderr
     assert done.stderr.count("\n") == 1
     assert done.returncode == 1
+
+
+HASHES = """
+async def hashes(request):
+    return [hash(key) for key in request.params]
+handlers = {"hashes": hashes}
+"""
+
+
+def test_the_hashes_of_keys_differ_in_each_runner(command):
+    """So a client cannot find keys whose hashes collide."""
+    (command.folder / "hashes.py").write_text(HASHES)
+    command.environment.pop("PYTHONHASHSEED", None)
+    found = []
+    for _ in range(2):
+        peer = command.connect(command.start(settings="hashes.handlers").port)
+        peer.send("hashes", Aa=1, BB=2)
+        found += peer.receive().result
+    assert len(set(found)) == 4

@@ -153,20 +153,17 @@ def test_a_signal_during_a_restart_ends_the_runner_after_its_lifespan(command, n
     assert command.wait(runner) == 0
 
 
-def test_a_signal_handler_that_exits_ends_the_runner_during_a_restart(command):
+@pytest.mark.parametrize(
+    ("function_name", "status"), [("exit_at_signal", 7), ("raise_keyboard_interrupt", 0)]
+)
+def test_a_signal_handler_that_exits_ends_the_runner_during_a_restart(
+    command, function_name, status
+):
     runner = start(command, "--lifespan", "restarted.slow_to_leave")
-    command.connect(runner.port).ask("exit_at_signal")
+    command.connect(runner.port).ask(function_name)
     until((command.folder / "leaving").exists, "the lifespan is ending")
     runner.terminate()
-    assert command.wait(runner) == 7
-
-
-def test_a_signal_handler_that_raises_keyboard_interrupt_ends_the_runner_during_a_restart(command):
-    runner = start(command, "--lifespan", "restarted.slow_to_leave")
-    command.connect(runner.port).ask("raise_keyboard_interrupt")
-    until((command.folder / "leaving").exists, "the lifespan is ending")
-    runner.terminate()
-    assert command.wait(runner) == 0
+    assert command.wait(runner) == status
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Runners whose system runs out of file descriptors, or of disk space for the log; hashes of keys."""
+"""Runners whose system runs out of file descriptors, or of disk space for the log."""
 
 from __future__ import annotations
 
@@ -67,25 +67,6 @@ def test_a_runner_without_descriptors_does_not_fill_the_log(command):
     with crowd(runner):
         until(lambda: records() >= 3, "accepting is tried again, once a second")
         assert records() < 10
-
-
-HASHES = """
-async def hashes(request):
-    return [hash(key) for key in request.params]
-handlers = {"hashes": hashes}
-"""
-
-
-def test_the_hashes_of_keys_differ_in_each_runner(command):
-    """So a client cannot find keys whose hashes collide."""
-    (command.folder / "hashes.py").write_text(HASHES)
-    command.environment.pop("PYTHONHASHSEED", None)
-    found = []
-    for _ in range(2):
-        peer = command.connect(command.start(settings="hashes.handlers").port)
-        peer.send("hashes", Aa=1, BB=2)
-        found += peer.receive().result
-    assert len(set(found)) == 4
 
 
 LOGS_TO_FULL_DISK = """

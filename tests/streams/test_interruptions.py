@@ -71,10 +71,10 @@ class Subject:
         elif call == "deliver":
             self._stream.on_message = self._take_and_answer
 
-    def _send(self, letter, **how):
+    def _send(self, letter, size=0, *, flush=False):
         self._earlier[letter] = list(self._sent)
         with suppress(ConnectionResetError):
-            self._stream.send_nowait(message(letter, how.pop("size", 0)), **how)
+            self._stream.send_nowait(message(letter, size), flush=flush)
             self._sent.append(letter)
 
     def _take_and_answer(self, received):
