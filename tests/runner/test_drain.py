@@ -8,14 +8,16 @@ import os
 import signal
 import socket
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
 from rrq_fastwire import pack_frame
 from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner.engine import Runner
-from rrq_fastwire.runner.quiet import come_to_rest
+from rrq_fastwire.runner.quiet import come_to_rest, drain
 from rrq_fastwire.streams import start_server
+from rrq_fastwire.streams.quota import quota_of
 
 from ..commands import free_port, until
 from ..engine import PATIENCE, start_serve
@@ -119,6 +121,35 @@ def test_requests_of_many_connections_that_arrived_before_the_drain_are_run(comm
     sent.touch()
     assert [peer.receive().result for peer in peers] == ["ended"] * 8
     assert command.wait(runner) == 0
+
+
+def test_a_request_of_which_a_part_waits_for_its_turn_and_a_part_to_be_read_is_run(run):
+    """The runner pauses reading from a stream that waits until others are decoded."""
+
+    async def scenario():
+        runner = Runner({"echo": echo})
+        quota = quota_of(asyncio.get_running_loop())
+
+        def decode_in_each_iteration():
+            quota.use(1_000_000)
+            quota.wait(decode_in_each_iteration)
+
+        async with (
+            await start_server(runner.on_stream, "127.0.0.1", 0) as server,
+            await RunnerClient.connect(*server.sockets[0].getsockname()) as client,
+        ):
+            await client.execute("echo")
+            (connection,) = runner.connections
+            for _ in range(1000):
+                quota.wait(partial(quota.use, 1_000_000))
+            decode_in_each_iteration()
+            job = asyncio.create_task(client.execute("echo", {"text": "x" * 99_000}))
+            await until_async(lambda: connection.stream.buffered > 90_000)
+            await drain(runner, PATIENCE)
+            assert (await job).type == "success"
+            await runner.stop(grace=PATIENCE)
+
+    run(scenario())
 
 
 def test_a_request_that_arrives_during_the_drain_is_not_run(command):
