@@ -63,13 +63,13 @@ class Guard:
 
     Arguments:
         grace: seconds from begin_end() until the event loop must be closed.
-        parent: the id of the parent process. When that ends, this process ends as after SIGTERM,
-            but within a second. None watches no process.
         drain: seconds between begin_end() and the start of the grace; drain_is_over() ends them
             early.
+        parent: the id of the parent process. When that ends, this process ends as after SIGTERM,
+            but within a second. None watches no process.
     """
 
-    def __init__(self, grace: float, *, parent: int | None, drain: float = 0.0) -> None:
+    def __init__(self, grace: float, *, drain: float, parent: int | None) -> None:
         self._grace = grace
         self._drain = drain
         self._handover: Handover | None = None

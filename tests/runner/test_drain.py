@@ -35,6 +35,11 @@ async def until_told(request):
         await asyncio.sleep(0.005)
     return "ended"
 
+async def outlast_the_grace(request):
+    begun(request)
+    await asyncio.sleep(0.5)
+    return "ended"
+
 async def large(request):
     await until_told(request)
     return "x" * 12_000_000
@@ -52,8 +57,10 @@ async def end_the_runner(request):
     time.sleep(0.02)
     return "ended"
 
-handlers["end_the_runner"] = end_the_runner
-handlers |= {"until_told": until_told, "large": large, "in_thread": in_thread}
+handlers |= {
+    function.__name__: function
+    for function in (until_told, outlast_the_grace, large, in_thread, end_the_runner)
+}
 settings = register(handlers)
 """
 
@@ -219,6 +226,21 @@ def test_a_thread_does_not_outlive_drain_and_grace(command):
 def test_a_handler_that_blocks_does_not_outlive_drain_and_grace(command):
     runner = start(command, "--drain", "0.2", "--grace", "0.2")
     command.begin(runner.port, "block")
+    runner.terminate()
+    assert command.wait(runner) == 0
+
+
+def test_a_job_that_outlasts_the_grace_ends_in_the_drain(command):
+    runner = start(command, "--drain", "600", "--grace", "0.02")
+    peer = command.begin(runner.port, "outlast_the_grace")
+    runner.terminate()
+    assert peer.receive().result == "ended"
+    assert command.wait(runner) == 0
+
+
+def test_a_thread_that_a_job_has_left_does_not_use_the_drain(command):
+    runner = start(command, "--drain", "600")
+    command.connect(runner.port).ask("leave_thread")
     runner.terminate()
     assert command.wait(runner) == 0
 
