@@ -107,8 +107,10 @@ def test_a_connection_from_an_allowed_network_is_served(command):
 
 def test_allow_remote_without_networks_gets_one_line_and_status_2(tmp_path):
     done = Command(tmp_path).run("--allow-remote", tcp_socket="0.0.0.0:9000")
-    assert "--allow-remote needs --allow-from" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == (
+        "rrq-fastwire-runner: --allow-remote needs --allow-from: the networks that may connect,"
+        " such as --allow-from 10.1.0.0/16\n"
+    )
     assert done.returncode == 2
 
 

@@ -199,7 +199,7 @@ WRONG = [
 
 # Those that the runner refuses later, when it looks at several options, or imports what they need.
 WRONG_AT_THE_START = [
-    ("--settings", "app", "must be module.attr or module:attr, got 'app'"),
+    ("--settings", "app", "--settings must be module.attr or module:attr, got 'app'"),
     ("--tcp-socket", "127.0.0.1:0", "TCP socket port out of range: 0"),
     ("--lifespan", "app", "--lifespan must be module.attr or module:attr, got 'app'"),
     ("--lifespan", "", "--lifespan must be module.attr or module:attr, got ''"),
@@ -219,7 +219,7 @@ def given(name):
 
 
 def check_refusal(status, stdout, stderr, said):
-    assert said in stderr
+    assert f": {said}" in stderr
     assert stderr.startswith("rrq-fastwire-runner: ")
     assert stderr.count("\n") == 1
     assert (status, stdout) == (2, "")
