@@ -120,7 +120,7 @@ def _run(
             starter.run(serving)
         except (SystemExit, KeyboardInterrupt) as error:
             exit_forked_child(error, pid)  # before its tasks are cancelled
-            if handover is not None:  # the user's signal handler ends a runner that restarts
+            if handover is not None:  # the user's code ends a runner that restarts
                 handover.abandon()
             raise
 

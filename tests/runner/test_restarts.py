@@ -119,6 +119,11 @@ async def fails_at_the_end():
     yield
     raise RuntimeError("cannot close")
 
+@contextlib.asynccontextmanager
+async def exits_at_the_end():
+    yield
+    sys.exit(7)
+
 atexit.register(print, "atexit", flush=True)
 """
 
@@ -164,6 +169,12 @@ def test_a_signal_handler_that_exits_ends_the_runner_during_a_restart(
     until((command.folder / "leaving").exists, "the lifespan is ending")
     runner.terminate()
     assert command.wait(runner) == status
+
+
+def test_a_lifespan_that_exits_ends_a_runner_that_restarts(command):
+    runner = start(command, "--lifespan", "restarted.exits_at_the_end")
+    command.connect(runner.port).ask("kind")
+    assert command.wait(runner) == 7
 
 
 @pytest.mark.parametrize(
