@@ -183,9 +183,12 @@ def test_two_signals_at_the_same_moment_kill_the_runner(command):
 
 
 @posix
+@pytest.mark.parametrize("arguments", [[], ["--no-parent-watch"]], ids=["watch", "no watch"])
 @pytest.mark.parametrize("function_name", ["wait_for_thread", "block"])
-def test_the_runner_exits_by_default_although_a_handler_does_not_end(command, function_name):
-    runner = command.start()
+def test_the_runner_exits_by_default_although_a_handler_does_not_end(
+    command, function_name, arguments
+):
+    runner = command.start(*arguments)
     command.begin(runner.port, function_name)
     runner.send_signal(signal.SIGTERM)
     assert command.wait(runner) == 0

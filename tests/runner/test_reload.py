@@ -113,7 +113,8 @@ def test_a_syntax_error_is_shown_and_its_correction_takes_effect(command):
     peer = command.connect(runner.port)
     assert peer.ask("ask") == "first"
     command.change("TEXT = (")
-    until(lambda: "waiting for a change" in runner.errors(), "the mistake is shown")
+    waiting = "\nwaiting for a change of the source\n"
+    until(lambda: waiting in runner.errors(), "the mistake is shown")
     assert "SyntaxError: '(' was never closed" in runner.errors()
     peer.send("ask")  # waits for the correction
     command.change("TEXT = 'corrected'")
