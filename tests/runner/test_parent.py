@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -66,6 +68,15 @@ def test_a_runner_exits_if_its_parent_ended_before_the_start(command):
         runner.lose_parent()
         parent_is_gone.touch()
         assert runner.gone(PATIENCE)
+
+
+def test_a_runner_whose_parent_is_in_another_pid_namespace_runs(command):
+    """A container's first process is its process 1, whose parent has the id 0."""
+    before = ["unshare", "--user", "--pid", "--fork", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.run([*before, "true"], check=False).returncode:
+        pytest.skip("unshare cannot make a PID namespace here")
+    runner = command.start(before=before)
+    assert command.connect(runner.port).ask("kind") == "rrq_fastwire"
 
 
 def test_a_runner_exits_when_its_parent_ends_although_its_output_is_a_full_pipe(command):
