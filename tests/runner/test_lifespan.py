@@ -8,6 +8,7 @@ import contextvars
 import os
 import signal
 import socket
+import subprocess
 import textwrap
 
 import pytest
@@ -19,7 +20,7 @@ from ..commands import free_port, until
 from ..engine import start_serve
 
 MODULE = """
-import asyncio, os, socket, sys, time
+import asyncio, atexit, os, socket, sys, time
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -69,6 +70,7 @@ async def fails_at_the_end():
 @asynccontextmanager
 async def exits_at_the_end():
     yield
+    atexit.register(print, "atexit", flush=True)
     sys.exit(7)
 
 @asynccontextmanager
@@ -228,11 +230,11 @@ def test_an_error_on_exit_is_logged_and_the_status_is_1(command):
     assert runner.errors().count("Traceback") == 1
 
 
-def test_a_sys_exit_on_exit_gives_the_status(command):
-    runner = command.start(
-        "--lifespan", "life.exits_at_the_end", "--grace", "5", settings="life.handlers"
-    )
+def test_a_sys_exit_on_exit_gives_the_status_and_runs_atexit_functions(command):
+    options = "--lifespan", "life.exits_at_the_end", "--grace", "5"
+    runner = command.start(*options, settings="life.handlers", stdout=subprocess.PIPE)
     assert ends(command, runner) == 7
+    assert runner.stdout.read() == "atexit\n"
 
 
 def test_a_lifespan_exits_if_the_port_is_in_use(command):
