@@ -35,6 +35,15 @@ PATIENCE = 30
 SOON = 0.3
 
 
+class SkippingLoop(asyncio.SelectorEventLoop):
+    """An event loop whose clock can be put forward."""
+
+    ahead = 0.0
+
+    def time(self):
+        return super().time() + self.ahead
+
+
 def request(function_name, params=None, **fields):
     """The frame of a request. The arguments are those of new_request()."""
     return encode_frame(new_request(function_name, params, **fields))

@@ -15,6 +15,7 @@ from rrq_fastwire.runner.admission import Admission
 from rrq_fastwire.runner.arguments import parse_networks
 
 from ..commands import PATIENCE, Command, until
+from ..engine import SkippingLoop
 
 # A --header-timeout within which a test can send a message even on a busy machine.
 IN_TIME = "1"
@@ -53,6 +54,25 @@ class Stream:
 
     def get_extra_info(self, _):
         return self.address and (self.address, 1)
+
+
+class SilentStream(Stream):
+    """A stream on which no message arrives until it is aborted."""
+
+    congested = delivery_due = False
+    on_message = None
+
+    def __init__(self, buffered):
+        super().__init__("127.0.0.1")
+        self.buffered = buffered
+        self.closed = asyncio.Event()
+
+    async def served(self):
+        self.on_message = print
+        await self.closed.wait()
+
+    def abort(self):
+        self.closed.set()
 
 
 @pytest.mark.parametrize(
@@ -172,23 +192,28 @@ def test_a_connection_is_closed_if_its_first_message_does_not_arrive(command, se
 def test_the_header_timeout_applies_if_a_part_of_the_message_came_before_admission(run):
     # uvloop may read from a connection before the task starts that serves it.
     async def scenario():
-        closed = asyncio.Event()
-
-        class PartlyRead(Stream):
-            buffered, congested, delivery_due, on_message = 3, False, False, None
-
-            def abort(self):
-                closed.set()
-
-        async def on_stream(stream):
-            stream.on_message = print
-            await closed.wait()
-
         admission = Admission(header_timeout=0.01)
         async with asyncio.timeout(PATIENCE):
-            await admission.limit(on_stream)(PartlyRead("127.0.0.1"))
+            await admission.limit(SilentStream.served)(SilentStream(buffered=3))
 
     run(scenario())
+
+
+def test_a_connection_may_be_silent_for_the_header_timeout_but_not_for_twice_as_long():
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        limited = Admission(header_timeout=60).limit(SilentStream.served)
+        serving = asyncio.create_task(limited(SilentStream(buffered=0)))
+        seconds = 0
+        while not serving.done():
+            seconds += 1
+            loop.ahead = seconds
+            for _ in range(3):
+                await asyncio.sleep(0)
+        assert 60 <= seconds < 120
+
+    with asyncio.Runner(loop_factory=SkippingLoop) as runner:
+        runner.run(scenario())
 
 
 def test_a_header_timeout_of_0_is_no_limit(command):

@@ -12,7 +12,7 @@ import pytest
 
 from rrq_fastwire import ExecutionOutcome, OutcomeType, decode_frame
 
-from ..engine import SOON, call, cancel, request, serving, until
+from ..engine import SOON, SkippingLoop, call, cancel, request, serving, until
 from ..handlers import echo, forever
 from ..stock import registry
 
@@ -76,15 +76,6 @@ def test_deadlines_are_answered_in_their_own_order_whatever_the_order_of_request
             assert passed == sorted(passed)
 
     run(running())
-
-
-class SkippingLoop(asyncio.SelectorEventLoop):
-    """An event loop whose clock can be put forward."""
-
-    ahead = 0.0
-
-    def time(self):
-        return super().time() + self.ahead
 
 
 def test_ten_thousand_deadlines_are_answered_in_order():
