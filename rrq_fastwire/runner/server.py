@@ -54,7 +54,7 @@ def parse_metrics_socket(metrics: str, tcp_port: int) -> tuple[str, int]:
     Raises ValueError.
     """
     host, separator, port = metrics.rpartition(":")
-    if port.startswith("+") and port[1:].isascii() and port[1:].isdigit() and len(port) < 7:
+    if port.startswith("+") and port[1:].isdecimal():
         metrics = f"{host}{separator}{tcp_port + int(port)}"
     return parse_tcp_socket(metrics, allow_remote=True)
 

@@ -201,19 +201,49 @@ def test_the_header_timeout_applies_if_a_part_of_the_message_came_before_admissi
 
 def test_a_connection_may_be_silent_for_the_header_timeout_but_not_for_twice_as_long():
     async def scenario():
-        loop = asyncio.get_running_loop()
         limited = Admission(header_timeout=60).limit(SilentStream.served)
         serving = asyncio.create_task(limited(SilentStream(buffered=0)))
-        seconds = 0
-        while not serving.done():
-            seconds += 1
-            loop.ahead = seconds
-            for _ in range(3):
-                await asyncio.sleep(0)
-        assert 60 <= seconds < 120
+        assert 60 <= await seconds_until(serving.done) < 120
 
     with asyncio.Runner(loop_factory=SkippingLoop) as runner:
         runner.run(scenario())
+
+
+def test_a_message_may_stop_for_the_header_timeout_after_others_connect_but_not_for_twice_as_long():
+    async def scenario():
+        limited = Admission(header_timeout=60).limit(SilentStream.served, is_new=False)
+        streams = [SilentStream(buffered=0) for _ in range(3)]
+        stops, other, another = (limited(stream) for stream in streams)
+        stopping = asyncio.create_task(stops)
+        others = [asyncio.create_task(other)]
+        for _ in range(20):
+            await put_clock_forward()
+        streams[0].buffered = 1
+        others.append(asyncio.create_task(another))
+        assert 60 <= await seconds_until(stopping.done) < 120
+        for stream in streams:
+            stream.abort()
+        await asyncio.gather(*others)
+
+    with asyncio.Runner(loop_factory=SkippingLoop) as runner:
+        runner.run(scenario())
+
+
+async def put_clock_forward():
+    """Puts the clock forward by a second, and runs what is due."""
+    asyncio.get_running_loop().ahead += 1
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
+async def seconds_until(condition):
+    """Puts the clock forward until a condition is true. Returns by how many seconds."""
+    seconds = 0
+    while not condition():
+        assert seconds < 1000
+        seconds += 1
+        await put_clock_forward()
+    return seconds
 
 
 def test_a_header_timeout_of_0_is_no_limit(command):

@@ -14,6 +14,7 @@ from http.client import HTTPException
 import pytest
 
 from rrq_fastwire import CancelRequest, encode_frame
+from rrq_fastwire.runner.server import parse_metrics_socket
 
 from ..commands import free_port, until
 from ..engine import start_serve
@@ -249,6 +250,25 @@ def test_metrics_are_served_only_on_the_given_address(command):
     assert scrape(runner)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", runner.port + 1))
+
+
+@pytest.mark.parametrize(
+    ("metrics", "address"),
+    [
+        ("127.0.0.1:9100", ("127.0.0.1", 9100)),
+        ("0.0.0.0:9100", ("0.0.0.0", 9100)),
+        ("[::1]:+2", ("::1", 9002)),
+        ("127.0.0.1:+56535", ("127.0.0.1", 65535)),
+    ],
+)
+def test_metrics_have_any_address_and_a_port_that_can_be_relative(metrics, address):
+    assert parse_metrics_socket(metrics, 9000) == address
+
+
+@pytest.mark.parametrize("metrics", ["127.0.0.1:+56536", "127.0.0.1:++1", "127.0.0.1:+", "+1"])
+def test_a_wrong_address_of_metrics_raises_valueerror(metrics):
+    with pytest.raises(ValueError, match="TCP socket"):
+        parse_metrics_socket(metrics, 9000)
 
 
 def test_other_options_apply_with_metrics(command):
