@@ -35,14 +35,14 @@ async def serving(handlers, **options):
 
 
 @needs_rrq
-@pytest.mark.parametrize("native", [False, True])
-def test_native_messages(run, native):
+@pytest.mark.parametrize(("options", "native"), [({}, False), ({"native_messages": True}, True)])
+def test_native_messages(run, options, native):
     async def is_native(request):
         return isinstance(request, ExecutionRequest)
 
     async def scenario():
         handlers = registry({"is_native": is_native})
-        async with serving(handlers, native_messages=native) as (client, _):
+        async with serving(handlers, **options) as (client, _):
             assert (await client.execute("is_native")).result is native
 
     run(scenario())
