@@ -7,6 +7,7 @@ import contextlib
 import json
 import math
 import re
+import socket
 import warnings
 
 import pytest
@@ -220,6 +221,19 @@ async def serving(handlers, **options):
         server.close()
         await runner.stop(PATIENCE)
     await until(lambda: asyncio.all_tasks() == before)
+
+
+def own_address():
+    """An address of this machine that is not a loopback address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        address = probe.getsockname()[0]
+    if address.startswith("127."):
+        pytest.skip("this machine has no address but loopback")
+    return address
 
 
 async def start_serve(handlers, port, **options):

@@ -15,7 +15,7 @@ from rrq_fastwire.runner.admission import Admission
 from rrq_fastwire.runner.arguments import parse_networks
 
 from ..commands import PATIENCE, Command, until
-from ..engine import SkippingLoop
+from ..engine import SkippingLoop, own_address
 
 # A --header-timeout within which a test can send a message even on a busy machine.
 IN_TIME = "1"
@@ -32,19 +32,6 @@ def ends(connection):
     with suppress(ConnectionResetError):
         return connection.recv(1) == b""
     return True
-
-
-def own_address():
-    """An address of this machine that is not a loopback address."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))  # sends nothing
-        except OSError:
-            pytest.skip("this machine has no address but loopback")
-        address = probe.getsockname()[0]
-    if address.startswith("127."):
-        pytest.skip("this machine has no address but loopback")
-    return address
 
 
 class Stream:

@@ -17,7 +17,7 @@ from rrq_fastwire.client import RunnerClient
 from rrq_fastwire.runner import serve
 
 from ..commands import free_port
-from ..engine import PATIENCE, start_serve, until
+from ..engine import PATIENCE, own_address, start_serve, until
 from ..handlers import echo, fail
 from ..stock import needs_rrq, registry
 
@@ -109,9 +109,9 @@ def test_max_in_flight(run, options, most):
     run(scenario())
 
 
-async def is_closed(port, sent=b""):
+async def is_closed(port, sent=b"", host="127.0.0.1"):
     """Sends bytes on a new connection, and returns whether the runner closes it."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(host, port)
     try:
         writer.write(sent)
         async with asyncio.timeout(PATIENCE):
@@ -155,11 +155,15 @@ def test_allow_remote_and_allow_from(run, caplog):
     async def scenario():
         port = free_port()
         serving = asyncio.create_task(
-            serve({"echo": echo}, f"0.0.0.0:{port}", allow_remote=True, allow_from=["192.0.2.0/24"])
+            serve(
+                {"echo": echo}, f"0.0.0.0:{port}", allow_remote=True, allow_from=["198.51.100.0/24"]
+            )
         )
         await until(lambda: "serving on 0.0.0.0" in caplog.text)
         async with await RunnerClient.connect("127.0.0.1", port) as client:
             assert (await client.execute("echo")).type == "success"
+        assert await is_closed(port, host=own_address())
+        assert "connection refused (address)" in caplog.text
         serving.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await serving
