@@ -138,8 +138,10 @@ async def record(request):
 
 async def linger(request):
     """Never ends by itself, unless `released` is set in Redis before it starts."""
+    # Read first: once this has counted, kill_runner() may set it.
+    is_released = await database.exists("released")
     await count(request)
-    if not await database.exists("released"):
+    if not is_released:
         await asyncio.Event().wait()
 
 
